@@ -1,0 +1,191 @@
+"The house rules that no notebook can see by itself: who imports whom, what lies at the top level, how heavy a page may be"
+import ast, base64, configparser, importlib.metadata, json, re, subprocess, sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+LIB = ROOT/'posereid'
+FLOORS = ['core'], ['pose','models','losses','metrics'], ['data'], ['synth','evaluate'], ['stages'], ['cli','docs']
+FLOOR = {room:i for i,rooms in enumerate(FLOORS) for room in rooms}
+TOP = {'nbs','posereid','settings.ini','setup.py','_quarto.yml','tests','README.md','LICENSE','.gitignore','.ci'}
+
+MODULES = sorted(o for o in LIB.rglob('*.py') if o.stem not in ('__init__','_modidx'))
+NOTEBOOKS = sorted(o for o in (ROOT/'nbs').rglob('*.ipynb') if not any(p[0] in '._' for p in o.relative_to(ROOT).parts))
+
+config = configparser.ConfigParser(delimiters=['='])
+config.read(ROOT/'settings.ini', encoding='utf-8')
+CFG = config['DEFAULT']
+
+
+def name_of(py): return '.'.join(py.relative_to(ROOT).with_suffix('').parts)
+def tree_of(py): return ast.parse(py.read_text(encoding='utf-8'))
+def cells(nb): return json.loads(nb.read_text(encoding='utf-8'))['cells']
+def source(cell): return ''.join(cell['source'])
+def show(nb): return nb.relative_to(ROOT).as_posix()
+
+# --- layers ---
+
+def imports(tree, module):
+    "Absolute names of everything that `module` imports, wherever in its code"
+    for o in ast.walk(tree):
+        if isinstance(o, ast.Import): yield from (a.name for a in o.names)
+        if isinstance(o, ast.ImportFrom):
+            base = module.split('.')[:-o.level] if o.level else []
+            full = '.'.join([*base, *([o.module] if o.module else [])])
+            yield from ([f'{full}.{a.name}' for a in o.names] if full=='posereid' else [full])
+
+
+def breaches(tree, module):
+    "What `module` imports and may not"
+    room = module.split('.')[1]
+    for full in imports(tree, module):
+        top,*rest = full.split('.')
+        if top=='posereid' and rest and rest[0] in FLOOR and rest[0]!=room and FLOOR[rest[0]]>=FLOOR[room]: yield full
+        if top=='fastai' and FLOOR[room]<FLOOR['stages'] and module!='posereid.data.block': yield full
+        if top=='pandas' and not pandas_allowed(module): yield full
+
+
+def pandas_allowed(module):
+    room = module.split('.')[1]
+    return FLOOR[room]>=FLOOR['data'] and room!='synth' or module in ('posereid.pose.files','posereid.metrics.stats','posereid.synth.world')
+
+
+@pytest.mark.parametrize('py', MODULES, ids=name_of)
+def test_layers(py):
+    assert py.relative_to(LIB).parts[0].removesuffix('.py') in FLOOR, f'{py} is in no known room'
+    bad = list(breaches(tree_of(py), name_of(py)))
+    assert not bad, f'{name_of(py)} imports {bad}: only rooms of a lower floor may be imported'
+
+
+@pytest.mark.parametrize('module,code,bad', [
+    ('posereid.pose.draw', 'from ..core import x\nfrom .joints import y\nfrom posereid.pose.bank import z', []),
+    ('posereid.pose.draw', 'from ..data.block import x', ['posereid.data.block']),
+    ('posereid.losses.identity', 'from ..models import reid', ['posereid.models']),
+    ('posereid.core', 'from . import __version__\nfrom . import cli', ['posereid.cli']),
+    ('posereid.data.layouts', 'def f():\n    import fastai.vision.all', ['fastai.vision.all']),
+    ('posereid.data.block', 'from fastai.data.core import DataLoaders', []),
+    ('posereid.synth.render', 'import pandas as pd', ['pandas'])])
+def test_the_layer_test(module, code, bad): assert list(breaches(ast.parse(code), module)) == bad
+
+# --- notebooks and modules ---
+
+def default_exp(nb):
+    found = [re.search(r'^#\|\s*default_exp\s+(\S+)', source(c), re.M) for c in cells(nb) if c['cell_type']=='code']
+    return [m[1] for m in found if m]
+
+
+def test_one_notebook_is_one_module():
+    made = {}
+    for nb in NOTEBOOKS:
+        exps = default_exp(nb)
+        assert len(exps)<=1, f'{show(nb)} has {len(exps)} default_exp'
+        for o in exps:
+            assert o not in made, f'{show(nb)} and {made.get(o)} both export {o}'
+            assert nb.stem.split('_', 1)[1]==o, f'{show(nb)} exports {o}; file and module bear one name'
+            made[o] = show(nb)
+    orphans = {name_of(py).removeprefix('posereid.') for py in MODULES}-set(made)
+    assert not orphans, f'modules without a notebook: {orphans}'
+
+
+def is_export(cell): return cell['cell_type']=='code' and re.search(r'^#\|\s*exports?\b', source(cell), re.M)
+
+
+@pytest.mark.parametrize('nb', NOTEBOOKS, ids=show)
+def test_page(nb):
+    size = nb.stat().st_size
+    assert size<=500*1024, f'{show(nb)} is {size//1024} KB'
+    text = nb.read_text(encoding='utf-8')
+    assert 'skip_exec' not in text and 'skip_showdoc' not in text, f'{show(nb)} is skipped whole'
+    assert not re.search(r'(?<![\w.])/work/|\.\./shared|/home/|/root/', text), f'{show(nb)} names a place of one machine'
+    for i,c in enumerate(cells(nb)):
+        lines = [l for l in source(c).splitlines() if l.strip() and not l.startswith('#|')]
+        assert not is_export(c) or len(lines)<=45, f'{show(nb)}, cell {i}: an export cell of {len(lines)} lines'
+        for o in c.get('outputs', []):
+            assert o['output_type']!='error', f'{show(nb)}, cell {i}: an error is saved'
+            png = ''.join(o.get('data', {}).get('image/png', ''))
+            kb = len(base64.b64decode(png))/1024
+            assert kb<=60, f'{show(nb)}, cell {i}: a PNG of {kb:.0f} KB'
+
+
+@pytest.mark.parametrize('png', sorted((ROOT/'nbs').rglob('*.png')), ids=show)
+def test_picture_file(png): assert png.stat().st_size<=60*1024
+
+# --- code ---
+
+def functions(tree):
+    "Public functions, and public methods and __init__ of public classes"
+    for o in tree.body:
+        if isinstance(o, ast.FunctionDef) and not o.name.startswith('_'): yield o.name, o
+        if isinstance(o, ast.ClassDef) and not o.name.startswith('_'):
+            yield from ((f'{o.name}.{f.name}', f) for f in o.body if isinstance(f, ast.FunctionDef)
+                        and (f.name=='__init__' or not f.name.startswith('_')))
+
+
+def is_dataclass(o): return any('dataclass' in ast.unparse(d) for d in o.decorator_list)
+
+
+def undocumented(py):
+    "Public arguments and dataclass fields that have no comment beside them"
+    text,tree = py.read_text(encoding='utf-8').splitlines(),tree_of(py)
+    bare = lambda o: '#' not in text[o.end_lineno-1][o.end_col_offset if o.lineno!=o.end_lineno else 0:] and '#' not in text[o.lineno-1][o.col_offset:]
+    for name,f in functions(tree):
+        args = [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs]
+        own = {'self','cls'} if '.' in name else set()
+        if any(ast.unparse(d).startswith('patch') for d in f.decorator_list): own = {args[0].arg}
+        yield from (f'{name}({a.arg})' for a in args if a.arg not in own and bare(a))
+    for c in tree.body:
+        if isinstance(c, ast.ClassDef) and is_dataclass(c) and not c.name.startswith('_'):
+            yield from (f'{c.name}.{o.target.id}' for o in c.body if isinstance(o, ast.AnnAssign) and bare(o))
+
+
+@pytest.mark.parametrize('py', MODULES, ids=name_of)
+def test_every_public_argument_is_documented(py):
+    bad = list(undocumented(py))
+    assert not bad, f'{name_of(py)}: no comment beside {", ".join(bad)}'
+
+
+@pytest.mark.parametrize('py', MODULES, ids=name_of)
+def test_no_print_and_no_star(py):
+    for o in ast.walk(tree_of(py)):
+        assert not (isinstance(o, ast.ImportFrom) and o.names[0].name=='*'), f'{name_of(py)}, line {o.lineno}: import *'
+        if isinstance(o, ast.Call) and isinstance(o.func, ast.Name) and o.func.id=='print':
+            assert name_of(py)=='posereid.cli', f'{name_of(py)}, line {o.lineno}: print'
+
+# --- top level, pins, installation ---
+
+def git(*args):
+    res = subprocess.run(['git', '-C', ROOT, *args], capture_output=True, text=True)
+    return res.stdout if res.returncode==0 else None
+
+
+def test_top_level():
+    listed = git('ls-files', '--cached', '--others', '--exclude-standard')
+    if listed is None: pytest.skip('not a git checkout')
+    have = {o.split('/')[0] for o in listed.splitlines()}
+    assert have<=TOP, f'not of the house: {have-TOP}'
+    assert {o for o in TOP if (ROOT/o).exists()}==TOP
+
+
+def test_installed_versions_fit_the_pins():
+    for o in map(Requirement, CFG['requirements'].split()):
+        version = importlib.metadata.version(o.name)
+        assert o.specifier.contains(version, prereleases=True), f'{o} is asked for, but {version} is installed'
+
+
+def test_pins_import_without_a_warning():
+    code = ('import posereid.core, torch, torchvision, nbdev, fastcore, execnb, safetensors, PIL, pandas, seaborn, matplotlib\n'
+            'from fastai.vision.all import Learner')
+    res = subprocess.run([sys.executable, '-W', 'default', '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert res.returncode==0, res.stderr
+    assert 'torch.jit' not in res.stderr and 'chained_assignment' not in res.stderr, res.stderr
+
+
+def test_commands_are_declared():
+    scripts = dict(o.split('=') for o in CFG['console_scripts'].split())
+    assert all(v==f'posereid.cli:{k}' for k,v in scripts.items())
+    cli = LIB/'cli.py'
+    if cli.exists():
+        made = {name for name,_ in functions(tree_of(cli)) if name.startswith('posereid_')}
+        assert made==set(scripts), f'settings.ini and posereid.cli differ: {made ^ set(scripts)}'

@@ -1,0 +1,270 @@
+"Metrics against slow loops that follow the definitions word by word, and against scikit-learn"
+import numpy as np, pandas as pd, pytest, torch
+from posereid.core import InputError
+from posereid.metrics.images import DIALECT, l1_error, psnr, score_pictures, ssim, unit_pictures
+from posereid.metrics.retrieval import (ap_mean, ap_trapezoid, cosine_distance, euclidean_distance, gallery_masks,
+    retrieval, top_matches)
+from posereid.metrics.stats import bootstrap_interval, mean_interval, paired_interval, paired_table
+
+
+def loop_query(dist, pid, cam, g_pids, g_cams):
+    "The filtered list of one query as True (the person) and False, nearest first"
+    order = sorted(range(len(dist)), key=lambda j: dist[j])  # Python's sort is stable
+    hits = []
+    for j in order:
+        if g_pids[j]==-1: continue
+        if g_pids[j]==pid and g_cams[j]==cam and cam!=0: continue
+        hits.append(bool(g_pids[j]==pid))
+    return hits
+
+
+def loop_trapezoid(hits):
+    "The MATLAB loop: area under precision over recall, one gallery picture at a time"
+    n, found, seen, ap, old_recall, old_precision = sum(hits), 0, 0, 0., 0., 1.
+    for h in hits:
+        found, seen = found+h, seen+1
+        recall, precision = found/n, found/seen
+        ap += (recall-old_recall)*(old_precision+precision)/2
+        old_recall, old_precision = recall, precision
+    return ap
+
+
+def loop_mean(hits):
+    n, found, ap = sum(hits), 0, 0.
+    for i,h in enumerate(hits, 1):
+        if h:
+            found += 1
+            ap += found/i
+    return ap/n
+
+
+def loop_scores(dist, q_pids, g_pids, q_cams, g_cams, max_rank, empty):
+    cmc, trap, mean, inp = [], [], [], []
+    for i in range(len(q_pids)):
+        hits = loop_query(dist[i], q_pids[i], q_cams[i], g_pids, g_cams)
+        if not any(hits):
+            if empty=='skip': continue
+            cmc.append([0.]*max_rank); trap.append(0.); mean.append(0.); inp.append(0.)
+            continue
+        cmc.append([float(any(hits[:k])) for k in range(1, max_rank+1)])
+        trap.append(loop_trapezoid(hits)); mean.append(loop_mean(hits))
+        inp.append(sum(hits)/max(i for i,h in enumerate(hits, 1) if h))
+    return np.mean(cmc, 0), np.mean(trap), np.mean(mean), np.mean(inp), len(cmc)
+
+
+def random_case(seed, ties):
+    "Small random test sets with junk, distractors, unknown cameras, and people whom nobody else has seen"
+    rng = np.random.default_rng(seed)
+    nq, ng, n_ids, n_cams = rng.integers(1, 12), rng.integers(1, 60), rng.integers(1, 9), rng.integers(1, 5)
+    g_pids = rng.choice(np.r_[-1, 0, 1:n_ids+1], ng)
+    q_pids = np.r_[rng.integers(1, n_ids+2, nq), g_pids[g_pids>0][:1]]
+    cams = lambda n: rng.integers(seed%3==0 and -1 or 0, n_cams, n)+1  # in every third case some are 0, unknown
+    dist = rng.random((len(q_pids), ng))
+    if ties: dist = (dist*4).round()/4
+    return dist, q_pids, g_pids, cams(len(q_pids)), cams(ng)
+
+
+@pytest.mark.parametrize('empty', ['zero','skip'])
+@pytest.mark.parametrize('ties', [False,True])
+def test_retrieval_equals_loop(ties, empty):
+    tried = 0
+    for seed in range(120):
+        case = random_case(seed, ties)
+        masks = [gallery_masks(p, c, case[2], case[4])[0].any() for p,c in zip(case[1], case[3])]
+        if not any(masks): continue
+        res, tried = retrieval(*case, max_rank=20, empty=empty), tried+1
+        cmc, trap, mean, inp, n = loop_scores(*case, 20, empty)
+        np.testing.assert_allclose(res.cmc, cmc, atol=1e-12)
+        np.testing.assert_allclose([res.map_trap, res.map_mean, res.minp], [trap, mean, inp], atol=1e-12)
+        assert (res.n_valid, res.counted.sum(), res.n_gallery) == (sum(masks), n, (case[2]!=-1).sum())
+        assert [res.rank(k) for k in (1,5,20)] == pytest.approx([cmc[0], cmc[4], cmc[19]])
+    assert tried>80
+
+
+def test_second_witness_sklearn():
+    from sklearn.metrics import average_precision_score
+    for seed in range(60):
+        dist, q_pids, g_pids, q_cams, g_cams = random_case(seed, ties=False)
+        for i in range(len(q_pids)):
+            good, removed = gallery_masks(q_pids[i], q_cams[i], g_pids, g_cams)
+            if not good.any(): continue
+            res = retrieval(dist[i:i+1], q_pids[i:i+1], g_pids, q_cams[i:i+1], g_cams)
+            assert res.map_mean == pytest.approx(average_precision_score(good[~removed], -dist[i][~removed]), abs=1e-9)
+
+
+def test_worked_aps():
+    assert ap_trapezoid([1,3]) == pytest.approx(.791667, abs=1e-6) and ap_mean([1,3]) == pytest.approx(.833333, abs=1e-6)
+    assert ap_trapezoid([2]) == .25 and ap_mean([2]) == .5
+    assert ap_trapezoid([3,1]) == ap_trapezoid([1,3])  # in any order
+    assert ap_mean([1], n=2) == .5 and ap_trapezoid([], n=3) == 0
+
+
+def test_trapezoid_is_never_larger():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        ranks = np.sort(rng.choice(50, rng.integers(1, 10), replace=False))+1
+        assert ap_trapezoid(ranks) <= ap_mean(ranks)+1e-12
+
+
+@pytest.mark.parametrize('kind', [np.float32, np.float64, torch.float32, torch.float16, torch.bfloat16, list])
+def test_kinds_of_input(kind):
+    dist = [[.5,.25,.75]]
+    d = dist if kind is list else torch.tensor(dist, dtype=kind) if isinstance(kind, torch.dtype) else np.array(dist, kind)
+    ids = pd.Series([7]), torch.tensor([8,7,7]), [1], np.array([2,2,3], dtype=np.int32)
+    a = retrieval(d, *ids)
+    assert a.map_mean == pytest.approx((1+2/3)/2) and a.first_rank.tolist()==[1]
+
+
+def test_ties_go_by_gallery_order():
+    late, early = (retrieval(np.zeros((1,4)), [1], g, [1], [2]*4) for g in ([2,3,0,1], [1,2,3,0]))
+    assert (late.first_rank[0], early.first_rank[0]) == (4, 1)
+
+
+def test_junk_leaves_no_trace_and_distractors_do():
+    rng = np.random.default_rng(0)
+    base = random_case(1, ties=False)
+    def with_extra(pid):
+        dist = np.c_[base[0], np.zeros((len(base[0]), 5))]
+        return retrieval(dist, base[1], np.r_[base[2], [pid]*5], base[3], np.r_[base[4], rng.integers(1, 5, 5)])
+    plain = retrieval(*base)
+    assert with_extra(-1).to_dict() == plain.to_dict()
+    assert with_extra(0).map_mean < plain.map_mean
+
+
+def test_short_gallery_continues_flat():
+    res = retrieval([[.1,.2]], [1], [2,1], [1], [2,2], max_rank=10)
+    assert res.cmc.tolist() == [0]+[1]*9 and res.rank(500)==1
+
+
+def test_order_of_inputs_does_not_matter():
+    dist, q_pids, g_pids, q_cams, g_cams = random_case(5, ties=False)
+    rng = np.random.default_rng(0)
+    q, g = rng.permutation(len(q_pids)), rng.permutation(len(g_pids))
+    a = retrieval(dist, q_pids, g_pids, q_cams, g_cams)
+    b = retrieval(dist[q][:,g], q_pids[q], g_pids[g], q_cams[q], g_cams[g])
+    np.testing.assert_allclose(a.ap_trap[q], b.ap_trap)
+    assert b.map_mean == pytest.approx(a.map_mean)
+
+
+@pytest.mark.parametrize('change,says', [
+    (dict(dist=np.zeros(3)), 'dist[None]'), (dict(dist=np.zeros((0,3))), 'nothing to rank'),
+    (dict(dist=np.full((1,3), np.nan)), 'NaN'), (dict(q_pids=[-1]), 'belong in the gallery'),
+    (dict(g_pids=[1,2]), '`g_pids` must be 3 integers'), (dict(g_camids=[1.,2.,3.]), '`g_camids` must be'),
+    (dict(empty='drop'), "'zero' or 'skip'"), (dict(g_pids=[2,2,3], empty='skip'), 'nothing to average')])
+def test_bad_rankings(change, says):
+    args = dict(dist=np.zeros((1,3)), q_pids=[1], g_pids=[1,2,3], q_camids=[1], g_camids=[2,2,2]) | change
+    with pytest.raises(InputError) as e: retrieval(**args)
+    assert says in str(e.value)
+
+
+def test_nothing_to_find_counts_zero():
+    res = retrieval(np.zeros((1,2)), [1], [2,3], [1], [2,2])
+    assert (res.map_trap, res.map_mean, res.rank(1), res.minp, res.n_valid) == (0,0,0,0,0)
+
+
+def test_top_matches_equal_loop():
+    for seed in range(40):
+        case = random_case(seed, ties=True)
+        idxs, right = top_matches(*case, k=15)
+        for i in range(len(idxs)):
+            hits = loop_query(case[0][i], case[1][i], case[3][i], case[2], case[4])[:15]
+            n = len(hits)
+            assert right[i,:n].tolist()==hits and (idxs[i,n:]==-1).all() and not right[i,n:].any()
+            assert (np.diff(case[0][i][idxs[i,:n]])>=0).all()
+
+
+def test_distances():
+    q, g = torch.randn(5,8), torch.randn(7,8)
+    np.testing.assert_allclose(euclidean_distance(q, g), torch.cdist(q, g, compute_mode='donot_use_mm_for_euclid_dist'), atol=1e-4)
+    np.testing.assert_allclose(euclidean_distance(q, g, squared=True).sqrt(), euclidean_distance(q, g), atol=1e-6)
+    np.testing.assert_allclose(cosine_distance(q, g), 1-torch.cosine_similarity(q[:,None], g[None], dim=-1), atol=1e-5)
+    assert not euclidean_distance(q, q).isnan().any()
+
+
+# Pictures
+
+def loop_ssim(a, b, radius=5, sigma=1.5):
+    "SSIM of two (h, w) arrays on [0,1], window by window"
+    g = np.exp(-np.arange(-radius, radius+1)**2/(2*sigma**2))
+    w = np.outer(g, g)/np.outer(g, g).sum()
+    vals = []
+    for y in range(radius, a.shape[0]-radius):
+        for x in range(radius, a.shape[1]-radius):
+            pa, pb = (o[y-radius:y+radius+1, x-radius:x+radius+1] for o in (a,b))
+            ma, mb = (w*pa).sum(), (w*pb).sum()
+            va, vb, cov = (w*(pa-ma)**2).sum(), (w*(pb-mb)**2).sum(), (w*(pa-ma)*(pb-mb)).sum()
+            vals.append((2*ma*mb+1e-4)*(2*cov+9e-4)/((ma**2+mb**2+1e-4)*(va+vb+9e-4)))
+    return np.mean(vals)
+
+
+def test_image_scores_equal_loops():
+    g = torch.Generator().manual_seed(0)
+    a = torch.randint(0, 256, (3,3,20,14), dtype=torch.uint8, generator=g)
+    b = (a.float()*.7 + 30*torch.rand(a.shape, generator=g)).byte()
+    x, y = a.numpy()/255, b.numpy()/255
+    loop = [np.mean([loop_ssim(x[i,c], y[i,c]) for c in range(3)]) for i in range(3)]
+    np.testing.assert_allclose(ssim(a, b), loop, atol=1e-4)
+    np.testing.assert_allclose(psnr(a, b), [-10*np.log10(((x[i]-y[i])**2).mean()) for i in range(3)], rtol=1e-5)
+    np.testing.assert_allclose(l1_error(a, b), 2*abs(x-y).mean((1,2,3)), rtol=1e-5)
+    floats = score_pictures(a/127.5-1, b/127.5-1)
+    assert floats.l1 == pytest.approx(score_pictures(a, b).l1, rel=1e-5) and floats.dialect==DIALECT
+
+
+def test_l1_is_the_generators_loss():
+    a, b = torch.rand(4,3,6,5)*2-1, torch.rand(4,3,6,5)*2-1
+    assert l1_error(a, b).mean().item() == pytest.approx(torch.nn.functional.l1_loss(a, b).item(), rel=1e-5)
+    mask = (torch.rand(4,1,6,5)>.5).float()
+    inside = ((a-b).abs().mean(1, keepdim=True)*mask).sum((1,2,3))/mask.sum((1,2,3))
+    np.testing.assert_allclose(l1_error(a, b, mask), inside, rtol=1e-4)
+
+
+def test_bad_pictures():
+    a = torch.zeros(1,3,12,12, dtype=torch.uint8)
+    small, none = a[...,:8], a[:0]
+    for f in (lambda: ssim(small, small), lambda: l1_error(a, a[:,:1]), lambda: unit_pictures(a.int()),
+              lambda: score_pictures(none, none)):
+        with pytest.raises(InputError): f()
+
+
+# Statistics
+
+def test_intervals_equal_scipy():
+    from scipy import stats
+    rng = np.random.default_rng(0)
+    for n in (2,3,5,20):
+        a, b = rng.normal(.3, 1, n), rng.normal(0, 1, n)
+        ci, ref = paired_interval(a, b, level=.9), stats.ttest_rel(a, b)
+        np.testing.assert_allclose([ci.lo, ci.hi, ci.p], [*ref.confidence_interval(.9), ref.pvalue])
+        assert (ci.n, ci.mean) == (n, pytest.approx((a-b).mean()))
+        assert mean_interval(a).sd == pytest.approx(a.std(ddof=1))
+
+
+def test_degenerate_samples():
+    one = mean_interval([3.])
+    assert one.mean==3 and np.isnan([one.lo, one.hi, one.sd, one.p]).all()
+    same, zero = paired_interval([2.,3.], [1.,2.]), paired_interval([1.,2.], [1.,2.])
+    assert (same.lo, same.hi, same.p) == (1,1,0) and (zero.lo, zero.hi, zero.p) == (0,0,1)
+    for x in ([], [1.,np.nan], [[1.,2.]]):
+        with pytest.raises(InputError): mean_interval(x)
+    with pytest.raises(InputError): mean_interval([1.,2.], level=95)
+    with pytest.raises(InputError): bootstrap_interval([1.,2.], groups=[1])
+
+
+def test_bootstrap():
+    x = np.random.default_rng(0).normal(.2, 1, 400)
+    b, t = bootstrap_interval(x), mean_interval(x)
+    np.testing.assert_allclose([b.lo, b.hi], [t.lo, t.hi], atol=.02)
+    assert bootstrap_interval(x) == b != bootstrap_interval(x, seed=1)
+    assert bootstrap_interval(x, groups=np.arange(400)) == b  # everyone for himself is the default
+    assert bootstrap_interval(x-x.mean()+.0).p > .9 and bootstrap_interval(x+1).p < .01
+
+
+def test_paired_table_uses_shared_seeds():
+    df = pd.DataFrame(dict(row=list('ccco')+['o','x'], seed=[1,2,3,1,2,3], map_mean=[.5,.4,.9,.6,.6,.7]))
+    t = paired_table(df, control='c')
+    assert t.index.tolist()==['c','o','x'] and t.n_seeds.tolist()==[3,2,1]
+    assert t.delta.tolist() == pytest.approx([0,.15,-.2]) and np.isnan(t.loc['x','lo'])
+    ci = paired_interval([.6,.6], [.5,.4])
+    assert t.loc['o', ['lo','hi','p']].tolist() == pytest.approx([ci.lo, ci.hi, ci.p])
+    lone = paired_table(df.assign(seed=range(6)), control='c')
+    assert lone.loc['c','delta']==0 and lone.loc['o'].n_seeds==2 and np.isnan(lone.loc['o','delta'])
