@@ -129,7 +129,7 @@ def _reid(inputs, s, generated, out, fresh, desc):
     from posereid.stages.guider import train_reid
     df = inputs.train if generated is None else augment(inputs.train, read_generated(generated))
     model = train_reid(df, inputs.store(s.size), train_labels(inputs.target), s, Path(out), fresh, desc)
-    _tell_scores(score_model(model, inputs, s.size, Path(out)))
+    _tell_scores(score_model(model, inputs, s, Path(out)))
     tell(out)
 
 def _tell_scores(r):
@@ -154,13 +154,14 @@ def posereid_transfer(
     set:_set=None,             # Settings of the generator, such as transfer.beta=0
 ):
     "Step two: train the generator between discriminator and frozen guider"
-    from posereid.stages.experiments import experiment_settings, folder_inputs, guider_for
+    from posereid.stages.experiments import experiment_settings, folder_inputs, guider_for, kind_of, shown_to
     from posereid.stages.transfer import train_transfer
     from posereid.data.manifest import train_labels
     s = experiment_settings(preset, seed, size=parse_size(size), opts=set, only=('transfer',))['transfer']
     i = folder_inputs(data, source, poses, source_poses, s.size)
     labels = train_labels(i.target)
     R = guider_for(guider, labels) if s.beta else None
+    if s.beta: s = shown_to(s, **kind_of(guider/'reid.json'))
     train_transfer(i.train, i.source, i.poses, i.store(s.size), labels, R, s, Path(out), init, fresh)
     tell(out)
 
@@ -180,11 +181,11 @@ def posereid_generate(
     set:_set=None,                  # Such as generate.n_each=4
 ):
     "Step three, first half: every target picture in new poses, as a data set of its own"
-    from posereid.stages.experiments import experiment_settings, folder_inputs, size_of
+    from posereid.stages.experiments import experiment_settings, folder_inputs, kind_of
     from posereid.stages.generate import generate
     from posereid.stages.transfer import load_generator
     s = experiment_settings(preset, seed, opts=set, only=('generate',))['generate']
-    G,size = load_generator(generator),size_of(Path(generator)/'generator.json')
+    G,size = load_generator(generator),kind_of(generator/'generator.json')['size']
     i = folder_inputs(data, source, poses, source_poses, size)
     df = generate(G, i.train, i.source, i.poses, i.store(size), s, Path(out), fresh)
     tell(f'{len(df)} pictures of {df.pid.nunique()} people')
@@ -212,7 +213,7 @@ def posereid_augment(
 @call_parse
 @command
 def posereid_eval(
-    data:Path,                # Set with query and gallery
+    data:Path,                # A set with query and gallery
     model:Path='runs/guider', # Run folder of posereid_guider or posereid_augment
     flip:bool=False,          # Add the features of mirrored pictures
     grey:bool=False,          # Take the colour out first
@@ -222,9 +223,9 @@ def posereid_eval(
     from posereid.data.block import PictureStore
     from posereid.data.layouts import load_dataset
     from posereid.evaluate.protocol import evaluate_reid
-    from posereid.stages.experiments import size_of
+    from posereid.stages.experiments import kind_of, seen_by
     from posereid.stages.guider import load_reid
-    net,size = load_reid(model),size_of(Path(model)/'reid.json')
-    r = evaluate_reid(net, load_dataset(data), PictureStore(size), Path(data).name, distance, flip, grey)
+    net,kind = load_reid(model),kind_of(model/'reid.json')
+    r = evaluate_reid(net, load_dataset(data), seen_by(PictureStore(kind['size']), kind['crop']), data.name, distance, flip, grey)
     _tell_scores({k: 100*float(v) for k,v in dict(rank1=r.rank(1), rank5=r.rank(5), map_trap=r.map_trap, map_mean=r.map_mean).items()}
                  | {'protocol':r.protocol})

@@ -39,7 +39,8 @@ def test_fast_drawing_is_the_slow_one(size, width, radius):
 
 def test_walkers_upright_and_degenerate_limbs():
     "Vertical, horizontal, diagonal limbs and limbs without length"
-    ends = torch.tensor([[(10,10),(10,30)], [(5,20),(25,20)], [(5,5),(20,20)], [(20,5),(5,20)], [(9,9),(9,9)], [(9.,9.),(9.,9.0000001)]])
+    ends = torch.tensor([[(10,10),(10,30)], [(5,20),(25,20)], [(5,5),(20,20)], [(20,5),(5,20)],
+                         [(9,9),(9,9)], [(9.,9.),(9.,9.000001)]])
     kpts = torch.zeros(6,18,3)
     kpts[:,8:10,:2],kpts[:,8:10,2] = ends,1
     assert (draw_skeletons(kpts)-draw_slowly(kpts, (64,32), 2., 1.)).abs().max()<.52
@@ -47,7 +48,7 @@ def test_walkers_upright_and_degenerate_limbs():
 def test_a_batch_is_its_pictures():
     kpts = random_poses(600, (64,32))
     whole = draw_skeletons(kpts)
-    for i in (0,23,24,47,48,599): assert (draw_skeletons(kpts[i:i+1])[0]==whole[i]).all()
+    for i in (0,15,16,31,32,599): assert (draw_skeletons(kpts[i:i+1])[0]==whole[i]).all()
     assert draw_skeletons(kpts[:0]).shape==(0,3,64,32)
 
 def test_defaults_scale_with_the_picture():
@@ -177,7 +178,8 @@ def test_check_poses_counts_and_names():
     table = PoseTable([f'{i}.jpg' for i in range(5)], kpts)
     check_poses(table, [f'{i}.jpg' for i in range(9)])
     with pytest.raises(InputError, match=f'3.jpg: the {JOINTS[4]} at x=40'): check_poses(table, table.names, [(64,32)]*5)
-    with pytest.raises(InputError, match='3 of 5 poses name no picture, among them 2.jpg, 3.jpg, 4.jpg'): check_poses(table, ['0.jpg','1.jpg'])
+    says = '3 of 5 poses name no picture, among them 2.jpg, 3.jpg, 4.jpg'
+    with pytest.raises(InputError, match=says): check_poses(table, ['0.jpg','1.jpg'])
 
 def test_choices_are_distinct_uniform_and_nested():
     bank = walking_pose(torch.linspace(0,6,7))

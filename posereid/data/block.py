@@ -39,11 +39,13 @@ def open_picture(
             im.load()
             if im.info.get('exif'): im = ImageOps.exif_transpose(im)
             if im.mode == 'RGB' or convert: return to_rgb(im)
-    except FileNotFoundError: raise InputError(f"{path} does not exist; check the manifest against the folder.") from None
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; check the manifest against the folder.") from None
     except _PIL_ERRORS as e:
         why = ' '.join(str(e).replace(repr(str(path)), 'it').split()) or type(e).__name__
         raise InputError(f"{path} is truncated or no picture ({why}); copy it again or remove it.") from None
-    raise InputError(f"{path} must be an 8-bit RGB picture but its mode is {im.mode}; save it again with Pillow's `convert('RGB')`, "
+    raise InputError(f"{path} must be an 8-bit RGB picture but its mode is {im.mode}; save it again with Pillow's "
+                     f"`convert('RGB')`, "
                      "or read the set with `PictureStore(convert=True)`.")
 
 # %% ../../nbs/54_data.block.ipynb #c009
@@ -52,7 +54,8 @@ def to_rgb(
 ) -> Image.Image:   # 8-bit RGB
     "Grey is repeated, 16 bits keep the upper 8, transparency goes onto black, the rest as Pillow converts"
     if im.mode == 'RGB': return im
-    if im.mode[0] == 'I' or im.mode == 'F': im = Image.fromarray((np.asarray(im).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if im.mode[0] == 'I' or im.mode == 'F':
+        im = Image.fromarray((np.asarray(im).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     if im.mode in ('LA', 'La', 'PA', 'RGBA', 'RGBa') or 'transparency' in im.info:
         im = im.convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, (0,0,0,255)), im)
@@ -73,7 +76,7 @@ class PictureStore:
 
     def __len__(self): return len(self._rows)
     def __contains__(self, path): return str(path) in self._rows
-    def __repr__(self): return f'PictureStore({self.size}): {len(self)} pictures, {len(self)*self.n_bytes/2**20:.1f} MB'
+    def __repr__(self): return f'PictureStore({self.size}): {len(self)} pictures'
     @property
     def n_bytes(self): return 3*self.size[0]*self.size[1]
 
@@ -273,7 +276,7 @@ def __iter__(self:BatchDL):
         yield self.after_batch(b if self.device is None else to_device(b, self.device))
     if self.epoch == epoch: self.epoch = epoch + 1
 
-# %% ../../nbs/54_data.block.ipynb #c039
+# %% ../../nbs/54_data.block.ipynb #c040
 @patch
 def one_batch(self:BatchDL):
     "The first batch of the epoch to come"
@@ -281,12 +284,16 @@ def one_batch(self:BatchDL):
     return next(iter(self))
 
 @patch
-def new(self:BatchDL, dataset=None, cls=None, **kwargs):
+def new(self:BatchDL,
+    dataset=None, # Not used: the pictures stay
+    cls=None,     # Not used: a copy of a `BatchDL` is one
+    **kwargs      # Any of n, bs, shuffle, drop_last, seed, n_inp, device
+) -> BatchDL:     # The copy
     "A copy with other settings, as fastai's `get_preds` asks for"
-    now = dict(n=self.n, bs=self.bs, shuffle=self.shuffle, drop_last=self.drop_last, seed=self.seed, n_inp=self.n_inp, device=self.device)
+    now = {k: getattr(self, k) for k in ('n','bs','shuffle','drop_last','seed','n_inp','device')}
     return BatchDL(self.make, **{**now, **{k:v for k,v in kwargs.items() if k in now}})
 
-# %% ../../nbs/54_data.block.ipynb #c042
+# %% ../../nbs/54_data.block.ipynb #c043
 class ReIDBatch:
     "Makes the batches of stages one and three: (x, label, eps)"
     def __init__(self,
@@ -311,7 +318,7 @@ class ReIDBatch:
         x = random_crop(x, rng, self.pad, self.crop, self.flip) if self.augment else centre_crop(x, self.crop)
         return to_float(x), self.label[idxs], self.eps[idxs]
 
-# %% ../../nbs/54_data.block.ipynb #c043
+# %% ../../nbs/54_data.block.ipynb #c045
 def reid_dls(
     df:DataFrame,            # Training rows; their `is_generated` decides the smoothing
     store:PictureStore,      # Decodes and keeps the pictures
@@ -322,34 +329,39 @@ def reid_dls(
     flip:bool=True,          # Mirror half of the pictures
     eps_real:float=0.,       # $\varepsilon$ of Eq. 7 for real pictures
     eps_generated:float=0.,  # $\varepsilon$ of Eq. 7 for generated ones
-    crop:tuple=None,         # The paper's way: a crop of this size (224×224) from the store's larger picture (256×256); set `pad=0`
+    crop:tuple=None,         # The paper's way: such a crop (224×224) of the store's larger picture (256×256); set `pad=0`
     valid_df:DataFrame=None, # Rows to watch the loss on, not augmented
     device=None,             # Where batches go; None leaves them on the CPU
 ) -> DataLoaders:            # Batches (x, label, eps): one input, two targets
     "Loaders of stages one and three"
-    if not len(df): raise InputError("There is no training picture to load; check the split of the manifest (`pick(df, 'train')`).")
+    if not len(df):
+        raise InputError("There is no training picture to load; check the split of the manifest (`pick(df, "
+                         "'train')`).")
     crop = tuple(crop) if crop else None
     if crop and any(c > s+2*pad for c,s in zip(crop, store.size)):
-        raise InputError(f"A crop of {crop} does not fit into pictures of {store.size} padded by {pad}; make the crop smaller or the size larger.")
+        raise InputError(f"A crop of {crop} does not fit into pictures of {store.size} padded by {pad}; make the "
+                         f"crop smaller or the size larger.")
     eps = dict(crop=crop, eps_real=eps_real, eps_generated=eps_generated)
     make = ReIDBatch(df, store, labels, pad, flip=flip, **eps)
     val  = ReIDBatch(df.iloc[:0] if valid_df is None else valid_df, store, labels, augment=False, **eps)
     return DataLoaders(BatchDL(make, len(df), bs, seed=seed, device=device),
                        BatchDL(val, len(val.paths), bs, shuffle=False, device=device), device=device)
 
-# %% ../../nbs/54_data.block.ipynb #c046
+# %% ../../nbs/54_data.block.ipynb #c048
 def poses_for(
     df:DataFrame,        # Manifest rows
     table:PoseTable,     # Joints by base name
     missing:str='skip',  # Pictures without a visible joint: `skip` or `keep`
-) -> tuple:              # Positions in `df` that are kept (int array), joints `(n_kept, 18, 3)` in pixels of the stored picture
+) -> tuple:              # Kept positions in `df` (int array), their joints `(n, 18, 3)` in pixels of the stored picture
     "Joints of the rows of a manifest"
-    if missing not in ('skip', 'keep'): raise InputError(f"`missing` must be 'skip' or 'keep', not {missing!r}; choose one.")
+    if missing not in ('skip', 'keep'):
+        raise InputError(f"`missing` must be 'skip' or 'keep', not {missing!r}; choose one.")
     names = base_names(df)
     joints = torch.as_tensor(table.get(names))
     kept = np.arange(len(df)) if missing == 'keep' else has_pose(joints).nonzero()[:,0].numpy()
     if not len(kept):
-        raise InputError(f"None of the {len(df)} pictures, {names[0] if names else 'for there is none'}, has a pose among the {len(table)} of the keypoint table; "
+        raise InputError(f"None of the {len(df)} pictures, {names[0] if names else 'for there is none'}, has a pose "
+                         f"among the {len(table)} of the keypoint table; "
                          "take the keypoint file of this set, whose rows name pictures by base name with `.jpg`.")
     return kept, joints[kept]
 
@@ -360,11 +372,13 @@ def base_names(
     names, seen = [os.path.basename(p) for p in df.path], {}
     if len(set(names)) < len(names):
         for n,p in zip(names, df.path):
-            if n in seen: raise InputError(f"{seen[n]} and {p} have the same base name, and poses are found by base name; rename one of them.")
+            if n in seen:
+                raise InputError(f"{seen[n]} and {p} have the same base name, and poses are found by base name; "
+                                 f"rename one of them.")
             seen[n] = p
     return names
 
-# %% ../../nbs/54_data.block.ipynb #c049
+# %% ../../nbs/54_data.block.ipynb #c051
 def load_poses(
     path:Path,               # A keypoint file of the Market-1501 kind
     df:DataFrame,            # All rows of the set that it belongs to
@@ -376,7 +390,7 @@ def load_poses(
     except InputError as e: raise InputError(f"{path}: {e}") from None
     return table
 
-# %% ../../nbs/54_data.block.ipynb #c052
+# %% ../../nbs/54_data.block.ipynb #c054
 def scaled_joints(
     df:DataFrame,        # Manifest rows
     joints:Tensor,       # `(n, 18, 3)` in pixels of the stored pictures
@@ -385,7 +399,7 @@ def scaled_joints(
     "Joints follow their pictures through the resize"
     return scale_joints(torch.as_tensor(joints), store.sizes(df), store.size)
 
-# %% ../../nbs/54_data.block.ipynb #c055
+# %% ../../nbs/54_data.block.ipynb #c057
 class PairSource:
     "Pictures, skeletons and labels of one set, pair by pair; pairs are drawn anew each epoch"
     def __init__(self,
@@ -404,11 +418,18 @@ class PairSource:
         n = len(kept)
         self.label = torch.full((n,), -1) if labels is None else torch.from_numpy(label_of(self.df, labels))
         self.drawn, every = None, torch.arange(n)
-        if 2*n*store.n_bytes <= cache_bytes: self.drawn = torch.cat([self.draw(every, every < 0), self.draw(every, every >= 0)])
+        if 2*n*store.n_bytes <= cache_bytes:
+            self.drawn = torch.cat([self.draw(every, every < 0), self.draw(every, every >= 0)])
 
-    def start(self, n, seed, epoch): self.x, self.y = epoch_pairs(self.df, self.pair, n, seed, epoch)
+    def start(self,
+        n:int,     # Pairs of an epoch
+        seed:int,  # Of the run and the set
+        epoch:int, # From 0
+    ):
+        "Draw the pairs of an epoch"
+        self.x, self.y = epoch_pairs(self.df, self.pair, n, seed, epoch)
 
-# %% ../../nbs/54_data.block.ipynb #c056
+# %% ../../nbs/54_data.block.ipynb #c058
 @patch
 def draw(self:PairSource,
     i:Tensor,    # `(n,)` rows
@@ -432,7 +453,7 @@ def batch(self:PairSource,
     s = self.draw(yi, flip) if self.drawn is None else self.drawn.index_select(0, yi + flip*len(self.paths))
     return xy[:n], s, xy[n:], self.label[yi]
 
-# %% ../../nbs/54_data.block.ipynb #c060
+# %% ../../nbs/54_data.block.ipynb #c062
 def near_skeleton(
     s:Tensor,         # `(n, 3, h, w)` drawn skeletons, uint8 or [-1, 1]
     radius:int=None,  # How far from a limb still counts; None: a twelfth of the height
@@ -442,9 +463,9 @@ def near_skeleton(
     m = (s.amax(1, keepdim=True) > (0 if s.dtype == torch.uint8 else -1)).float()
     return F.avg_pool2d(F.max_pool2d(m, 2*r+1, 1, r), 2*(r//2)+1, 1, r//2, count_include_pad=False)
 
-# %% ../../nbs/54_data.block.ipynb #c063
+# %% ../../nbs/54_data.block.ipynb #c065
 class TransferBatch:
-    "Makes the batches of stage two: (x, s, y, label, is_target[, weight]), target rows first, then as many of the source"
+    "Makes the batches of stage two: (x, s, y, label, is_target[, weight]), half target, half source"
     def __init__(self,
         target:PairSource,        # The set to be augmented
         source:PairSource=None,   # The set that lends poses; None: target pairs alone
@@ -456,7 +477,9 @@ class TransferBatch:
         store_attr('n,seed,flip,foreground')
         self.sets = [o for o in (target, source) if o is not None]
 
-    def start(self, epoch):
+    def start(self,
+        epoch:int, # From 0
+    ):
         "Draw the pairs of an epoch; each set from a seed of its own"
         for i,o in enumerate(self.sets): o.start(self.n, 2*self.seed + i, epoch)
 
@@ -468,7 +491,7 @@ class TransferBatch:
         w = (1 + self.foreground*near_skeleton(s),) if self.foreground > 0 else ()
         return (to_float(x), to_float(s), to_float(y), label, torch.arange(len(x)) < n, *w)
 
-# %% ../../nbs/54_data.block.ipynb #c064
+# %% ../../nbs/54_data.block.ipynb #c067
 def transfer_dls(
     target_df:DataFrame,       # Training rows of the target
     source_df:DataFrame,       # Rows of the source, or None
@@ -489,36 +512,50 @@ def transfer_dls(
     "Loaders of stage two"
     both = source_df is not None and len(source_df) > 0
     if min(n_pairs, epochs, bs) < 1 or (both and bs % 2):
-        raise InputError(f"n_pairs, epochs and bs must be 1 or more, and bs even since half of a batch is source, but they are {n_pairs}, {epochs}, {bs}.")
+        raise InputError(f"n_pairs, epochs and bs must be 1 or more, and bs even since half of a batch is source, "
+                         f"but they are {n_pairs}, {epochs}, {bs}.")
     rule = source_pair or ('tracklet' if both and 'tracklet' in source_df else pair)
     first  = PairSource(target_df, poses, store, labels, pair, missing)
     second = PairSource(source_df, poses, store, None, rule, missing) if both else None
     rows = bs//2 if both else bs
     n = rows * -(-n_pairs//(bs*epochs))  # full batches, at least as many pairs as asked for
     make = TransferBatch(first, second, n, seed, flip, foreground)
-    return DataLoaders(*(BatchDL(make, k, rows, shuffle=k>0, seed=seed, n_inp=2, device=device) for k in (n, 0)), device=device)
+    dls = [BatchDL(make, k, rows, shuffle=k>0, seed=seed, n_inp=2, device=device) for k in (n, 0)]
+    return DataLoaders(*dls, device=device)
 
-# %% ../../nbs/54_data.block.ipynb #c069
+# %% ../../nbs/54_data.block.ipynb #c072
 class ReIDImage(TensorImageBase):
     "A picture in [-1, 1], `(3, h, w)`, that can show itself"
-    def show(self, ctx=None, **kwargs): return show_image(to_uint8(self.as_subclass(Tensor)), ctx=ctx, **kwargs)
+    def show(self,
+        ctx=None, # Axes to draw in
+        **kwargs  # Of fastai's `show_image`
+    ):
+        "Draw the picture"
+        return show_image(to_uint8(self.as_subclass(Tensor)), ctx=ctx, **kwargs)
 
 class SkeletonImage(ReIDImage):
     "A drawn skeleton in [-1, 1], `(3, h, w)`, that can show itself"
 
+# %% ../../nbs/54_data.block.ipynb #c074
 @patch
-def rows(self:ReIDBatch, b, n):
+def rows(self:ReIDBatch,
+    b,     # A batch
+    n:int, # Pictures at most
+):
     "Rows of (picture, title) for `show_batch`"
     return [[(ReIDImage(x), str(int(l))) for x,l in zip(b[0][:n], b[1])]]
 
 @patch
-def rows(self:TransferBatch, b, n):
+def rows(self:TransferBatch,
+    b,     # A batch
+    n:int, # Pairs at most
+):
     "Appearances, skeletons and targets, one below the other; half of them from each set"
     i = torch.cat([o.nonzero()[:n//len(self.sets) or 1, 0] for o in (b[4], ~b[4])])[:n].tolist()
-    return [[(ReIDImage(b[0][j]), f'label {b[3][j]}' if b[4][j] else 'source') for j in i],
+    return [[(ReIDImage(b[0][j]), str(int(b[3][j]))) for j in i],
             [(SkeletonImage(b[1][j]), '') for j in i], [(ReIDImage(b[2][j]), '') for j in i]]
 
-# %% ../../nbs/54_data.block.ipynb #c070
+# %% ../../nbs/54_data.block.ipynb #c077
 @patch
 def show_batch(self:BatchDL,
     b=None,       # A batch; None takes the next
@@ -529,6 +566,7 @@ def show_batch(self:BatchDL,
     import matplotlib.pyplot as plt
     rows = self.make.rows(self.one_batch() if b is None else b, max_n)
     h,w = rows[0][0][0].shape[-2:]
-    _, axs = plt.subplots(len(rows), len(rows[0]), figsize=(len(rows[0])*height*w/h, len(rows)*height+.2), squeeze=False)
+    size = len(rows[0])*height*w/h, len(rows)*height+.2
+    _, axs = plt.subplots(len(rows), len(rows[0]), figsize=size, squeeze=False)
     for ax, (im, title) in zip(axs.flat, sum(rows, [])): im.show(ctx=ax, title=title or None)
     plt.subplots_adjust(wspace=.04, hspace=.04)

@@ -23,15 +23,16 @@ MarsName = namedtuple('MarsName', 'pid camid tracklet frame')
 _market = re.compile(r'(-1|\d{4})_c(\d)s(\d)_(\d+)_(\d+)(?=[._])')
 _mars = re.compile(r'(\d{4}|00-1)C(\d)T(\d{4})F(\d{3,})\.')
 
-# %% ../../nbs/51_data.layouts.ipynb #c006
+# %% ../../nbs/51_data.layouts.ipynb #c007
 def parse_market_name(
     name:str,      # Base name, e.g. `0002_c1s1_000451_03.jpg`
 ) -> MarketName:   # pid, camid, seq, frame, box as numbers
     "What a Market-1501 file name says, read from its beginning"
     if m := _market.match(os.path.basename(name)): return MarketName(*map(int, m.groups()))
-    raise InputError(f"{name} is not named like 0002_c1s1_000451_03.jpg (identity, camera, sequence, frame, box); rename or move it.")
+    raise InputError(f"{name} is not named like 0002_c1s1_000451_03.jpg (identity, camera, sequence, frame, box); "
+                     f"rename or move it.")
 
-# %% ../../nbs/51_data.layouts.ipynb #c009
+# %% ../../nbs/51_data.layouts.ipynb #c010
 def parse_mars_name(
     name:str,    # Base name, e.g. `0001C1T0001F001.jpg`
 ) -> MarsName:   # pid, camid, tracklet (text), frame
@@ -40,9 +41,10 @@ def parse_mars_name(
     if m := _mars.match(base):
         pid, cam, _, frame = m.groups()
         return MarsName(-1 if pid == '00-1' else int(pid), int(cam), base[:m.start(4)-1], int(frame))
-    raise InputError(f"{name} is not named like 0001C1T0001F001.jpg (identity, camera, tracklet, frame); rename or move it.")
+    raise InputError(f"{name} is not named like 0001C1T0001F001.jpg (identity, camera, tracklet, frame); rename or "
+                     f"move it.")
 
-# %% ../../nbs/51_data.layouts.ipynb #c012
+# %% ../../nbs/51_data.layouts.ipynb #c013
 def found(
     folder:Path, # Any path
     n:int=5,     # Names to show
@@ -65,19 +67,22 @@ def list_pictures(
     ok = [o.is_file() and o.name.lower().endswith(PICTURES) and not o.name.startswith('.') for o in files]
     return [o.path for o, k in zip(files, ok) if k], [o.path for o, k in zip(files, ok) if not k]
 
-# %% ../../nbs/51_data.layouts.ipynb #c014
+# %% ../../nbs/51_data.layouts.ipynb #c017
 def _sub(root, name, kind):
     "`root/name`, which must be a folder"
     root = Path(os.path.abspath(os.path.expanduser(root)))
     if (root/name).is_dir(): return root/name
-    if root.name == name: raise InputError(f"{root} is itself the folder {name} of a {kind} set; give its parent {root.parent}.")
-    raise InputError(f"{root} is no {kind} set: the folder {name} was expected, but {found(root)}; give the folder that contains {name}.")
+    if root.name == name:
+        raise InputError(f"{root} is itself the folder {name} of a {kind} set; give its parent {root.parent}.")
+    raise InputError(f"{root} is no {kind} set: the folder {name} was expected, but {found(root)}; give the folder "
+                     f"that contains {name}.")
 
 def _read_folder(folder, split, parse, kind, deep=False):
     "Rows of one folder, with the paths that are no pictures"
     paths, ignored = list_pictures(folder, deep)
     if not paths:
-        raise InputError(f"{folder} should hold the {split} pictures of a {kind} set, but no {'/'.join(PICTURES)} is there ({found(folder)}); "
+        raise InputError(f"{folder} should hold the {split} pictures of a {kind} set, but no {'/'.join(PICTURES)} "
+                         f"is there ({found(folder)}); "
                          "unpack the set again or give another folder.")
     names = [_parse_in(parse, p) for p in paths]
     return [dict(path=p, split=split, is_generated=False, **n._asdict()) for p, n in zip(paths, names)], ignored
@@ -87,7 +92,7 @@ def _parse_in(parse, path):
     try: return parse(os.path.basename(path))
     except InputError as e: raise InputError(str(e).replace(os.path.basename(path), path, 1)) from None
 
-# %% ../../nbs/51_data.layouts.ipynb #c016
+# %% ../../nbs/51_data.layouts.ipynb #c019
 MARKET_FOLDERS = dict(train='bounding_box_train', query='query', gallery='bounding_box_test', multi='gt_bbox')
 
 def read_market(
@@ -99,14 +104,15 @@ def read_market(
     rows, ignored = [], []
     for split in [splits] if isinstance(splits, str) else splits:
         if split not in MARKET_FOLDERS:
-            raise InputError(f"Market-1501 has the splits {', '.join(MARKET_FOLDERS)}, not {split!r}; did you mean {nearest(split, list(MARKET_FOLDERS))!r}?")
+            raise InputError(f"Market-1501 has the splits {', '.join(MARKET_FOLDERS)}, not {split!r}; did you mean "
+                             f"{nearest(split, list(MARKET_FOLDERS))!r}?")
         r, i = _read_folder(_sub(root, MARKET_FOLDERS[split], 'Market-1501'), split, parse_market_name, 'Market-1501')
         rows += r; ignored += i
     df = make_manifest(rows, str(root)).drop(columns='box').assign(dataset=dataset)
     df.attrs['ignored'] = ignored
     return df
 
-# %% ../../nbs/51_data.layouts.ipynb #c023
+# %% ../../nbs/51_data.layouts.ipynb #c026
 def read_mars(
     root:Path,           # Folder that contains bbox_train
     dataset:str='mars',  # Value of the column `dataset`
@@ -117,7 +123,7 @@ def read_mars(
     df.attrs['ignored'] = ignored
     return df
 
-# %% ../../nbs/51_data.layouts.ipynb #c026
+# %% ../../nbs/51_data.layouts.ipynb #c029
 def read_generated(
     root:Path,   # Folder with bounding_box_train and manifest.csv
 ) -> DataFrame:  # Manifest with provenance
@@ -127,9 +133,12 @@ def read_generated(
     paths, ignored = list_pictures(folder)
     _same_files(set(df.path), set(paths), folder.parent)
     if not df.is_generated.all():
-        raise InputError(f"{folder.parent/'manifest.csv'} says that {df.path[~df.is_generated].iloc[0]} is not generated; read a set of real pictures with its own reader.")
+        raise InputError(f"{folder.parent/'manifest.csv'} says that {df.path[~df.is_generated].iloc[0]} is not "
+                         f"generated; read a set of real pictures with its own reader.")
     wrong = [p for p, pid, cam in zip(df.path, df.pid, df.camid) if _parse_in(parse_market_name, p)[:2] != (pid, cam)]
-    if wrong: raise InputError(f"{wrong[0]} has another identity or camera in manifest.csv than in its name; generate the set again.")
+    if wrong:
+        raise InputError(f"{wrong[0]} has another identity or camera in manifest.csv than in its name; generate the "
+                         f"set again.")
     df.attrs['ignored'] = ignored
     return df
 
@@ -137,11 +146,13 @@ def _same_files(rows, files, root):
     "Rows of the manifest = files on disk"
     if not files: raise InputError(f"{root}/bounding_box_train holds no picture; generate the set again.")
     if lost := sorted(rows - files):
-        raise InputError(f"{root}/manifest.csv lists {len(lost)} pictures that are not there, first {lost[0]}; copy the whole folder or generate it again.")
+        raise InputError(f"{root}/manifest.csv lists {len(lost)} pictures that are not there, first {lost[0]}; copy "
+                         f"the whole folder or generate it again.")
     if extra := sorted(files - rows):
-        raise InputError(f"{root}/manifest.csv does not list {len(extra)} pictures of bounding_box_train, first {extra[0]}; remove them or generate the set again.")
+        raise InputError(f"{root}/manifest.csv does not list {len(extra)} pictures of bounding_box_train, first "
+                         f"{extra[0]}; remove them or generate the set again.")
 
-# %% ../../nbs/51_data.layouts.ipynb #c029
+# %% ../../nbs/51_data.layouts.ipynb #c032
 def read_csv(
     path:Path,  # CSV file with a header
 ) -> DataFrame: # Manifest with absolute paths
@@ -149,15 +160,17 @@ def read_csv(
     path = Path(path).expanduser().absolute()
     df = read_table(path)
     if lack := [c for c in ('path','pid','split') if c not in df]:
-        raise InputError(f"{path}: the header must name path, pid and split, but {', '.join(lack)} is missing among {', '.join(df.columns)}; add it.")
+        raise InputError(f"{path}: the header must name path, pid and split, but {', '.join(lack)} is missing among "
+                         f"{', '.join(df.columns)}; add it.")
     if not len(df): raise InputError(f"{path} has a header and no row; list one picture a row.")
     for c in ('path', 'source_path', 'pose_path'):
         if c in df: df[c] = absolute(df[c], path.parent)
     if lost := [p for p in df.path if not os.path.isfile(p)]:
-        raise InputError(f"{path} lists {len(lost)} pictures that are not there, first {lost[0]}; paths must be absolute or relative to {path.parent}.")
+        raise InputError(f"{path} lists {len(lost)} pictures that are not there, first {lost[0]}; paths must be "
+                         f"absolute or relative to {path.parent}.")
     return make_manifest(df, str(path))
 
-# %% ../../nbs/51_data.layouts.ipynb #c032
+# %% ../../nbs/51_data.layouts.ipynb #c035
 READERS = dict(market1501=read_market, mars=read_mars, generated=read_generated, csv=read_csv)
 
 def _layout(path):
@@ -178,12 +191,15 @@ def find_layout(
     for _ in range(3):
         hits = [(n, p) for p in level if (n := _layout(p))]
         if len(hits) == 1: return hits[0]
-        if hits: raise InputError(f"{root} holds several sets, {' and '.join(str(p) for _, p in hits[:3])}; give one of them.")
+        if hits:
+            raise InputError(f"{root} holds several sets, {' and '.join(str(p) for _, p in hits[:3])}; give one of "
+                             f"them.")
         level = [o for p in level if p.is_dir() for o in sorted(p.iterdir())[:100] if o.is_dir()]
-    raise InputError(f"{root} is no known set: bounding_box_train (Market-1501, generated), bbox_train (MARS) or a CSV was expected, but {found(root)}; "
+    raise InputError(f"{root} is no known set: bounding_box_train (Market-1501, generated), bbox_train (MARS) or a "
+                     f"CSV was expected, but {found(root)}; "
                      "give the folder that contains one of these.")
 
-# %% ../../nbs/51_data.layouts.ipynb #c035
+# %% ../../nbs/51_data.layouts.ipynb #c038
 def load_dataset(
     root:Path,     # Folder or CSV
     name:str=None, # One of `READERS`; found by looking when None
@@ -191,11 +207,12 @@ def load_dataset(
     "Find the layout of `root` and read it"
     if name is None: name, root = find_layout(root)
     if name not in READERS:
-        raise InputError(f"No reader is called {name!r} but {', '.join(READERS)}; did you mean {nearest(name, list(READERS))!r}?")
+        raise InputError(f"No reader is called {name!r} but {', '.join(READERS)}; did you mean "
+                         f"{nearest(name, list(READERS))!r}?")
     root = Path(root).expanduser()
     return READERS[name](root/'manifest.csv' if name == 'csv' and root.is_dir() else root)
 
-# %% ../../nbs/51_data.layouts.ipynb #c038
+# %% ../../nbs/51_data.layouts.ipynb #c041
 def check_train(
     df:DataFrame,             # Manifest
     where:str='The manifest', # How errors name it, usually the path of the set
@@ -204,16 +221,18 @@ def check_train(
     train = df[(df.split == 'train') & (df.pid > 0) & ~df.is_generated]
     counts = train.pid.value_counts().sort_index()
     if len(counts) < 2:
-        raise InputError(f"{where} has {len(train)} training pictures of {len(counts)} identities, and at least two identities are needed; "
+        raise InputError(f"{where} has {len(train)} training pictures of {len(counts)} identities, and at least two "
+                         f"identities are needed; "
                          "check the training folder.")
     df.attrs['single'] = [int(p) for p in counts.index[counts == 1]]
     if len(df.attrs['single']) == len(counts):
         p = train.path.iloc[0]
-        raise InputError(f"{where}: every one of the {len(counts)} training identities has a single picture ({p} is the only one of its), "
+        raise InputError(f"{where}: every one of the {len(counts)} training identities has a single picture ({p} is "
+                         f"the only one of its), "
                          "so that no pair can be made; add a second picture of some of them.")
     return df
 
-# %% ../../nbs/51_data.layouts.ipynb #c041
+# %% ../../nbs/51_data.layouts.ipynb #c044
 def check_test(
     df:DataFrame,             # Manifest
     where:str='The manifest', # How errors name it, usually the path of the set
@@ -225,7 +244,8 @@ def check_test(
     m = q[['pid','camid']].reset_index().merge(g[['pid','camid']], on='pid')
     ok = m[(m.camid_x != m.camid_y) | (m.camid_x == 0)]['index'].nunique()
     if not ok:
-        raise InputError(f"{where}: none of the {len(q)} queries has a picture of the same person from another camera in the gallery; "
+        raise InputError(f"{where}: none of the {len(q)} queries has a picture of the same person from another "
+                         f"camera in the gallery; "
                          "check that query and gallery are of one set and that the cameras are right.")
     df.attrs['unmatched'] = len(q) - ok
     return df

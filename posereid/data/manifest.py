@@ -18,6 +18,7 @@ COLUMNS   = ('path', 'pid', 'camid', 'split', 'is_generated')
 EXTRA     = ('seq', 'frame', 'tracklet', 'dataset')
 GENERATED = ('source_path', 'pose_path', 'k', 'generator', 'seed')
 SPLITS    = ('train', 'query', 'gallery', 'multi')
+_WORDS    = {'true':True, '1':True, '1.0':True, 'false':False, '0':False, '0.0':False}
 _PATHS    = ('path', 'source_path', 'pose_path')
 _TEXT     = (*_PATHS, 'split', 'tracklet', 'dataset', 'generator')
 
@@ -33,9 +34,10 @@ def _int_column(df, name, where):
 
 def _bool_column(df, name, where):
     "Column `name` as bool; `True`, `true`, `1` and their opposites are understood"
-    words = df[name].astype(str).str.lower().map({'true':True, '1':True, '1.0':True, 'false':False, '0':False, '0.0':False})
+    words = df[name].astype(str).str.lower().map(_WORDS)
     if words.isna().any():
-        raise InputError(f"{where}: `{name}` must be True or False, but {df[name][words.isna()].iloc[0]!r} was found; correct that row.")
+        raise InputError(f"{where}: `{name}` must be True or False, but {df[name][words.isna()].iloc[0]!r} was "
+                         f"found; correct that row.")
     return words.astype(bool)
 
 # %% ../../nbs/50_data.manifest.ipynb #c008
@@ -64,7 +66,8 @@ def _check_values(df, where):
         raise InputError(f"{where}: pid must be -1 or more and camid 0 or more, but {df.path[bad].iloc[0]} "
                          f"has pid {df.pid[bad].iloc[0]}, camid {df.camid[bad].iloc[0]}; correct that row.")
     if (bad := df.path.duplicated()).any():
-        raise InputError(f"{where}: a picture may be listed once, but {df.path[bad].iloc[0]} occurs twice; remove one row.")
+        raise InputError(f"{where}: a picture may be listed once, but {df.path[bad].iloc[0]} occurs twice; remove "
+                         f"one row.")
 
 # %% ../../nbs/50_data.manifest.ipynb #c010
 def make_manifest(
@@ -79,7 +82,7 @@ def make_manifest(
     known = [c for c in (*COLUMNS, *EXTRA, *GENERATED) if c in df]
     return df[known + [c for c in df if c not in known]]
 
-# %% ../../nbs/50_data.manifest.ipynb #c016
+# %% ../../nbs/50_data.manifest.ipynb #c018
 def pick(
     df:DataFrame, # Manifest
     split=None,   # A split or a list of them; all when None
@@ -90,22 +93,25 @@ def pick(
     keep = np.ones(len(df), bool)
     for c, v in eq.items():
         if c not in df:
-            raise InputError(f"The manifest has no column {c!r} but {', '.join(df.columns)}; did you mean {nearest(c, list(df.columns))!r}?")
-        keep &= (df[c].isin(list(v)) if isinstance(v, (list, tuple, set, np.ndarray, pd.Series)) else df[c] == v).to_numpy(bool)
+            raise InputError(f"The manifest has no column {c!r} but {', '.join(df.columns)}; did you mean "
+                             f"{nearest(c, list(df.columns))!r}?")
+        several = isinstance(v, (list, tuple, set, np.ndarray, pd.Series))
+        keep &= (df[c].isin(list(v)) if several else df[c] == v).to_numpy(bool)
     return df[keep].reset_index(drop=True)
 
-# %% ../../nbs/50_data.manifest.ipynb #c019
+# %% ../../nbs/50_data.manifest.ipynb #c021
 def train_labels(
     df:DataFrame, # Manifest
 ) -> dict:        # pid → class index, by rising pid
     "Rank of each pid among the sorted training identities"
     pids = np.unique(df.pid[(df.split == 'train') & (df.pid > 0)])
     if not len(pids):
-        raise InputError("No row of the manifest is a training picture of an identity (split 'train', pid 1 or more); "
+        raise InputError("No row of the manifest is a training picture of an identity (split 'train', pid 1 or "
+                         "more); "
                          "check that the set has a training folder.")
     return {int(p): i for i, p in enumerate(pids)}
 
-# %% ../../nbs/50_data.manifest.ipynb #c022
+# %% ../../nbs/50_data.manifest.ipynb #c024
 def label_of(
     df:DataFrame, # Manifest
     labels:dict,  # What `train_labels` gave
@@ -113,11 +119,12 @@ def label_of(
     "Class index of each row's pid"
     lab = df.pid.map(labels)
     if lab.isna().any():
-        raise InputError(f"pid {df.pid[lab.isna()].iloc[0]} ({df.path[lab.isna()].iloc[0]}) is none of the {len(labels)} training identities; "
+        raise InputError(f"pid {df.pid[lab.isna()].iloc[0]} ({df.path[lab.isna()].iloc[0]}) is none of the "
+                         f"{len(labels)} training identities; "
                          "take the labels and the pictures from the same training set.")
-    return lab.to_numpy(np.int64)
+    return lab.to_numpy(np.int64, copy=True)
 
-# %% ../../nbs/50_data.manifest.ipynb #c025
+# %% ../../nbs/50_data.manifest.ipynb #c027
 def write_manifest(
     df:DataFrame, # Manifest
     folder:Path,  # Existing folder, to which the paths are made relative
@@ -126,11 +133,11 @@ def write_manifest(
     folder = Path(folder).absolute()
     df, out = check_manifest(df), folder/'manifest.csv'
     for c in _PATHS:
-        if c in df: df[c] = [Path(os.path.relpath(p, folder)).as_posix() if isinstance(p, str) and p else '' for p in df[c]]
+        if c in df: df[c] = ['' if pd.isna(p) or not p else Path(os.path.relpath(p, folder)).as_posix() for p in df[c]]
     with write_beside(out) as tmp: df.to_csv(tmp, index=False, lineterminator='\n')
     return out
 
-# %% ../../nbs/50_data.manifest.ipynb #c027
+# %% ../../nbs/50_data.manifest.ipynb #c029
 def read_manifest(
     folder:Path, # Folder that holds manifest.csv
 ) -> DataFrame:  # Checked table with absolute paths
@@ -138,21 +145,24 @@ def read_manifest(
     folder = Path(folder).absolute()
     file = folder/'manifest.csv'
     if not file.is_file():
-        raise InputError(f"{folder} holds no manifest.csv; give the folder that `write_manifest` or a generating command wrote.")
+        raise InputError(f"{folder} holds no manifest.csv; give the folder that `write_manifest` or a generating "
+                         f"command wrote.")
     df = check_manifest(read_table(file), str(file))
     for c in _PATHS:
         if c in df: df[c] = absolute(df[c], folder)
     return df
 
-# %% ../../nbs/50_data.manifest.ipynb #c029
+# %% ../../nbs/50_data.manifest.ipynb #c031
 def read_table(
     file:Path,     # A CSV file with a header
 ) -> DataFrame:    # Its rows, text columns as text, nothing checked
     "A CSV as a table, or a sentence that says why it is none"
     try: df = pd.read_csv(file, dtype={c: str for c in _TEXT}, encoding='utf-8')
-    except FileNotFoundError: raise InputError(f"{file} does not exist; give the path of a CSV with a header line.") from None
+    except FileNotFoundError:
+        raise InputError(f"{file} does not exist; give the path of a CSV with a header line.") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
-        raise InputError(f"{file} is no CSV with a header line ({str(e).strip().splitlines()[0]}); write one row a picture, with "
+        raise InputError(f"{file} is no CSV with a header line ({str(e).strip().splitlines()[0]}); write one row a "
+                         f"picture, with "
                          f"columns {', '.join(COLUMNS)}.") from None
     for c in df.columns.intersection(_TEXT): df[c] = df[c].fillna('')
     return df

@@ -16,9 +16,12 @@ RULES = dict(any=['pid'], same_camera=['pid','camid'], tracklet=['pid','tracklet
 
 def _group_ids(df, rule):
     "A number per row, equal where the rule allows a pair; rows that are no identity get -1"
-    if rule not in RULES: raise InputError(f"No pair rule is called {rule!r} but {', '.join(RULES)}; did you mean {nearest(rule, list(RULES))!r}?")
+    if rule not in RULES:
+        raise InputError(f"No pair rule is called {rule!r} but {', '.join(RULES)}; did you mean "
+                         f"{nearest(rule, list(RULES))!r}?")
     if lack := [c for c in RULES[rule] if c not in df]:
-        raise InputError(f"The pair rule {rule!r} needs the column {lack[0]!r}, which the manifest has not; take the rule 'any' or 'same_camera'.")
+        raise InputError(f"The pair rule {rule!r} needs the column {lack[0]!r}, which the manifest has not; take "
+                         f"the rule 'any' or 'same_camera'.")
     ids = df.groupby(RULES[rule], sort=True, dropna=False).ngroup().to_numpy()
     return np.where(df.pid.to_numpy() > 0, ids, -1)
 
@@ -54,10 +57,12 @@ class PairReport:
     n_nobody:int      # Junk and distractor rows: they are no identity
 
     def _repr_markdown_(self):
-        return (f"{self.n_usable} of {self.n_pictures} pictures have a partner ({self.n_identities} identities, rule `{self.rule}`); "
-                f"{self.n_fallback} fell back to `any`, {len(self.single)} identities have a single picture, {self.n_nobody} rows are no identity.")
+        return (f"{self.n_usable} of {self.n_pictures} pictures have a partner ({self.n_identities} identities, "
+                f"rule `{self.rule}`); "
+                f"{self.n_fallback} fell back to `any`, {len(self.single)} identities have a single picture, "
+                f"{self.n_nobody} rows are no identity.")
 
-# %% ../../nbs/53_data.sampler.ipynb #c010
+# %% ../../nbs/53_data.sampler.ipynb #c011
 def pair_report(
     df:DataFrame,            # Manifest rows
     rule:str='same_camera',  # `any`, `same_camera` or `tracklet`
@@ -71,7 +76,7 @@ def pair_report(
 
 def _has_partner(ids): return (ids >= 0) & (np.bincount(ids + 1)[ids + 1] > 1) if len(ids) else np.zeros(0, bool)
 
-# %% ../../nbs/53_data.sampler.ipynb #c013
+# %% ../../nbs/53_data.sampler.ipynb #c014
 def make_pairs(
     df:DataFrame,           # Manifest rows
     rule:str='same_camera', # `any`, `same_camera` or `tracklet`
@@ -91,9 +96,10 @@ def make_pairs(
 def _no_pair(df):
     "The sentence for a set without any pair"
     who = f"{df.path.iloc[0]} is the only picture of its identity" if len(df) else "it is empty"
-    return f"No identity among {len(df)} pictures has two of them, so that no pair can be made ({who}); add a second picture of some identities."
+    return (f"No identity among {len(df)} pictures has two of them, so that no pair can be made ({who}); "
+            "add a second picture of some identities.")
 
-# %% ../../nbs/53_data.sampler.ipynb #c018
+# %% ../../nbs/53_data.sampler.ipynb #c019
 def epoch_pairs(
     df:DataFrame,           # Manifest rows
     rule:str='same_camera', # `any`, `same_camera` or `tracklet`

@@ -21,7 +21,7 @@ def box_kernel(
     "The 4×4 stride-2 transposed convolution that equals doubling the map and convolving it with `weight`"
     return 4*F.avg_pool2d(F.pad(weight.flip(2,3), (1,1,1,1)), 2, stride=1)
 
-# %% ../../nbs/21_models.generator.ipynb #c007
+# %% ../../nbs/21_models.generator.ipynb #c010
 class Up(nn.Module):
     "Double a map: nearest neighbours, then a 3×3 convolution (`resize`), or a free 4×4 `transposed` convolution"
     def __init__(self,
@@ -39,7 +39,7 @@ class Up(nn.Module):
         w = box_kernel(self.weight) if self.up=='resize' else self.weight
         return F.conv_transpose2d(x, w, self.bias, stride=2, padding=1)
 
-# %% ../../nbs/21_models.generator.ipynb #c009
+# %% ../../nbs/21_models.generator.ipynb #c014
 def unet_depth(
     size:tuple=(64,32), # Height and width of the pictures
     smallest:int=2,     # Stop when the shorter side is this small
@@ -52,7 +52,7 @@ def unet_depth(
     raise InputError(f"A U-Net halves its pictures, but {size[0]} × {size[1]} can be halved {depth} times only; "
                      f"choose sides that are multiples of 16, such as {near}.")
 
-# %% ../../nbs/21_models.generator.ipynb #c010
+# %% ../../nbs/21_models.generator.ipynb #c019
 def check_depth(
     size:tuple, # Height and width of the pictures
     depth:int,  # How many times both sides are to be halved
@@ -62,10 +62,10 @@ def check_depth(
     raise InputError(f"A U-Net of depth {depth} needs sides that are multiples of {2**max(depth,1)}, but got {size[0]} × {size[1]}; "
                      f"change the size, or set the depth to {unet_depth(size)}.")
 
-# %% ../../nbs/21_models.generator.ipynb #c012
+# %% ../../nbs/21_models.generator.ipynb #c022
 NORMS = {'batch': nn.BatchNorm2d, 'instance': lambda c: nn.InstanceNorm2d(c, affine=True)}
 
-# %% ../../nbs/21_models.generator.ipynb #c013
+# %% ../../nbs/21_models.generator.ipynb #c023
 class Encoder(nn.Module):
     "4×4 stride-2 convolutions, pix2pix's: LeakyReLU before all but the first, a norm after all but the first and the last"
     def __init__(self,
@@ -86,7 +86,7 @@ class Encoder(nn.Module):
             maps.append(norm(conv(F.leaky_relu(maps[-1], .2) if maps else x)))
         return maps
 
-# %% ../../nbs/21_models.generator.ipynb #c015
+# %% ../../nbs/21_models.generator.ipynb #c026
 class Decoder(nn.Module):
     "From the innermost maps back to a picture; at each level the maps of the encoders join in"
     def __init__(self,
@@ -111,7 +111,7 @@ class Decoder(nn.Module):
             if 0 < i >= n-3: d = self.drop(d)
         return d
 
-# %% ../../nbs/21_models.generator.ipynb #c017
+# %% ../../nbs/21_models.generator.ipynb #c029
 class SiameseUNet(nn.Module):
     "The generator of §3.4: an encoder for the appearance, one for the skeleton, and one decoder with skips from both"
     def __init__(self,
@@ -124,19 +124,22 @@ class SiameseUNet(nn.Module):
         skips:str='both',    # Whose maps the decoder sees on its way up: `both` or `appearance`
         dropout:float=0.,    # Dropout in the three innermost levels of the decoder; .5 in pix2pix
         max_mult:int=8,      # No map has more than `max_mult*width` channels
+        head:int=0,          # Maps at full size that a last 3×3 convolution joins with x and s; 0: the last doubling draws the picture, as in pix2pix
+        blend:bool=False,    # Also draw a mask, and keep the appearance's own pixels where it says so
     ):
         super().__init__()
         check_choices(norm=norm, up=up, skips=skips)
         depth = unet_depth(size) if depth is None else check_depth(size, depth)
-        self.size,self.skips = tuple(size),skips
+        self.size,self.skips,self.blend = tuple(size),skips,blend
         cs = [width*min(2**i, max_mult) for i in range(depth)]
         self.appearance = Encoder(cs, norm)
         self.skeleton = None if shared else Encoder(cs, norm)
         k = 2 if skips=='both' else 1
-        self.decoder = Decoder([(1+k)*c for c in cs[:-1]] + [2*cs[-1]], [3]+cs[:-1], norm, up, dropout)
+        self.decoder = Decoder([(1+k)*c for c in cs[:-1]] + [2*cs[-1]], [head or 3+blend]+cs[:-1], norm, up, dropout)
+        self.head = nn.Conv2d(head+6, 3+blend, 3, padding=1) if head else None
         self.apply(init_gan).to(memory_format=torch.channels_last)
 
-# %% ../../nbs/21_models.generator.ipynb #c018
+# %% ../../nbs/21_models.generator.ipynb #c031
 def check_choices(
     **kwargs, # `norm`, `up` or `skips`
 ):
@@ -153,7 +156,7 @@ def init_gan(
     elif getattr(m, 'weight', None) is not None: nn.init.normal_(m.weight, 1., .02)
     if getattr(m, 'bias', None) is not None: nn.init.zeros_(m.bias)
 
-# %% ../../nbs/21_models.generator.ipynb #c019
+# %% ../../nbs/21_models.generator.ipynb #c033
 @patch
 def encode(self:SiameseUNet,
     x:Tensor, # `(n, 3, h, w)` appearances in [−1, 1]
@@ -171,4 +174,8 @@ def forward(self:SiameseUNet,
     s:Tensor, # `(n, 3, h, w)` skeletons in [−1, 1]
 ) -> Tensor:  # `(n, 3, h, w)` the same people in these poses, in [−1, 1]
     "ŷ = G(x, s), without noise (§3.2.1)"
-    return torch.tanh(self.decoder(self.encode(x, s)))
+    y = self.decoder(self.encode(x, s))
+    if self.head is not None: y = self.head(torch.cat([F.relu(y), x, s], 1))
+    if not self.blend: return torch.tanh(y)
+    keep = torch.sigmoid(y[:,3:])
+    return keep*x + (1-keep)*torch.tanh(y[:,:3])

@@ -23,20 +23,21 @@ def _capsules(kpts, limb_radius, joint_radius):
     dev = kpts.device
     ends = torch.cat([torch.tensor(LIMBS[:17]), torch.arange(18)[:,None].expand(-1,2)]).to(dev)
     radius = torch.tensor([limb_radius]*17 + [joint_radius]*18, device=dev)
-    seen = kpts[...,2]>0
-    pic,part = seen[:,ends].all(-1).nonzero(as_tuple=True)
-    a,b = kpts[pic[:,None], ends[part], :2].unbind(1)
-    return a, b, radius[part], pic, part
+    pairs = kpts.index_select(1, ends.flatten()).view(-1,2,3)
+    there = (pairs[...,2]>0).all(-1).nonzero()[:,0]
+    a,b = pairs.index_select(0, there)[...,:2].unbind(1)
+    pic,part = there//35, there%35
+    return a, b, radius.index_select(0, part), pic, part
 
 # %% ../../nbs/12_pose.draw.ipynb #c013
-def _repeat(n): # `torch.repeat_interleave` wakes all threads for any length; these few sums need one
+def _repeat(n): # unlike `torch.repeat_interleave`, and `index_select` unlike `[]`, this wakes no threads for a few numbers
     "`0` n[0] times, `1` n[1] times, …, and where each begins"
     first = n.cumsum(0)-n
     jumps = torch.zeros(int(n.sum())+1, dtype=torch.long, device=n.device).scatter_add_(0, first, torch.ones_like(n))
     return jumps[:-1].cumsum(0)-1, first
 
 def _walk(a, b, radius, size):
-    "One row a step along each shape's longer axis: its shape and position; and of each shape `steep`, first end `p`, last end `q`"
+    "One row a step along each shape's longer axis: its shape and position; then whether shapes are `steep`, and their ends"
     steep = (b-a)[:,1].abs() >= (b-a)[:,0].abs()
     p,q = (torch.where(steep[:,None], e.flip(1), e) for e in (a,b))
     back = p[:,:1] > q[:,:1]
@@ -45,7 +46,7 @@ def _walk(a, b, radius, size):
     lo = (p[:,0]-radius-.5).ceil().clamp_min(0)
     hi = torch.minimum((q[:,0]+radius+.5).floor(), last)
     shape,first = _repeat((hi-lo+1).clamp_min(0).long())
-    major = torch.arange(len(shape), device=a.device) - (first-lo.long())[shape]
+    major = torch.arange(len(shape), device=a.device) - (first-lo.long()).index_select(0, shape)
     return shape, major, steep, p, q
 
 # %% ../../nbs/12_pose.draw.ipynb #c015
@@ -53,46 +54,43 @@ def _cover(shape, major, p, q, radius, n_across):
     "The equation above for `n_across` pixels across the line at each step: coverage, and where the first pixel is"
     d = q-p
     length = d.norm(dim=1)
-    along_major = torch.where(length>1e-6, d[:,0]/length.clamp_min(1e-6), 1.)
-    along_minor = d[:,1]/length.clamp_min(1e-6)
-    slope = d[:,1]/d[:,0].clamp_min(1e-6)
-    reach = (radius+.5)*(1+slope**2).sqrt()
-    per_shape = torch.stack([*p.T, d[:,0], slope, reach, along_major, along_minor, length/2, radius+.5], 1)
-    p0,p1,d0,slope,reach,e0,e1,half,r = per_shape[shape].T[...,None]
+    e0 = torch.where(length>1e-6, d[:,0]/length.clamp_min(1e-6), 1.) # direction: cosine and sine, |sine| the smaller
+    e1 = d[:,1]/length.clamp_min(1e-6)
+    p0,p1,e0,e1,half,r = torch.stack([*p.T, e0, e1, length/2, radius+.5], 1).index_select(0, shape).T[...,None]
     t = major[:,None]-p0
-    first = (p1 + slope*torch.minimum(t.clamp_min(0), d0) - reach).ceil()
+    centre = p1 + e1/e0*torch.minimum(t.clamp_min(0), 2*half*e0)
+    first = (centre-r/e0)//1 + 1
     k = torch.arange(n_across, dtype=p.dtype, device=p.device)
     along  = torch.addcmul(t*e0 + (first-p1)*e1 - half, e1, k).abs_().sub_(half).clamp_min_(0)
     across = torch.addcmul(t*e1 - (first-p1)*e0, e0, k, value=-1)
     return (r - torch.hypot(along, across)).clamp_(0,1), first.long()
 
-# %% ../../nbs/12_pose.draw.ipynb #c016
-def _paint(kpts, size, limb_radius, joint_radius, colors):
-    "Pictures `(n, 3, h, w)` of up to a few hundred poses; `colors` is `(35, 3)`"
-    (h,w),n = size,len(kpts)
+# %% ../../nbs/12_pose.draw.ipynb #c017
+def _paint(out, kpts, limb_radius, joint_radius, colors):
+    "Paint poses into the pictures `out`, `(n, 3, h, w)`; `colors` is `(35, 3)`"
+    n,_,h,w = out.shape
     a,b,radius,pic,part = _capsules(kpts, limb_radius, joint_radius)
-    shape,major,steep,p,q = _walk(a, b, radius, size)
+    shape,major,steep,p,q = _walk(a, b, radius, (h,w))
     n_across = int(2*math.sqrt(2)*(max(limb_radius, joint_radius)+.5)) + 1
     cover,first = _cover(shape, major, p, q, radius, n_across)
-    minor = first + torch.arange(n_across, device=kpts.device)
-    cover *= (minor>=0) & (minor<torch.where(steep, w, h)[shape,None])
-    at = (pic*3*h*w)[shape,None] + major[:,None]*torch.where(steep, w, 1)[shape,None] + minor*torch.where(steep, 1, w)[shape,None]
-    at = at.clamp_(0, (n*3-2)*h*w-1).flatten()
-    out = torch.zeros(n*3*h*w, dtype=torch.uint8, device=kpts.device)
-    for c in range(3):
-        value = (cover*colors[part,c][shape,None] + .5).to(torch.uint8).flatten()
-        out.scatter_reduce_(0, at + c*h*w, value, 'amax')
-    return out.view(n,3,h,w)
+    minor = first + torch.arange(n_across, device=out.device)
+    per_shape = torch.stack([pic*3*h*w, torch.where(steep, w, 1), torch.where(steep, 1, w), torch.where(steep, w, h)], 1)
+    origin,by_major,by_minor,n_minor = per_shape.index_select(0, shape).T[...,None]
+    cover *= (minor>=0) & (minor<n_minor)
+    at = (origin + major[:,None]*by_major + minor*by_minor).clamp_(0, (n*3-2)*h*w-1).flatten()
+    for c,color in enumerate(colors.index_select(0, part).index_select(0, shape).T[...,None]):
+        value = (cover*color + .5).to(torch.uint8).flatten()
+        out.view(-1).scatter_reduce_(0, at + c*h*w, value, 'amax')
 
-# %% ../../nbs/12_pose.draw.ipynb #c017
+# %% ../../nbs/12_pose.draw.ipynb #c018
 def _n_at_once(kpts, size): # few on a CPU: what fits its cache, and is too little for threads to wait for each other
-    return 1024 if kpts.is_cuda else max(8, 3*2**14//(size[0]*size[1]))
+    return 1024 if kpts.is_cuda else max(8, 32768//(size[0]*size[1]))
 
-# %% ../../nbs/12_pose.draw.ipynb #c019
+# %% ../../nbs/12_pose.draw.ipynb #c020
 def draw_skeletons(
     kpts, # `(n, 18, 3)` x, y, confidence (0 = missing)
     size:tuple=(64,32), # Height and width of the pictures to draw
-    source_size=None, # Height and width of the pictures that the joints belong to: two numbers, or `(n, 2)`; `None`: the same as `size`
+    source_size=None, # Height and width of the pictures that the joints belong to, or `(n, 2)`; `None`: `size`
     limb_width:float=None, # In pixels; `None`: 1/32 of the height
     joint_radius:float=None, # In pixels; `None`: 1/64 of the height
     colors=None, # `(18, 3)` RGB of the joints, 0 to 255; `None`: `COLORS`
@@ -106,20 +104,22 @@ def draw_skeletons(
     limbs = .6*colors[:17] if limb_colors is None else torch.as_tensor(limb_colors, dtype=torch.float32, device=kpts.device)
     limb_radius  = (size[0]/32 if limb_width is None else limb_width)/2
     joint_radius = size[0]/64 if joint_radius is None else joint_radius
-    args = tuple(size), limb_radius, joint_radius, torch.cat([limbs, colors])
-    out = torch.cat([_paint(o, *args) for o in kpts.split(_n_at_once(kpts, size))])
+    out = torch.zeros(len(kpts), 3, *size, dtype=torch.uint8, device=kpts.device)
+    n,colors = _n_at_once(kpts, size), torch.cat([limbs, colors])
+    for o,k in zip(out.split(n), kpts.split(n)): _paint(o, k, limb_radius, joint_radius, colors)
     return out if dtype==torch.uint8 else out.to(dtype)/127.5-1
 
-# %% ../../nbs/12_pose.draw.ipynb #c031
+# %% ../../nbs/12_pose.draw.ipynb #c032
 def heatmaps(
     kpts, # `(n, 18, 3)` x, y, confidence (0 = missing)
     size:tuple=(64,32), # Height and width of the maps
     sigma:float=None, # Spread of a bump in pixels; `None`: 3/64 of the height
-    source_size=None, # Height and width of the pictures that the joints belong to; `None`: the same as `size`
+    source_size=None, # Height and width of the pictures that the joints belong to, or `(n, 2)`; `None`: `size`
 ) -> Tensor: # `(n, 18, h, w)`: 1 at a joint, all 0 where it is missing
     "One Gaussian bump for each joint"
     kpts = check_joints(kpts)
     if source_size is not None: kpts = scale_joints(kpts, source_size, size)
     sigma = size[0]*3/64 if sigma is None else sigma
-    x,y = (torch.exp(-(torch.arange(m, device=kpts.device)-kpts[...,i,None])**2/(2*sigma**2)) for i,m in ((0,size[1]),(1,size[0])))
+    def bump(p, length): return torch.exp(-(torch.arange(length, device=p.device)-p[...,None])**2/(2*sigma**2))
+    x,y = bump(kpts[...,0], size[1]), bump(kpts[...,1], size[0])
     return y[...,:,None] * x[...,None,:] * (kpts[...,2]>0)[...,None,None]

@@ -29,7 +29,8 @@ def check_joints(
     kpts = torch.where(kpts[...,2:]>0, kpts, 0.)
     if not kpts.isfinite().all():
         i,j = (~kpts.isfinite()).any(-1).nonzero()[0].tolist()
-        raise InputError(f"The {JOINTS[j]} of pose {i} is {kpts[i,j].tolist()}: joints must be finite, missing ones have confidence 0.")
+        raise InputError(f"The {JOINTS[j]} of pose {i} is {kpts[i,j].tolist()}: joints must be finite; "
+                         "missing ones have confidence 0.")
     return kpts
 
 # %% ../../nbs/10_pose.joints.ipynb #c015

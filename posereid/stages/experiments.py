@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'PRESETS', 'RANGES', 'CHOICES', 'MAIN', 'OPTIONAL', 'COLUMNS', 'Inputs', 'world_inputs', 'poses_beside',
-           'folder_inputs', 'write_world_at', 'size_of', 'guider_for', 'RowSettings', 'experiment_settings',
-           'check_settings', 'pick_rows', 'check_row', 'row_settings', 'Experiment', 'score_model', 'add_deltas',
-           'write_results']
+           'folder_inputs', 'write_world_at', 'kind_of', 'guider_for', 'RowSettings', 'experiment_settings',
+           'check_settings', 'pick_rows', 'check_row', 'row_settings', 'Experiment', 'shown_to', 'Middle', 'seen_by',
+           'score_model', 'add_deltas', 'write_results']
 
 # %% ../../nbs/84_stages.experiments.ipynb #c002
 import json
@@ -25,7 +25,7 @@ from ..losses.transfer import GAN_FORMS
 from ..metrics.images import l1_error, ssim
 from ..data.manifest import label_of, pick, train_labels
 from ..data.layouts import check_train, load_dataset, read_generated
-from ..data.block import PictureStore, load_poses
+from ..data.block import PictureStore, centre_crop, load_poses
 from ..synth.world import World, WorldSettings, check_world, load_world, make_world, render_as
 from ..evaluate.protocol import evaluate_reid, identity_scores, reestimate_bn
 from .guider import ReIDSettings, equal_steps, freeze, load_reid, train_reid
@@ -48,7 +48,9 @@ class Inputs:
     @property
     def train(self): return pick(self.target, split='train')
 
-    def store(self, size):
+    def store(self,
+        size:tuple # Height and width
+    ) -> PictureStore:
         "The decoded pictures at `size`, shared by all stages that use it"
         return self.stores.setdefault(tuple(size), PictureStore(tuple(size)))
 
@@ -90,7 +92,7 @@ def folder_inputs(
     res.poses = PoseTable([n for t in tables for n in t.names], torch.cat([t.joints for t in tables]))
     return res
 
-# %% ../../nbs/84_stages.experiments.ipynb #c009
+# %% ../../nbs/84_stages.experiments.ipynb #c010
 def write_world_at(
     settings:WorldSettings, # The world
     out:Path,               # Its folder
@@ -107,11 +109,12 @@ def write_world_at(
         if fresh: shutil.rmtree(out)
     return make_world(settings, out)
 
-def size_of(
+def kind_of(
     file:Path # Settings that a stage left with its weights
-) -> tuple:   # Height and width
-    "The size of the pictures that a net was trained on"
-    return tuple(json.loads(Path(file).read_text())['size'])
+) -> dict:    # `size` and `crop`
+    "What pictures a net was trained on"
+    d = json.loads(Path(file).read_text())
+    return dict(size=tuple(d['size']), crop=tuple(d.get('crop', ())))
 
 def guider_for(
     folder:Path, # Run folder of step one
@@ -123,7 +126,7 @@ def guider_for(
     if n==len(labels): return model
     raise InputError(f"The guider in {folder} knows {n} people, but the target has {len(labels)}; train it on this target with posereid_guider.")
 
-# %% ../../nbs/84_stages.experiments.ipynb #c013
+# %% ../../nbs/84_stages.experiments.ipynb #c015
 @dataclass
 class RowSettings:
     "What belongs to rows and to no single stage"
@@ -132,7 +135,7 @@ class RowSettings:
 
 GROUPS = dict(world=WorldSettings, reid=ReIDSettings, transfer=TransferSettings, generate=GenerateSettings, rows=RowSettings)
 
-# %% ../../nbs/84_stages.experiments.ipynb #c015
+# %% ../../nbs/84_stages.experiments.ipynb #c017
 PRESETS = dict(
     smoke = dict(
         world    = dict(n_train=24, per_train=6, n_source=12, per_source=8, n_test=16, per_test=6, n_junk=8, n_distractor=16),
@@ -141,10 +144,10 @@ PRESETS = dict(
     default = dict(),
     paper = dict(
         world    = dict(size=(256,128)),
-        reid     = dict(arch='resnet50', weights='imagenet', size=(224,224), pad=16, epochs=60, milestones=(30,), lr=1e-3, bs=16),
-        transfer = dict(size=(256,256), width=64, d_width=64, pairs=500_000, bs=2, parts=100, guider_size=(224,224))))
+        reid     = dict(arch='resnet50', weights='imagenet', size=(256,256), crop=(224,224), pad=0, epochs=60, milestones=(30,), lr=1e-3, bs=16),
+        transfer = dict(size=(256,256), width=64, d_width=64, pairs=500_000, bs=2, parts=100)))
 
-# %% ../../nbs/84_stages.experiments.ipynb #c016
+# %% ../../nbs/84_stages.experiments.ipynb #c018
 def experiment_settings(
     preset:str='default',  # `smoke`, `default` or `paper`
     seed:int=0,            # Initialisation, order and sampling of all stages
@@ -162,7 +165,7 @@ def experiment_settings(
     groups = {g: GROUPS[g](**{**PRESETS[preset].get(g, {}), **more[g]}) for g in only}
     return check_settings(set_options(groups, list(opts or ())))
 
-# %% ../../nbs/84_stages.experiments.ipynb #c018
+# %% ../../nbs/84_stages.experiments.ipynb #c020
 RANGES = {(0,1): 'reid.eps_real reid.eps_generated rows.eps_unguided transfer.lr_decay',
           (0,1e9): 'transfer.beta transfer.lam transfer.adv transfer.foreground reid.pad reid.weight_decay',
           (1e-9,1e3): 'reid.lr transfer.lr',
@@ -197,7 +200,7 @@ def check_settings(
     if w: check_world(w)
     return groups
 
-# %% ../../nbs/84_stages.experiments.ipynb #c022
+# %% ../../nbs/84_stages.experiments.ipynb #c024
 MAIN = [
     dict(row='control',     title='control, equal epochs'),
     dict(row='equal_steps', title='control, equal steps',   steps='equal'),
@@ -212,7 +215,7 @@ OPTIONAL = [
     dict(row='own_0',       title='rendered in own poses, ε=0', pictures='own', **{'reid.eps_generated':0.}),
     dict(row='unguided_04', title='unguided, ε=0.4',            pictures='generator', **{'transfer.beta':0., 'reid.eps_generated':.4})]
 
-# %% ../../nbs/84_stages.experiments.ipynb #c023
+# %% ../../nbs/84_stages.experiments.ipynb #c025
 def pick_rows(
     names='main' # Names apart by spaces or commas, or a list; `main` are the six of the front page, `all` is every one
 ) -> list:       # Dicts
@@ -225,7 +228,7 @@ def pick_rows(
     wanted = {r['row'] for o in names for r in groups.get(o, [known.get(o)])}
     return [r for r in known.values() if r['row'] in wanted]
 
-# %% ../../nbs/84_stages.experiments.ipynb #c026
+# %% ../../nbs/84_stages.experiments.ipynb #c028
 _plain_keys = dict(row=None, title=None, pictures=(None,'generator','new','own'), steps=('epochs','equal'), eps_real=('average',))
 
 def check_row(
@@ -253,7 +256,7 @@ def row_settings(
     if unguided: res['reid'] = replace(res['reid'], eps_generated=groups['rows'].eps_unguided)
     return res
 
-# %% ../../nbs/84_stages.experiments.ipynb #c030
+# %% ../../nbs/84_stages.experiments.ipynb #c032
 class Experiment:
     "Trains what the rows ask for, each stage once, and scores every row"
     def __init__(self,
@@ -272,16 +275,22 @@ class Experiment:
         self.inputs,self.made = inputs or world_inputs(groups['world']),{}
         self.train,self.labels = self.inputs.train,train_labels(self.inputs.target)
 
-    def once(self, key, make):
+    def once(self,
+        key, # Anything that can be a key
+        make:callable # Called without arguments, once
+    ):
         "What `make()` gave when it was first asked for under `key`"
         if key not in self.made: self.made[key] = make()
         return self.made[key]
 
-    def folder(self, stage, *settings):
+    def folder(self,
+        stage:str, # Beginning of the name
+        *settings  # All that shapes what will be in it
+    ) -> Path:
         "Where a stage keeps what it makes: equal settings, equal folder"
         return self.run/f'{stage}-{hash_settings(*settings)[:8]}'
 
-# %% ../../nbs/84_stages.experiments.ipynb #c032
+# %% ../../nbs/84_stages.experiments.ipynb #c034
 @patch
 def reid(self:Experiment,
     settings:ReIDSettings, # Recipe
@@ -295,21 +304,27 @@ def reid(self:Experiment,
     store = self.inputs.store(settings.size)
     return path, self.once(path.name, lambda: train_reid(df, store, self.labels, settings, path, desc=desc))
 
-# %% ../../nbs/84_stages.experiments.ipynb #c034
+# %% ../../nbs/84_stages.experiments.ipynb #c036
+def shown_to(
+    settings:TransferSettings, # Of stage two
+    size:tuple,                # Size of the guider's pictures
+    crop:tuple=()              # What it crops from them
+) -> TransferSettings:         # The same with `guider_size` and `guider_crop` filled in
+    "The guider gets pictures of its own kind, unless the settings say otherwise"
+    size = tuple(size) if tuple(size)!=tuple(settings.size) else ()
+    return replace(settings, guider_size=settings.guider_size or size, guider_crop=settings.guider_crop or tuple(crop))
+
 @patch
 def generator(self:Experiment,
     g:dict # Settings of a row
 ) -> tuple: # The run folder and the generator
     "Stage two: G trained with D, and with the guider if β is above 0"
-    t,init,(by,guider) = g['transfer'],g['rows'].init or None,(None,None)
-    if t.beta: by,guider = self.reid(g['reid'])
+    t,i,init,(by,guider) = g['transfer'],self.inputs,g['rows'].init or None,(None,None)
+    if t.beta: t,(by,guider) = shown_to(t, g['reid'].size, g['reid'].crop),self.reid(g['reid'])
     path = self.folder('transfer', t, init, by and by.name)
-    i = self.inputs
-    def train():
-        G = train_transfer(self.train, i.source, i.poses, i.store(t.size), self.labels, guider and freeze(guider), t, path, init,
-                           desc='guided generator' if t.beta else 'unguided generator')
-        return G
-    return path, self.once(path.name, train)
+    desc = 'guided generator' if t.beta else 'unguided generator'
+    return path, self.once(path.name, lambda: train_transfer(self.train, i.source, i.poses, i.store(t.size), self.labels,
+                                                             guider and freeze(guider), t, path, init, desc=desc))
 
 @patch
 def todo(self:Experiment,
@@ -319,7 +334,7 @@ def todo(self:Experiment,
     i,s = self.inputs,g['generate']
     return self.once(('plan', hash_settings(s)), lambda: plan(self.train, i.source, i.poses, s))
 
-# %% ../../nbs/84_stages.experiments.ipynb #c036
+# %% ../../nbs/84_stages.experiments.ipynb #c038
 def _names(paths): return [Path(p).name for p in paths]
 
 @patch
@@ -350,7 +365,7 @@ def pictures(self:Experiment,
     if not (out/'manifest.csv').exists(): write_generated(self.rendered(todo, watch=True), todo, out, 'rendered', s.seed)
     return out
 
-# %% ../../nbs/84_stages.experiments.ipynb #c038
+# %% ../../nbs/84_stages.experiments.ipynb #c042
 @patch
 def recipe(self:Experiment,
     row:dict, # The row
@@ -363,16 +378,33 @@ def recipe(self:Experiment,
     if row.get('eps_real')=='average': s = replace(s, eps_real=smoothed_eps(s.eps_generated, new/n))
     return equal_steps(s, n, n+new) if row.get('steps')=='equal' else s
 
-# %% ../../nbs/84_stages.experiments.ipynb #c040
+# %% ../../nbs/84_stages.experiments.ipynb #c044
+class Middle:
+    "A store's pictures, cropped to the middle, as the paper tests a net that was trained on random crops (§4.2)"
+    def __init__(self,
+        store:PictureStore, # Whole pictures
+        crop:tuple          # Height and width of the middle
+    ): self.store,self.size = store,tuple(crop)
+    def get(self,
+        items # Manifest or paths
+    ): return centre_crop(self.store.get(items), self.size)
+
+def seen_by(
+    store:PictureStore, # Pictures at the size that a net was trained on
+    crop:tuple=()       # What it was trained to see of them; nothing: all
+):                      # A store
+    "The pictures as a ReID net is tested on them"
+    return Middle(store, crop) if crop and tuple(crop)!=store.size else store
+
 def score_model(
-    model,         # A ReID model
-    inputs:Inputs, # Target set with query, gallery and train
-    size:tuple,    # Height and width of its pictures
-    path:Path      # Run folder of the model, where scores.json is kept
-) -> dict:         # Percent, and the protocol
+    model,                 # A ReID model
+    inputs:Inputs,         # Target set with query, gallery and train
+    settings:ReIDSettings, # What it was trained with: size and crop
+    path:Path              # Run folder of the model, where scores.json is kept
+) -> dict:                 # Percent, and the protocol
     "Rank-1, rank-5 and both mAPs, with BatchNorm as trained and as re-estimated on real train pictures"
     if (path/'scores.json').exists(): return json.loads((path/'scores.json').read_text())
-    store,df = inputs.store(size),inputs.target
+    store,df = seen_by(inputs.store(settings.size), settings.crop),inputs.target
     r = evaluate_reid(model, df, store, dataset=inputs.name)
     b = evaluate_reid(reestimate_bn(model, store.get(inputs.train)), df, store, dataset=inputs.name)
     res = dict(rank1=r.rank(1), rank5=r.rank(5), map_trap=r.map_trap, map_mean=r.map_mean, rank1_bn=b.rank(1), map_trap_bn=b.map_trap,
@@ -381,7 +413,7 @@ def score_model(
     with write_beside(path/'scores.json') as p: p.write_text(to_json(res))
     return res
 
-# %% ../../nbs/84_stages.experiments.ipynb #c041
+# %% ../../nbs/84_stages.experiments.ipynb #c047
 COLUMNS = ('row pictures steps eps_real eps_generated rank1 rank5 map_trap map_mean d_steps d_smoothed '
            'rank1_bn map_trap_bn map_mean_bn seed world').split()
 
@@ -396,7 +428,7 @@ def result(self:Experiment,
     self.made['folders', row['row']] = dict(reid=path, generator=self.generator(g)[0] if row.get('pictures')=='generator' else None)
     m = json.loads((path/'metrics.json').read_text())
     return dict(row=title, name=row['row'], pictures=m['n_pictures'], steps=m['steps'], eps_real=s.eps_real,
-                eps_generated=s.eps_generated if extra else np.nan, **score_model(model, self.inputs, s.size, path), seed=s.seed,
+                eps_generated=s.eps_generated if extra else np.nan, **score_model(model, self.inputs, s, path), seed=s.seed,
                 world=g['world'].world if self.inputs.world else '')
 
 @patch
@@ -410,7 +442,7 @@ def results(self:Experiment) -> pd.DataFrame: # `COLUMNS`, `name` and `protocol`
     write_results(self.table, self.run/'results.csv')
     return self.table
 
-# %% ../../nbs/84_stages.experiments.ipynb #c042
+# %% ../../nbs/84_stages.experiments.ipynb #c048
 def add_deltas(
     df:pd.DataFrame # Rows with `name` and `map_trap`
 ) -> pd.DataFrame:  # The same with `d_steps` and `d_smoothed`
@@ -427,7 +459,7 @@ def write_results(
     "results.csv: `COLUMNS` only, four digits, no time or date, so that equal seeds give equal bytes"
     with write_beside(path) as p: df[COLUMNS].to_csv(p, index=False, float_format='%.4f', lineterminator='\n')
 
-# %% ../../nbs/84_stages.experiments.ipynb #c044
+# %% ../../nbs/84_stages.experiments.ipynb #c051
 def _fit(x, size):
     if tuple(x.shape[-2:])==tuple(size): return x
     return F.interpolate(x.float(), tuple(size), mode='bilinear', antialias=True).round().clamp(0, 255).to(x.dtype)
@@ -457,7 +489,7 @@ def transfers(self:Experiment,
         seen.add(path)
     return todo,res
 
-# %% ../../nbs/84_stages.experiments.ipynb #c046
+# %% ../../nbs/84_stages.experiments.ipynb #c053
 @patch
 def floors(self:Experiment,
     todo:pd.DataFrame # Rows of the plan
@@ -487,8 +519,9 @@ def errors(self:Experiment,
     size,mask = tuple(self.groups['transfer'].size),mask[:,None].float()
     truth,mask = _fit(truth, size),_fit(mask, size).clamp_min(1e-6) # nobody in sight: the whole picture counts
     shown = {**self.floors(todo), **{k:v for k,v in res.items() if k not in ('appearance','skeleton')}, 'true rendering':truth}
-    judges,labels = self.judges(),label_of(todo, self.labels).copy()
+    judges,labels,r = self.judges(),label_of(todo.rename(columns={'source_path':'path'}), self.labels),self.groups['reid']
     def line(x):
-        who = {k: 100*identity_scores(m, _fit(x, self.groups['reid'].size), labels)['top1'] for k,m in judges.items()}
+        seen = centre_crop(_fit(x, r.size), tuple(r.crop)) if r.crop else _fit(x, r.size)
+        who = {k: 100*identity_scores(m, seen, labels)['top1'] for k,m in judges.items()}
         return dict(l1=l1_error(x, truth).mean().item(), l1_person=l1_error(x, truth, mask).mean().item(), ssim=ssim(x, truth).mean().item(), **who)
     return pd.DataFrame([dict(row=k, **line(x)) for k,x in shown.items()])

@@ -148,7 +148,16 @@ def _logs(exp):
             if path is not None: logs.setdefault(path, f"{row.get('title', row['row'])}: {'generator' if kind=='generator' else 'ReID'}")
     return {title: path/'log.csv' for path,title in logs.items()}
 
-# %% ../../nbs/85_stages.report.ipynb #c023
+# %% ../../nbs/85_stages.report.ipynb #c022
+TABLE_NOTE = ("mAP is the trapezoid of the original Market-1501 evaluation; the mean of precisions stands beside it. Δ is the difference in mAP to "
+              "the control trained for as many steps, and to the one that is smoothed as much on average too. (BN): statistics of BatchNorm taken again "
+              "on real train pictures. Rendered rows are references, not upper bounds. Dashed: control at equal steps; dotted: smoothed control. One seed; differences of a few points mean little.")
+GRID_NOTE = ("From left to right: whom to draw, in which pose, what each generator drew, and the truth, which only a synthetic world can show.")
+ERROR_NOTE = ("Mean absolute difference to the true rendering on the scale from -1 to 1 (0 to 2), over all pixels and on the person. Copying the source picture "
+              "and the mean picture of the identity are the two floors: a generator that is not below them has learnt no pose transfer. "
+              "Known to: percent of the pictures in which the guider, and a control that no generator was trained with, names the right one of the training people.")
+
+# %% ../../nbs/85_stages.report.ipynb #c024
 def report(
     exp,            # An `Experiment` after `results()`
     command:str='', # How it was started
@@ -171,12 +180,3 @@ def report(
     out = exp.run/'report.html'
     with write_beside(out) as p: p.write_text(page(f'posereid: {exp.inputs.name}', sections), encoding='utf-8')
     return out
-
-# %% ../../nbs/85_stages.report.ipynb #c024
-TABLE_NOTE = ("mAP is the trapezoid of the original Market-1501 evaluation; the mean of precisions stands beside it. Δ is the difference in mAP to "
-              "the control trained for as many steps, and to the one that is smoothed as much on average too. (BN): statistics of BatchNorm taken again "
-              "on real train pictures. Rendered rows are references, not upper bounds. Dashed: control at equal steps; dotted: smoothed control. One seed; differences of a few points mean little.")
-GRID_NOTE = ("From left to right: whom to draw, in which pose, what each generator drew, and the truth, which only a synthetic world can show.")
-ERROR_NOTE = ("Mean absolute difference to the true rendering on the scale from -1 to 1 (0 to 2), over all pixels and on the person. Copying the source picture "
-              "and the mean picture of the identity are the two floors: a generator that is not below them has learnt no pose transfer. "
-              "Known to: percent of the pictures in which the guider, and a control that no generator was trained with, names the right one of the training people.")

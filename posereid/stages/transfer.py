@@ -29,8 +29,8 @@ from ..data.manifest import pick
 from ..losses.transfer import check_form, discriminator_loss, generator_adv_loss, guider_ce, l1_loss, transfer_loss
 from ..models.discriminator import StackedDiscriminator
 from ..models.generator import SiameseUNet
-from .guider import (PlainBatch, at_least_one, fit_stage, frame_id, freeze, last_row, one_of, open_run,
-                                      plain)
+from .guider import (PlainBatch, StageLearner, at_least_one, fit_stage, frame_id, freeze, last_row,
+                                    one_of, open_run, plain)
 
 # %% ../../nbs/81_stages.transfer.ipynb #c005
 @dataclass
@@ -45,6 +45,8 @@ class TransferSettings:
     norm:str='batch'         # `batch` or `instance`, in G and D
     up:str='resize'          # `resize` or `transposed` convolutions on the way up
     skips:str='both'         # Encoders that send skips: `both` or `appearance`
+    head:int=0               # Maps at full size before G's last convolution; 0: none, as in pix2pix
+    blend:bool=False         # G also draws a mask and keeps the appearance's pixels where it says so
     dropout:float=0.         # Dropout in the inner layers of the generator
     gan:str='nonsat'         # `nonsat`, `minimax` (both Eq. 1) or `lsgan`
     adv:float=1.             # Weight of the adversarial term; 0 trains without discriminator
@@ -139,7 +141,7 @@ def transfer_model(
     check_form(s.gan)
     one_of('transfer.aux', s.aux, ('mixed','apart'))
     at_least_one('transfer', s, 'width', 'd_width', 'd_layers', 'bs', 'pairs', 'parts')
-    G = SiameseUNet(s.size, s.width, s.depth, s.shared, s.norm, s.up, s.skips, s.dropout)
+    G = SiameseUNet(s.size, s.width, s.depth, s.shared, s.norm, s.up, s.skips, s.dropout, head=s.head, blend=s.blend)
     D = StackedDiscriminator(s.d_width, s.d_layers, s.norm)
     return TransferModel(G, D, guider if s.beta else None, s.ema, judge)
 
@@ -147,8 +149,8 @@ def transfer_model(
 class TwoAdams:
     "The pair of optimisers of Eq. 6, where a `Learner` keeps its one: `D` and `G`, each with parameters of its own"
     def __init__(self,
-        params,             # [parameters of D, parameters of G], from `split_DG`
-        lr:float=2e-4,      # Step size of both
+        params,               # [parameters of D, parameters of G], from `split_DG`
+        lr:float=2e-4,        # Step size of both
         betas:tuple=(.5,.999) # Momenta of both
     ): self.D,self.G = (torch.optim.Adam(list(p), lr=lr, betas=tuple(betas), fused=True) for p in params)
     def set_hypers(self, **kwargs):
@@ -262,15 +264,17 @@ def decay_lr(
 
 # %% ../../nbs/81_stages.transfer.ipynb #c036
 def stage_batches(
-    target_df, source_df,     # Training pictures of the target, and of the source or None
-    poses, store,             # Joints and pictures
+    target_df,                # Training pictures of the target
+    source_df,                # Training pictures of the source, or None
+    poses,                    # `PoseTable` that knows both
+    store,                    # `PictureStore` at `settings.size`
     labels:dict,              # Identity → label
     settings:TransferSettings # Pairs, batch size, pair rule, flip, foreground
 ):                            # DataLoaders, one part of the training an epoch
     "The pairs of one part, drawn anew for each"
     s = settings
     if tuple(store.size)!=tuple(s.size): raise InputError(
-        f"The store holds pictures of {store.size} but transfer.size is {tuple(s.size)}; open a PictureStore of that size.")
+        f"The store holds pictures of {tuple(store.size)} but transfer.size is {tuple(s.size)}; open a PictureStore of that size.")
     return transfer_dls(target_df, source_df, poses, store, labels, bs=s.bs, n_pairs=s.pairs, epochs=s.parts, pair=s.pair,
                         source_pair=s.source_pair or None, missing=s.missing, seed=s.seed, flip=s.flip,
                         foreground=s.foreground, device=default_device())
@@ -283,8 +287,8 @@ def transfer_learner(
 ) -> Learner:                 # Learner whose batches are the four steps
     "A `Learner` for step two: one callback does the work, the rest of fastai is left as it is"
     opt = partial(TwoAdams, betas=settings.betas)
-    return Learner(dls, model, loss_func=l1_loss, opt_func=opt, lr=settings.lr, splitter=split_DG, wd_bn_bias=True,
-                   train_bn=False, default_cbs=False, cbs=[TrainEvalCallback(), PlainBatch(), TransferCallback(settings)])
+    return StageLearner(dls, model, loss_func=l1_loss, opt_func=opt, lr=settings.lr, splitter=split_DG, wd_bn_bias=True,
+        train_bn=False, default_cbs=False, cbs=[TrainEvalCallback(), PlainBatch(), TransferCallback(settings)])
 
 # %% ../../nbs/81_stages.transfer.ipynb #c046
 def sheet(
@@ -341,7 +345,8 @@ def poses_id(
     return hashlib.sha256(joints.contiguous().numpy().tobytes()).hexdigest()[:12]
 
 def transfer_choices(
-    target_df, source_df,      # Training pictures of the target, and of the source or None
+    target_df,                 # Training pictures of the target
+    source_df,                 # Training pictures of the source, or None
     poses,                     # `PoseTable`
     guider:nn.Module,          # Guider, or None
     settings:TransferSettings, # Settings

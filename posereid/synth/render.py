@@ -272,5 +272,6 @@ def render(
     gain = torch.stack([o.gain for o in cams])[camera]*shot[:,_S['bright'],None]
     img = F.avg_pool2d(img, 2)*gain[:,:,None,None] + _noise(seeds, *size, noise)
     mask = F.avg_pool2d((depth.isfinite()&~occ)[:,None].float(), 2)[:,0]
-    joints = _joints(pts, scale, depth, shot, h, w)*torch.tensor([.5,.5,1.])
+    joints = _joints(pts, scale, depth, shot, h, w)
+    joints[...,:2] = (joints[...,:2]/2-.5)*(joints[...,2:]>0)      # pixel 0 has its centre at 0, as in keypoint files
     return (img.clamp(0,1)*255).round().byte(), joints, mask

@@ -1,0 +1,335 @@
+"Manifest, readers, pairs and batches: oracles, bad input, and the promise about seeds"
+import os, shutil
+from collections import defaultdict
+from pathlib import Path
+import numpy as np, pandas as pd, pytest, torch
+from PIL import Image
+from posereid.core import InputError
+from posereid.data.layouts import (check_test, check_train, find_layout, load_dataset, parse_mars_name, parse_market_name,
+                                   read_csv, read_generated, read_market, read_mars)
+from posereid.data.manifest import check_manifest, label_of, make_manifest, pick, read_manifest, train_labels, write_manifest
+from posereid.data.sampler import epoch_pairs, make_pairs, pair_report
+
+
+def error(f, *words):
+    "The one-sentence error that `f` must raise"
+    with pytest.raises(InputError) as e: f()
+    said = str(e.value)
+    assert '\n' not in said and said[-1] in '.?)', said
+    for w in words: assert str(w) in said, (w, said)
+    return said
+
+def paint(path, size=(32,64), mode='RGB', seed=0, **kw):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    a = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(a).convert(mode).save(path, **kw)
+    return path
+
+@pytest.fixture(scope='module')
+def market(tmp_path_factory):
+    "Six people, three pictures in each of two cameras; the last three people are the test half"
+    root, n = tmp_path_factory.mktemp('run3_c2s1')/'set', 0
+    for p in (2, 7, 11, 20, 21, 22):
+        for c in (1, 3):
+            for i in range(3):
+                folder = 'bounding_box_train' if p < 20 else 'query' if i == 0 else 'bounding_box_test'
+                paint(root/folder/f'{p:04d}_c{c}s1_{n:06d}_01.jpg', seed=n, quality=95); n += 1
+    paint(root/'bounding_box_test'/'0000_c1s1_000001_01.jpg')
+    paint(root/'bounding_box_test'/'-1_c2s1_000001_01.jpg.jpg')
+    return root
+
+@pytest.fixture(scope='module')
+def mars(tmp_path_factory):
+    root = tmp_path_factory.mktemp('mars')
+    for p in (1, 5):
+        for t in (1, 2):
+            for f in range(1, 4): paint(root/'bbox_train'/f'{p:04d}'/f'{p:04d}C1T{t:04d}F{f:03d}.jpg', seed=100*p+10*t+f)
+    return root
+
+@pytest.fixture(scope='module')
+def block():
+    import posereid.data.block as b
+    return b
+
+@pytest.fixture
+def copy(market, tmp_path): return Path(shutil.copytree(market, tmp_path/'set'))
+
+def poses_of(block, *dfs):
+    from posereid.pose.files import PoseTable
+    from posereid.pose.joints import walking_pose
+    names = [os.path.basename(p) for df in dfs for p in df.path]
+    return PoseTable(names, walking_pose(torch.linspace(0, 6, len(names))))
+
+# --- names and folders
+
+def test_names_are_read_from_the_base_name_only():
+    assert parse_market_name('/data/0009_c5s5/run3_c2/0002_c1s1_000451_03.jpg') == (2,1,1,451,3)
+    assert parse_market_name('0002_c1s1_000451_03.jpg.jpg')[:2] == (2,1)
+    assert parse_market_name('0002_c1s1_000451_03_g1.jpg')[:2] == (2,1)
+    assert parse_mars_name('00-1C1T0001F001.jpg').pid == -1
+    for bad in ('002_c1s1_000451_03.jpg', 'x0002_c1s1_000451_03.jpg', '0002_c1_f0046182.jpg', '0002_c1s1_000451_03'):
+        error(lambda: parse_market_name(bad), bad)
+
+def test_market(market):
+    df = read_market(market)
+    assert df.split.value_counts().to_dict() == dict(train=18, query=6, gallery=14)
+    assert sorted(set(df.pid)) == [-1,0,2,7,11,20,21,22]
+    assert sum(p.endswith('.jpg.jpg') for p in df.path) == 1
+    assert all(os.path.isabs(p) for p in df.path)
+    assert train_labels(df) == {2:0, 7:1, 11:2}
+    assert check_train(check_test(df)).attrs['single'] == []
+    assert read_market(os.path.relpath(market)).equals(df)
+
+def test_wrong_folders(market, mars, copy, tmp_path):
+    error(lambda: read_market(tmp_path/'none'), tmp_path/'none', 'bounding_box_train', 'does not exist')
+    error(lambda: read_market(mars), mars, 'bounding_box_train', 'bbox_train/')
+    error(lambda: read_market(market/'bounding_box_train'), f'give its parent {market}')
+    error(lambda: read_market(market, ('multi',)), 'gt_bbox')
+    error(lambda: read_market(market, 'test'), "'test'")
+    error(lambda: load_dataset(tmp_path/'none'), tmp_path/'none', 'does not exist')
+    error(lambda: load_dataset(market.parent.parent/'nothing here'), 'was expected')
+    for f in (copy/'query').iterdir(): f.unlink()
+    error(lambda: read_market(copy), copy/'query', 'query pictures', 'it is empty')
+    paint(copy/'query'/'holiday.jpg')
+    error(lambda: read_market(copy), copy/'query'/'holiday.jpg', '0002_c1s1_000451_03.jpg')
+
+def test_finding_the_layout(market, mars, tmp_path):
+    nest = tmp_path/'market1501'/'Market-1501-v15.09.15'
+    shutil.copytree(market, nest)
+    assert find_layout(tmp_path) == ('market1501', nest)
+    shutil.copytree(mars, tmp_path/'mars'/'MARS')
+    error(lambda: find_layout(tmp_path), 'several sets', nest)
+    assert len(load_dataset(tmp_path/'mars')) == 12
+
+def test_other_files_are_told(copy):
+    (copy/'query'/'Thumbs.db').touch()
+    (copy/'bounding_box_test'/'._0002_c1s1_000451_03.jpg').touch()
+    assert [Path(p).name for p in read_market(copy).attrs['ignored']] == ['Thumbs.db', '._0002_c1s1_000451_03.jpg']
+
+def test_single_pictures_and_hopeless_sets(market, mars):
+    df = read_market(market)
+    one = pd.concat([df, df.iloc[:1].assign(pid=99, path='/x/0099.jpg')], ignore_index=True)
+    assert check_train(one).attrs['single'] == [99]
+    error(lambda: check_train(pick(df, 'train').drop_duplicates('pid'), market), market, 'single picture')
+    error(lambda: check_train(pick(df, 'train', pid=2), market), market, 'two identities')
+    error(lambda: check_test(pick(df, ['train','gallery']), market), market, 'no query')
+    error(lambda: check_test(df[(df.split != 'gallery') | (df.camid == 2)], market), 'another camera')
+    assert check_test(df[(df.split != 'gallery') | (df.pid != 20)]).attrs['unmatched'] == 2
+
+# --- manifests
+
+def test_manifest_round_trip_and_types(market, tmp_path):
+    df = pick(read_market(market), 'train').assign(is_generated=True, generator='12e456789012', source_path='/a/b.jpg', k=0)
+    (tmp_path/'x').mkdir()
+    write_manifest(df, tmp_path/'x')
+    back = read_manifest(tmp_path/'x')
+    assert back.path.tolist() == df.path.tolist() and back.generator.tolist() == df.generator.tolist()
+    assert back.is_generated.dtype == bool and back.pid.dtype == np.int64
+    assert not (tmp_path/'x'/'manifest.csv').read_text().count(',/')
+    assert [o.name for o in (tmp_path/'x').iterdir()] == ['manifest.csv']
+
+@pytest.mark.parametrize('change,words', [
+    (dict(pid=1.5), ['pid', '1.5']), (dict(pid=None), ['pid']), (dict(camid=-2), ['camid']), (dict(split='test'), ["'test'"]),
+    (dict(is_generated='maybe'), ['is_generated', 'maybe']), (dict(path='/a/1.jpg'), ['/a/1.jpg', 'twice'])])
+def test_bad_rows(change, words):
+    rows = [dict(path=f'/a/{i}.jpg', pid=i+1, camid=1, split='train', is_generated=False) for i in range(3)]
+    rows[2] = {**rows[2], **change}
+    error(lambda: make_manifest(rows, 'mine.csv'), 'mine.csv', *words)
+
+def test_bad_files(tmp_path):
+    error(lambda: read_manifest(tmp_path), tmp_path, 'manifest.csv')
+    error(lambda: read_csv(tmp_path/'no.csv'), tmp_path/'no.csv')
+    for text in ('', 'path,pid,split\n', 'a,b\n1,2\n', 'path,pid,split\n"a,1,train\n', 'path,pid,split\na.jpg,1,train\n'):
+        (tmp_path/'m.csv').write_text(text)
+        error(lambda: read_csv(tmp_path/'m.csv'), tmp_path/'m.csv')
+    (tmp_path/'m.csv').write_bytes(b'path,pid,split\n\xff\xfe,1,train\n')
+    error(lambda: read_csv(tmp_path/'m.csv'), tmp_path/'m.csv')
+
+def test_labels_do_not_depend_on_order(market):
+    df = read_market(market)
+    mixed = df.sample(frac=1, random_state=0)
+    assert train_labels(mixed) == train_labels(df)
+    train = pick(df, 'train')
+    assert (label_of(train, train_labels(df)) == np.searchsorted(np.unique(train.pid), train.pid)).all()
+
+def test_generated_set(market, tmp_path):
+    src = pick(read_market(market), 'train')
+    out = [tmp_path/'bounding_box_train'/Path(p).name.replace('.jpg', '_g1.jpg') for p in src.path]
+    for p in out: paint(p)
+    df = make_manifest(src[['pid','camid','split']].assign(path=list(map(str, out)), is_generated=True, source_path=src.path,
+                                                          pose_path=src.path, k=1, generator='000000000012', seed=3))
+    write_manifest(df, tmp_path)
+    pd.testing.assert_frame_equal(read_generated(tmp_path), df)
+    assert find_layout(tmp_path)[0] == 'generated'
+    out[0].unlink()
+    error(lambda: read_generated(tmp_path), tmp_path, 'not there', out[0])
+    write_manifest(df.iloc[2:], tmp_path)
+    error(lambda: read_generated(tmp_path), tmp_path, out[1], 'does not list')
+    write_manifest(df.iloc[1:].assign(pid=5), tmp_path)
+    error(lambda: read_generated(tmp_path), out[1], 'another identity')
+
+# --- pairs
+
+def test_pairs_against_a_loop():
+    rng = np.random.default_rng(0)
+    for trial in range(12):
+        n = int(rng.integers(4, 30))
+        df = pd.DataFrame(dict(pid=rng.integers(-1, 6, n), camid=rng.integers(1, 4, n), path=[f'{i}.jpg' for i in range(n)]))
+        mates = lambda i, rule: [j for j in range(n) if j != i and df.pid[i] == df.pid[j] > 0 and (rule == 'any' or df.camid[i] == df.camid[j])]
+        rule = ('any','same_camera')[trial % 2]
+        usable = [i for i in range(n) if mates(i, 'any')]
+        if not usable:
+            error(lambda: make_pairs(df, rule))
+            continue
+        allowed = {i: set(mates(i, rule) or mates(i, 'any')) for i in usable}
+        x, y = make_pairs(df, rule, n=len(usable)*60, seed=trial)
+        assert np.bincount(x, minlength=n)[usable].tolist() == [60]*len(usable)
+        seen = defaultdict(set)
+        for i, j in zip(x, y): seen[i].add(j)
+        assert all(seen[i] <= allowed[i] for i in usable)
+        assert all(len(allowed[i]) > 6 or seen[i] == allowed[i] for i in usable)
+        rep = pair_report(df, rule)
+        assert rep.n_usable == len(usable) and rep.n_fallback == sum(not mates(i, rule) for i in usable)
+
+def test_pairs_are_uniform_and_seeded():
+    df = pd.DataFrame(dict(pid=[3]*5, camid=[1]*5, path=list('abcde')))
+    x, y = make_pairs(df, n=20_000, seed=0)
+    share = np.histogram2d(x, y, bins=[range(6)]*2)[0]/4000
+    assert np.allclose(share, .25*(1-np.eye(5)), atol=.03)
+    same = lambda a, b: all((i == j).all() for i, j in zip(a, b))
+    assert same(epoch_pairs(df, n=40, seed=1, epoch=2), epoch_pairs(df, n=40, seed=1, epoch=2))
+    assert not same(epoch_pairs(df, n=40, seed=1, epoch=2), epoch_pairs(df, n=40, seed=2, epoch=1))
+
+# --- pictures and batches
+
+def test_bad_pictures(block, tmp_path):
+    store = block.PictureStore((16,8))
+    whole = paint(tmp_path/'whole.jpg')
+    (tmp_path/'cut.jpg').write_bytes(whole.read_bytes()[:-200])
+    (tmp_path/'head.jpg').write_bytes(whole.read_bytes()[:60])
+    (tmp_path/'none.jpg').write_bytes(b'')
+    png = paint(tmp_path/'whole.png')
+    (tmp_path/'cut.png').write_bytes(png.read_bytes()[:-900])
+    for name in ('cut.jpg', 'head.jpg', 'none.jpg', 'cut.png'): error(lambda: store.get([whole, tmp_path/name]), tmp_path/name, 'truncated')
+    for mode in ('L', 'RGBA', 'CMYK', 'P', '1', 'I;16'):
+        p = tmp_path/f'{mode[0]}.{"jpg" if mode == "CMYK" else "png"}'
+        Image.new(mode, (8,16)).save(p)
+        error(lambda: store.get([p]), p, f'mode is {mode}', 'convert')
+        assert tuple(block.PictureStore((16,8), convert=True).get([p]).shape) == (1,3,16,8)
+    error(lambda: store.get([tmp_path]), tmp_path)
+    assert len(store) == 0 or all(str(whole) == p for p in store._rows)
+
+def test_store_is_pillow_and_survives_its_limit(block, market):
+    df = read_market(market)
+    for size in ((64,32), (48,20)):
+        want = np.stack([np.asarray(Image.open(p).resize(size[::-1], Image.Resampling.BILINEAR)) for p in df.path]).transpose(0,3,1,2)
+        for room in (0, 5, 1000):
+            store = block.PictureStore(size, max_bytes=room*3*size[0]*size[1])
+            for _ in range(2): assert (store.get(df).numpy() == want).all()
+            assert len(store) == min(room, len(df))
+            assert store.sizes(df).unique(dim=0).tolist() == [[64,32]]
+
+def test_crop_against_a_loop(block):
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (20,3,12,8), generator=rng).to(torch.uint8)
+    top, left, flip = torch.randint(-3, 4, (20,), generator=rng), torch.randint(-3, 4, (20,), generator=rng), torch.rand(20, generator=rng) < .5
+    pad = np.pad(x.numpy(), ((0,0),(0,0),(5,5),(5,5)), mode='edge')
+    got = block.crop_at(x, top, left, (10,7), flip)
+    for i in range(20):
+        c = pad[i, :, top[i]+5:top[i]+15, left[i]+5:left[i]+12]
+        assert (got[i].numpy() == (c[..., ::-1] if flip[i] else c)).all()
+
+def same(a, b): return all(torch.equal(i, j) for p, q in zip(a, b) for i, j in zip(p, q))
+
+def test_reid_batches(block, market):
+    df = pick(read_market(market), 'train')
+    labels, store = train_labels(df), block.PictureStore((64,32))
+    both = make_manifest(pd.concat([df, df.assign(path=[p+'x' for p in df.path], is_generated=True)], ignore_index=True))
+    make = block.ReIDBatch(both, store, labels, eps_real=.1, eps_generated=.4)
+    assert make.eps.tolist() == pytest.approx([.1]*18 + [.4]*18)
+    dls = block.reid_dls(df, store, labels, bs=4, pad=0, flip=False, seed=2)
+    x, y, eps = map(torch.cat, zip(*dls.train))
+    assert len(dls.train) == 4 and x.min() >= -1 and x.max() <= 1
+    lookup = {bytes(p.numpy()): l for p, l in zip(store.get(df), label_of(df, labels))}
+    assert [lookup[bytes(p.numpy())] for p in block.to_uint8(x)] == y.tolist()
+    assert len(block.reid_dls(df.iloc[:3], store, labels, bs=32).train) == 1
+    val = block.reid_dls(df, store, labels, bs=4, valid_df=df).valid
+    assert same([[block.to_float(store.get(df))]], [[torch.cat([b[0] for b in val])]])
+
+def test_resumed_equals_uninterrupted(block, market, mars):
+    df, src = pick(read_market(market), 'train'), read_mars(mars)
+    labels, store = train_labels(df), block.PictureStore((64,32))
+    poses = poses_of(block, df, src)
+    makers = [lambda: block.reid_dls(df, store, labels, bs=4, seed=1),
+              lambda: block.transfer_dls(df, src, poses, store, labels, bs=8, n_pairs=48, seed=1)]
+    for make in makers:
+        whole, part = make(), make()
+        a = [list(whole.train) for _ in range(3)]
+        torch.manual_seed(5); np.random.seed(5)
+        part.train.one_batch()
+        part.set_epoch(2)
+        part.train.one_batch()
+        b = list(part.train)
+        assert same(a[2], b) and not same(a[1], b)
+        whole.set_epoch(1)
+        assert same(a[1], list(whole.train))
+
+def test_transfer_batches(block, market, mars):
+    from posereid.pose.draw import draw_skeletons
+    from posereid.pose.joints import flip_joints
+    df, src = pick(read_market(market), 'train'), read_mars(mars)
+    labels, store, poses = train_labels(df), block.PictureStore((64,32)), poses_of(block, df, src)
+    dls = block.transfer_dls(df, src, poses, store, labels, bs=8, n_pairs=64, seed=3)
+    assert len(dls.train) == 8 and len(dls.valid) == 0 and dls.n_inp == 2
+    every = pd.concat([df, src], ignore_index=True)
+    row = {bytes(p.numpy()): (i, f) for f in (0,1) for i, p in enumerate(store.get(every).flip(3) if f else store.get(every))}
+    joints = poses.get(block.base_names(every))
+    for x, s, y, label, is_target in dls.train:
+        assert is_target.tolist() == [True]*4 + [False]*4
+        for x1, s1, y1, l, t in zip(*(block.to_uint8(o) for o in (x, s, y)), label, is_target):
+            (i, f), (j, g) = row[bytes(x1.numpy())], row[bytes(y1.numpy())]
+            assert f == g and i != j and every.pid[i] == every.pid[j] and (i < 18) == (j < 18) == bool(t)
+            assert l == (labels[every.pid[i]] if t else -1)
+            assert every.camid[i] == every.camid[j] if t else every.tracklet[i] == every.tracklet[j]
+            k = joints[j][None]
+            assert torch.equal(draw_skeletons(flip_joints(k, 32) if f else k, size=(64,32))[0], s1)
+    alone = block.transfer_dls(df, None, poses, store, labels, bs=7, n_pairs=21).train
+    assert len(alone) == 3 and all(b[4].all() for b in alone)
+
+def test_missing_poses(block, market, mars):
+    from posereid.pose.files import PoseTable, write_market_csv
+    df, src = pick(read_market(market), 'train'), read_mars(mars)
+    store, full = block.PictureStore((64,32)), poses_of(block, df)
+    half = PoseTable(full.names[:9], full.joints[:9])
+    assert len(block.poses_for(df, half)[0]) == 9 and len(block.poses_for(df, half, 'keep')[0]) == 18
+    kept = block.PairSource(df, half, store, train_labels(df), missing='keep')
+    assert kept.n_skipped == 0 and kept.drawn[9:18].max() == 0 and kept.drawn[:9].amax((1,2,3)).min() > 0
+    assert block.PairSource(df, half, store, train_labels(df)).n_skipped == 9
+    error(lambda: block.poses_for(src, half), 'has a pose')
+    error(lambda: block.poses_for(df, half, 'drop'), "'drop'")
+    twice = pd.concat([df, df.iloc[:1].assign(path='/else/' + Path(df.path[0]).name)], ignore_index=True)
+    error(lambda: block.poses_for(twice, half), 'same base name', df.path[0])
+
+def test_keypoint_files_must_fit(block, market, mars, tmp_path):
+    from posereid.pose.files import PoseTable, write_market_csv
+    df, src, store = pick(read_market(market), 'train'), read_mars(mars), block.PictureStore((64,32))
+    full = poses_of(block, df)
+    write_market_csv(tmp_path/'k.csv', full)
+    assert len(block.load_poses(tmp_path/'k.csv', df, store)) == 18
+    error(lambda: block.load_poses(tmp_path/'k.csv', src), tmp_path/'k.csv', 'name no picture', full.names[0])
+    far = full.joints.clone(); far[4,3,0] = 500.
+    write_market_csv(tmp_path/'k.csv', PoseTable(full.names, far))
+    error(lambda: block.load_poses(tmp_path/'k.csv', df, store), tmp_path/'k.csv', full.names[4], 'elbow')
+    error(lambda: block.load_poses(tmp_path/'none.csv', df), tmp_path/'none.csv')
+
+def test_fastai_learns_from_the_loaders(block, market):
+    import fastai.callback.progress  # gives Learner its `no_bar`
+    from fastai.learner import Learner
+    from torch import nn
+    df = pick(read_market(market), 'train')
+    labels, store = train_labels(df), block.PictureStore((64,32))
+    dls = block.reid_dls(df, store, labels, bs=6, valid_df=df)
+    learn = Learner(dls, nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(96, 3)), loss_func=lambda p, y, eps: nn.functional.cross_entropy(p, y), path=market.parent)
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-2)
+    assert dls.train.epoch == 2 and len(learn.recorder.losses) == 6 and len(learn.recorder.values) == 2
+    assert len(learn.get_preds()[0]) == 18
