@@ -54,6 +54,7 @@ def posereid_run(
     source:Path=None,      # Folder of the set that lends its poses, if --data is given
     poses:Path=None,       # Keypoint file of the target; <data>_poses.csv if not given
     source_poses:Path=None,# Keypoint file of the source; <source>_poses.csv if not given
+    from_scratch:bool=False,# Do without the generator weights that come with the package
     fresh:bool=False,      # Start over in a folder that holds a run
     set:_set=None,         # Any settings, such as transfer.beta=0.5 reid.epochs=10
 ):
@@ -61,7 +62,8 @@ def posereid_run(
     line = _command_line('posereid_run', **{k:v for k,v in locals().items() if (k,v) not in _defaults.items() and k!='fresh'})
     from posereid.stages.experiments import Experiment, experiment_settings, pick_rows
     from posereid.stages.report import report, text_table
-    groups,wanted = experiment_settings(preset, seed, world, parse_size(size), validation, set),pick_rows(rows)
+    groups = experiment_settings(preset, seed, world, parse_size(size), validation, set, scratch=from_scratch or data is not None)
+    wanted = pick_rows(rows)
     inputs = _run_inputs(data, source, poses, source_poses, validation, wanted, groups)
     out = Path(out or f"runs/{preset}-{Path(data).name if data else f'world{world}'}-seed{seed}" + '-validation'*validation)
     exp = Experiment(wanted, groups, out, inputs, fresh, tell)
@@ -70,7 +72,7 @@ def posereid_run(
     page = report(exp, line)
     tell(f'\n{text_table(table)}\n\n{page}')
 
-_defaults = dict(out=None, preset='default', seed=0, world=0, size=None, rows='main', validation=False)
+_defaults = dict(out=None, preset='default', seed=0, world=0, size=None, rows='main', validation=False, from_scratch=False)
 
 # %% ../nbs/90_cli.ipynb #c010
 def _run_inputs(data, source, poses, source_poses, validation, rows, groups):
@@ -158,7 +160,7 @@ def posereid_transfer(
     from posereid.stages.transfer import train_transfer
     from posereid.data.manifest import train_labels
     s = experiment_settings(preset, seed, size=parse_size(size), opts=set, only=('transfer',))['transfer']
-    i = folder_inputs(data, source, poses, source_poses, s.size)
+    i = folder_inputs(data, source, poses, source_poses, s.size, need_test=False)
     labels = train_labels(i.target)
     R = guider_for(guider, labels) if s.beta else None
     if s.beta: s = shown_to(s, **kind_of(guider/'reid.json'))
@@ -186,7 +188,7 @@ def posereid_generate(
     from posereid.stages.transfer import load_generator
     s = experiment_settings(preset, seed, opts=set, only=('generate',))['generate']
     G,size = load_generator(generator),kind_of(generator/'generator.json')['size']
-    i = folder_inputs(data, source, poses, source_poses, size)
+    i = folder_inputs(data, source, poses, source_poses, size, need_test=False)
     df = generate(G, i.train, i.source, i.poses, i.store(size), s, Path(out), fresh)
     tell(f'{len(df)} pictures of {df.pid.nunique()} people')
     tell(out)

@@ -395,6 +395,7 @@ def figure_style(
     "The look of all figures: `with figure_style(): ...`"
     import matplotlib
     from matplotlib import pyplot as plt
+    if 'ipykernel' in sys.modules: plt.ion()    # the inline backend turns this on late, and leaving the context would undo it
     names = {k.replace('.','_'): k for k in matplotlib.rcParams}
     more = {names[k]: v for k,v in kwargs.items()}
     return plt.rc_context({**FIGURE, 'axes.prop_cycle':matplotlib.cycler(color=COLORS), **more})

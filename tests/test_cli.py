@@ -178,6 +178,15 @@ def test_empty_split(data, refused):
     assert not (data/'o').exists()
 
 
+def test_nothing_to_find(data, refused):
+    "Found out before training, not after it"
+    for p in pictures(data/'target'/'bounding_box_test'):
+        if not p.name.startswith(('-1','0000')): p.unlink()
+    refused(cli.posereid_guider, data/'target', out=data/'o', says=['queries', str(data)])
+    refused(cli.posereid_guider, data/'source', out=data/'o', says=['no query', str(data)])
+    assert not (data/'o').exists()
+
+
 def test_single_pictures(data, refused):
     seen = set()
     for p in pictures(data/'target'/'bounding_box_train'):

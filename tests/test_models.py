@@ -16,7 +16,8 @@ def seed(): torch.manual_seed(0)
 
 def pictures(*shape): return torch.rand(*shape)*2-1
 
-VARIANTS = [dict(up=u, norm=n, shared=s, skips=k)
+ENDINGS = [dict(head=4), dict(blend=True), dict(head=4, blend=True), dict(head=4, blend=True, shared=True, norm='instance')]
+VARIANTS = ENDINGS + [dict(up=u, norm=n, shared=s, skips=k)
             for u,n,s,k in itertools.product(('resize','transposed'), ('batch','instance'), (False,True), ('both','appearance'))]
 
 # generator
@@ -47,6 +48,15 @@ def test_both_inputs_matter(kw):
     G,x,s = SiameseUNet(width=4, **kw), pictures(2,3,64,32), pictures(2,3,64,32)
     far = lambda a, b: (a-b).abs().mean().item() > 1e-4
     with torch.no_grad(): assert far(G(x, s), G(-x, s)) and far(G(x, s), G(x, -s)) and far(G(x, s), G(s, x))
+
+@pytest.mark.parametrize('head', [0,4])
+def test_a_mask_copies_or_paints(head):
+    G,x,s = SiameseUNet(width=4, head=head, blend=True), pictures(2,3,64,32), pictures(2,3,64,32)
+    last = G.head if head else G.decoder.ups[0]
+    last.weight.data.zero_()
+    for m,want in [(99.,x), (-99.,torch.full_like(x, .5).tanh())]:
+        last.bias.data = torch.tensor([.5,.5,.5,m])
+        torch.testing.assert_close(G(x, s), want)
 
 def test_shared_has_one_encoder():
     n = {k: sum(p.numel() for p in SiameseUNet(width=4, shared=k).parameters()) for k in (False,True)}

@@ -35,7 +35,9 @@ class Up(nn.Module):
         self.weight = nn.Parameter(torch.randn(c_in, c_out, side, side)*.02)
         self.bias = nn.Parameter(torch.zeros(c_out)) if bias else None
 
-    def forward(self, x):
+    def forward(self,
+        x:Tensor # `(n, c_in, h, w)` maps
+    ):
         w = box_kernel(self.weight) if self.up=='resize' else self.weight
         return F.conv_transpose2d(x, w, self.bias, stride=2, padding=1)
 
@@ -80,7 +82,9 @@ class Encoder(nn.Module):
             self.convs.append(nn.Conv2d(channels[i-1] if i else c_in, c, 4, 2, 1, bias=bare))
             self.norms.append(nn.Identity() if bare else NORMS[norm](c))
 
-    def forward(self, x):
+    def forward(self,
+        x:Tensor # `(n, 3, h, w)` pictures
+    ):
         maps = []
         for conv,norm in zip(self.convs, self.norms):
             maps.append(norm(conv(F.leaky_relu(maps[-1], .2) if maps else x)))
@@ -103,7 +107,9 @@ class Decoder(nn.Module):
             self.norms.append(NORMS[norm](b) if i else nn.Identity())
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, maps):
+    def forward(self,
+        maps:list # Maps of each level, the largest first
+    ):
         n,d = len(self.ups),None
         for i in reversed(range(n)):
             d = F.relu(maps[i] if d is None else torch.cat([d, maps[i]], 1))
@@ -124,7 +130,7 @@ class SiameseUNet(nn.Module):
         skips:str='both',    # Whose maps the decoder sees on its way up: `both` or `appearance`
         dropout:float=0.,    # Dropout in the three innermost levels of the decoder; .5 in pix2pix
         max_mult:int=8,      # No map has more than `max_mult*width` channels
-        head:int=0,          # Maps at full size that a last 3×3 convolution joins with x and s; 0: the last doubling draws the picture, as in pix2pix
+        head:int=0,          # Maps at full size, which a last 3×3 convolution sees beside x and s; 0: none, as in pix2pix
         blend:bool=False,    # Also draw a mask, and keep the appearance's own pixels where it says so
     ):
         super().__init__()
@@ -139,7 +145,7 @@ class SiameseUNet(nn.Module):
         self.head = nn.Conv2d(head+6, 3+blend, 3, padding=1) if head else None
         self.apply(init_gan).to(memory_format=torch.channels_last)
 
-# %% ../../nbs/21_models.generator.ipynb #c031
+# %% ../../nbs/21_models.generator.ipynb #c032
 def check_choices(
     **kwargs, # `norm`, `up` or `skips`
 ):
@@ -156,7 +162,7 @@ def init_gan(
     elif getattr(m, 'weight', None) is not None: nn.init.normal_(m.weight, 1., .02)
     if getattr(m, 'bias', None) is not None: nn.init.zeros_(m.bias)
 
-# %% ../../nbs/21_models.generator.ipynb #c033
+# %% ../../nbs/21_models.generator.ipynb #c034
 @patch
 def encode(self:SiameseUNet,
     x:Tensor, # `(n, 3, h, w)` appearances in [−1, 1]

@@ -27,7 +27,9 @@ class Block(nn.Module):
         same = stride==1 and c_in==c_out
         self.short = nn.Identity() if same else nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
 
-    def forward(self, x): return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.short(x))
+    def forward(self,
+        x:Tensor # `(n, c_in, h, w)` maps
+    ): return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.short(x))
 
 # %% ../../nbs/20_models.reid.ipynb #c010
 def small_body(
@@ -43,7 +45,8 @@ def _torchvision_body(arch, weights):
     import torchvision
     try: net = getattr(torchvision.models, arch)(weights='IMAGENET1K_V1' if weights else None)
     except OSError as e:
-        raise InputError(f"ImageNet weights of {arch} could not be fetched ({e}); put the file where torch.hub looks for it, or leave out `weights`.") from e
+        raise InputError(f"ImageNet weights of {arch} could not be fetched ({e}); "
+                         "put the file where torch.hub looks for it, or leave out `weights`.") from e
     if arch.startswith('densenet'): return nn.Sequential(net.features, nn.ReLU(True)), net.classifier.in_features
     return nn.Sequential(*list(net.children())[:-2]), net.fc.in_features
 

@@ -24,7 +24,7 @@ from ..models.reid import reid_net
 from ..losses.transfer import GAN_FORMS
 from ..metrics.images import l1_error, ssim
 from ..data.manifest import label_of, pick, train_labels
-from ..data.layouts import check_train, load_dataset, read_generated
+from ..data.layouts import check_test, check_train, load_dataset, read_generated
 from ..data.block import PictureStore, centre_crop, load_poses
 from ..synth.world import World, WorldSettings, check_world, load_world, make_world, render_as
 from ..evaluate.protocol import evaluate_reid, identity_scores, reestimate_bn
@@ -80,10 +80,12 @@ def folder_inputs(
     poses:Path=None,        # Keypoint file of the target
     source_poses:Path=None, # Keypoint file of the source
     size:tuple=(64,32),     # Height and width at which pictures are first decoded
-    need_poses:bool=True    # Are joints wanted?
+    need_poses:bool=True,   # Are joints wanted?
+    need_test:bool=True     # Will a model be scored?
 ) -> Inputs:
     "Folders as inputs, checked as far as can be told before training"
     target = check_train(load_dataset(data), str(data))
+    if need_test: check_test(target, str(data))
     res = Inputs(target, name=Path(data).name, origin=dict(data=str(data), source=source and str(source)))
     if source is not None: res.source = check_train(load_dataset(source), str(source))
     if not need_poses: return res
@@ -131,7 +133,7 @@ def guider_for(
 class RowSettings:
     "What belongs to rows and to no single stage"
     eps_unguided:float=.2 # ε of pictures from a generator that no guider has seen (§4.4)
-    init:str=''           # Weights that every generator starts from: a file for G, or a folder of an earlier stage two; nothing: from scratch
+    init:str=''           # Weights that every generator starts from: `shipped`, a file for G, or a folder of an earlier stage two; nothing: from scratch
 
 GROUPS = dict(world=WorldSettings, reid=ReIDSettings, transfer=TransferSettings, generate=GenerateSettings, rows=RowSettings)
 
@@ -141,7 +143,10 @@ PRESETS = dict(
         world    = dict(n_train=24, per_train=6, n_source=12, per_source=8, n_test=16, per_test=6, n_junk=8, n_distractor=16),
         reid     = dict(width=8, epochs=2),
         transfer = dict(width=8, d_width=8, lr=1e-3, pairs=1600, parts=4)),
-    default = dict(),
+    default = dict(
+        reid     = dict(width=16),
+        transfer = dict(head=8, blend=True, adv=.1, ema=.995),
+        rows     = dict(init='shipped')),
     paper = dict(
         world    = dict(size=(256,128)),
         reid     = dict(arch='resnet50', weights='imagenet', size=(256,256), crop=(224,224), pad=0, epochs=60, milestones=(30,), lr=1e-3, bs=16),
@@ -155,6 +160,7 @@ def experiment_settings(
     size:tuple=None,       # Height and width of pictures and nets; None: the preset's
     validation:bool=False, # Test on other people than those whose numbers are reported
     opts:list=(),          # `group.name=value` strings; they have the last word
+    scratch:bool=False,    # Generators start from nothing, whatever the preset says; so do those of another `size`
     only:tuple=tuple(GROUPS) # Groups that are wanted
 ) -> dict:                 # Settings by group, as in `GROUPS`
     "The settings of an experiment"
@@ -162,6 +168,7 @@ def experiment_settings(
         raise InputError(f"There is no preset '{preset}'; the nearest is '{nearest(preset, PRESETS)}' of {', '.join(PRESETS)}.")
     more = {g: dict(seed=seed) for g in ('reid','transfer','generate')} | {'world': dict(world=world, validation=validation), 'rows': {}}
     for g in ('world','reid','transfer') if size else (): more[g]['size'] = tuple(size)
+    if size or scratch: more['rows']['init'] = ''
     groups = {g: GROUPS[g](**{**PRESETS[preset].get(g, {}), **more[g]}) for g in only}
     return check_settings(set_options(groups, list(opts or ())))
 

@@ -365,7 +365,9 @@ def load_reid(
 # %% ../../nbs/80_stages.guider.ipynb #c056
 class Frozen:
     "What `freeze` mixes into a module: `.train()` leaves it, and all that is in it, in eval mode"
-    def train(self, mode=True): return super().train(False)
+    def train(self,
+        mode:bool=True # Whatever is asked for
+    ): return super().train(False)
 
 def freeze(
     model:nn.Module # Any network

@@ -63,15 +63,16 @@ def html_table(
 
 # %% ../../nbs/85_stages.report.ipynb #c012
 def png(
-    fig:Figure,   # Any figure
-    path:Path=None # Also keep it there
+    fig:Figure,    # Any figure
+    path:Path=None,# Also keep it there
+    alt:str=''     # What it shows, in words
 ) -> str:          # `<img>` element
     "A figure as an element of the page: its bytes are the address"
     buf = io.BytesIO()
     fig.savefig(buf, format='png', bbox_inches='tight', dpi=110, metadata={'Software':None})
     if path is not None:
         with write_beside(path) as p: p.write_bytes(buf.getvalue())
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buf.getvalue()).decode()}">'
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(buf.getvalue()).decode()}">'
 
 # %% ../../nbs/85_stages.report.ipynb #c014
 def plot_scores(
@@ -170,10 +171,10 @@ def report(
     if len(errors): errors.to_csv(exp.run/'errors.csv', index=False, float_format='%.4f', lineterminator='\n')
     kept = json.loads((exp.run/'settings.json').read_text())
     sections = {
-        'Rows': html_table(exp.table) + png(plot_scores(exp.table), figs/'scores.png') + _note(TABLE_NOTE),
-        'Pictures': png(grid_figure(todo, columns), figs/'grid.png') + _note(GRID_NOTE),
+        'Rows': html_table(exp.table) + png(plot_scores(exp.table), figs/'scores.png', 'mAP of each row as points, the two controls as lines') + _note(TABLE_NOTE),
+        'Pictures': png(grid_figure(todo, columns), figs/'grid.png', 'A grid of people: '+', '.join(columns)) + _note(GRID_NOTE),
         'Error to the true rendering': len(errors) and html_table(errors, ERROR_HEADS) + _note(ERROR_NOTE),
-        'Losses': png(plot_logs(_logs(exp)), figs/'losses.png'),
+        'Losses': png(plot_logs(_logs(exp)), figs/'losses.png', 'Losses of each training over its epochs'),
         'Protocol': _note(exp.table.protocol.iloc[0]),
         'How to run it again': _pre(command or 'posereid_run'),
         'Settings': _pre(to_json(kept['settings'])), 'Made with': _pre(to_json(kept['provenance']))}
