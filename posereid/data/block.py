@@ -26,7 +26,7 @@ from ..pose.joints import flip_joints, has_pose, scale_joints
 from .manifest import label_of
 from .sampler import epoch_pairs, pair_report
 
-# %% ../../nbs/54_data.block.ipynb #c007
+# %% ../../nbs/54_data.block.ipynb #c008
 _PIL_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 def open_picture(
@@ -48,7 +48,7 @@ def open_picture(
                      f"`convert('RGB')`, "
                      "or read the set with `PictureStore(convert=True)`.")
 
-# %% ../../nbs/54_data.block.ipynb #c009
+# %% ../../nbs/54_data.block.ipynb #c010
 def to_rgb(
     im:Image.Image, # Any mode that Pillow knows
 ) -> Image.Image:   # 8-bit RGB
@@ -61,7 +61,7 @@ def to_rgb(
         im = Image.alpha_composite(Image.new('RGBA', im.size, (0,0,0,255)), im)
     return im.convert('RGB')
 
-# %% ../../nbs/54_data.block.ipynb #c014
+# %% ../../nbs/54_data.block.ipynb #c015
 class PictureStore:
     "Pictures decoded and resized once, kept as bytes: `store.get(paths)` is a gather"
     def __init__(self,
@@ -87,7 +87,7 @@ def paths_of(
     if isinstance(items, DataFrame): return items.path.tolist()
     return [os.fspath(items)] if isinstance(items, (str, Path)) else [os.fspath(o) for o in items]
 
-# %% ../../nbs/54_data.block.ipynb #c016
+# %% ../../nbs/54_data.block.ipynb #c017
 @patch
 def _decode(self:PictureStore, path):
     "One picture as an (h,w,3) array, its stored size noted"
@@ -108,7 +108,7 @@ def _decode_all(self:PictureStore, paths, out, show=False):
         done = pool.map(some, jobs)
         for _ in (progress(done, total=len(jobs), desc='decoding') if show else done): pass
 
-# %% ../../nbs/54_data.block.ipynb #c017
+# %% ../../nbs/54_data.block.ipynb #c018
 @patch
 def _reserve(self:PictureStore, n):
     "Room for `n` more pictures, at least doubling as far as `max_bytes` allows"
@@ -133,7 +133,7 @@ def preload(self:PictureStore,
     self._rows.update({p: n+i for i,p in enumerate(new)})
     return self
 
-# %% ../../nbs/54_data.block.ipynb #c019
+# %% ../../nbs/54_data.block.ipynb #c020
 @patch
 def get(self:PictureStore,
     items,     # Manifest or paths
@@ -157,7 +157,7 @@ def _mixed(self:PictureStore, paths, rows):
     out[here], out[away] = self._data[rows[here]], fresh
     return out
 
-# %% ../../nbs/54_data.block.ipynb #c024
+# %% ../../nbs/54_data.block.ipynb #c025
 @patch
 def sizes(self:PictureStore,
     items,     # Manifest or paths
@@ -180,7 +180,7 @@ def forget(self:PictureStore,
     self._data = self._data[torch.tensor([self._rows[p] for p in keep], dtype=torch.long)]
     self._rows = {p: i for i,p in enumerate(keep)}
 
-# %% ../../nbs/54_data.block.ipynb #c027
+# %% ../../nbs/54_data.block.ipynb #c028
 def to_float(
     x:Tensor, # uint8 pictures
 ) -> Tensor:  # float32 in [-1, 1]
@@ -193,7 +193,7 @@ def to_uint8(
     "The nearest byte, clamped: the way back from `to_float`"
     return x.detach().float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
-# %% ../../nbs/54_data.block.ipynb #c030
+# %% ../../nbs/54_data.block.ipynb #c031
 def crop_at(
     x:Tensor,          # `(n, c, h, w)` pictures of any type
     top:Tensor,        # `(n,)` first row; outside the picture the edge is repeated
@@ -209,7 +209,7 @@ def crop_at(
     idx = (ys[:,:,None]*w + xs[:,None,:]).view(n, 1, ch*cw).expand(n, c, ch*cw)
     return x.reshape(n, c, h*w).gather(2, idx).view(n, c, ch, cw)
 
-# %% ../../nbs/54_data.block.ipynb #c033
+# %% ../../nbs/54_data.block.ipynb #c034
 def random_crop(
     x:Tensor,            # `(n, c, h, w)` pictures
     rng:torch.Generator, # Where chance comes from
@@ -232,7 +232,7 @@ def centre_crop(
     t, l = ((a-b)//2 for a,b in zip(x.shape[-2:], size))
     return x[..., t:t+size[0], l:l+size[1]]
 
-# %% ../../nbs/54_data.block.ipynb #c036
+# %% ../../nbs/54_data.block.ipynb #c037
 def epoch_rng(
     seed:int,            # Of the run
     epoch:int,           # From 0
@@ -257,7 +257,7 @@ class BatchDL(DataLoader):
         super().__init__(range(n), bs=bs, shuffle=shuffle, drop_last=drop_last, device=device)
         self.make, self.seed, self.n_inp, self.epoch = make, seed, n_inp, 0
 
-# %% ../../nbs/54_data.block.ipynb #c038
+# %% ../../nbs/54_data.block.ipynb #c039
 @patch
 def set_epoch(self:BatchDL,
     epoch:int, # From 0
@@ -276,7 +276,7 @@ def __iter__(self:BatchDL):
         yield self.after_batch(b if self.device is None else to_device(b, self.device))
     if self.epoch == epoch: self.epoch = epoch + 1
 
-# %% ../../nbs/54_data.block.ipynb #c040
+# %% ../../nbs/54_data.block.ipynb #c041
 @patch
 def one_batch(self:BatchDL):
     "The first batch of the epoch to come"
@@ -293,7 +293,7 @@ def new(self:BatchDL,
     now = {k: getattr(self, k) for k in ('n','bs','shuffle','drop_last','seed','n_inp','device')}
     return BatchDL(self.make, **{**now, **{k:v for k,v in kwargs.items() if k in now}})
 
-# %% ../../nbs/54_data.block.ipynb #c043
+# %% ../../nbs/54_data.block.ipynb #c044
 class ReIDBatch:
     "Makes the batches of stages one and three: (x, label, eps)"
     def __init__(self,
@@ -318,7 +318,7 @@ class ReIDBatch:
         x = random_crop(x, rng, self.pad, self.crop, self.flip) if self.augment else centre_crop(x, self.crop)
         return to_float(x), self.label[idxs], self.eps[idxs]
 
-# %% ../../nbs/54_data.block.ipynb #c045
+# %% ../../nbs/54_data.block.ipynb #c046
 def reid_dls(
     df:DataFrame,            # Training rows; their `is_generated` decides the smoothing
     store:PictureStore,      # Decodes and keeps the pictures
@@ -347,7 +347,7 @@ def reid_dls(
     return DataLoaders(BatchDL(make, len(df), bs, seed=seed, device=device),
                        BatchDL(val, len(val.paths), bs, shuffle=False, device=device), device=device)
 
-# %% ../../nbs/54_data.block.ipynb #c048
+# %% ../../nbs/54_data.block.ipynb #c049
 def poses_for(
     df:DataFrame,        # Manifest rows
     table:PoseTable,     # Joints by base name
@@ -378,7 +378,7 @@ def base_names(
             seen[n] = p
     return names
 
-# %% ../../nbs/54_data.block.ipynb #c051
+# %% ../../nbs/54_data.block.ipynb #c052
 def load_poses(
     path:Path,               # A keypoint file of the Market-1501 kind
     df:DataFrame,            # All rows of the set that it belongs to
@@ -390,7 +390,7 @@ def load_poses(
     except InputError as e: raise InputError(f"{path}: {e}") from None
     return table
 
-# %% ../../nbs/54_data.block.ipynb #c054
+# %% ../../nbs/54_data.block.ipynb #c055
 def scaled_joints(
     df:DataFrame,        # Manifest rows
     joints:Tensor,       # `(n, 18, 3)` in pixels of the stored pictures
@@ -399,7 +399,7 @@ def scaled_joints(
     "Joints follow their pictures through the resize"
     return scale_joints(torch.as_tensor(joints), store.sizes(df), store.size)
 
-# %% ../../nbs/54_data.block.ipynb #c057
+# %% ../../nbs/54_data.block.ipynb #c058
 class PairSource:
     "Pictures, skeletons and labels of one set, pair by pair; pairs are drawn anew each epoch"
     def __init__(self,
@@ -429,7 +429,7 @@ class PairSource:
         "Draw the pairs of an epoch"
         self.x, self.y = epoch_pairs(self.df, self.pair, n, seed, epoch)
 
-# %% ../../nbs/54_data.block.ipynb #c058
+# %% ../../nbs/54_data.block.ipynb #c059
 @patch
 def draw(self:PairSource,
     i:Tensor,    # `(n,)` rows
@@ -453,7 +453,7 @@ def batch(self:PairSource,
     s = self.draw(yi, flip) if self.drawn is None else self.drawn.index_select(0, yi + flip*len(self.paths))
     return xy[:n], s, xy[n:], self.label[yi]
 
-# %% ../../nbs/54_data.block.ipynb #c062
+# %% ../../nbs/54_data.block.ipynb #c063
 def near_skeleton(
     s:Tensor,         # `(n, 3, h, w)` drawn skeletons, uint8 or [-1, 1]
     radius:int=None,  # How far from a limb still counts; None: a twelfth of the height
@@ -463,7 +463,7 @@ def near_skeleton(
     m = (s.amax(1, keepdim=True) > (0 if s.dtype == torch.uint8 else -1)).float()
     return F.avg_pool2d(F.max_pool2d(m, 2*r+1, 1, r), 2*(r//2)+1, 1, r//2, count_include_pad=False)
 
-# %% ../../nbs/54_data.block.ipynb #c065
+# %% ../../nbs/54_data.block.ipynb #c066
 class TransferBatch:
     "Makes the batches of stage two: (x, s, y, label, is_target[, weight]), half target, half source"
     def __init__(self,
@@ -491,7 +491,7 @@ class TransferBatch:
         w = (1 + self.foreground*near_skeleton(s),) if self.foreground > 0 else ()
         return (to_float(x), to_float(s), to_float(y), label, torch.arange(len(x)) < n, *w)
 
-# %% ../../nbs/54_data.block.ipynb #c067
+# %% ../../nbs/54_data.block.ipynb #c068
 def transfer_dls(
     target_df:DataFrame,       # Training rows of the target
     source_df:DataFrame,       # Rows of the source, or None
@@ -523,7 +523,7 @@ def transfer_dls(
     dls = [BatchDL(make, k, rows, shuffle=k>0, seed=seed, n_inp=2, device=device) for k in (n, 0)]
     return DataLoaders(*dls, device=device)
 
-# %% ../../nbs/54_data.block.ipynb #c072
+# %% ../../nbs/54_data.block.ipynb #c073
 class ReIDImage(TensorImageBase):
     "A picture in [-1, 1], `(3, h, w)`, that can show itself"
     def show(self,
@@ -536,7 +536,7 @@ class ReIDImage(TensorImageBase):
 class SkeletonImage(ReIDImage):
     "A drawn skeleton in [-1, 1], `(3, h, w)`, that can show itself"
 
-# %% ../../nbs/54_data.block.ipynb #c074
+# %% ../../nbs/54_data.block.ipynb #c075
 @patch
 def rows(self:ReIDBatch,
     b,     # A batch
@@ -555,7 +555,7 @@ def rows(self:TransferBatch,
     return [[(ReIDImage(b[0][j]), str(int(b[3][j]))) for j in i],
             [(SkeletonImage(b[1][j]), '') for j in i], [(ReIDImage(b[2][j]), '') for j in i]]
 
-# %% ../../nbs/54_data.block.ipynb #c077
+# %% ../../nbs/54_data.block.ipynb #c078
 @patch
 def show_batch(self:BatchDL,
     b=None,       # A batch; None takes the next

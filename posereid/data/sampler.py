@@ -11,7 +11,7 @@ import numpy as np, pandas as pd
 from pandas import DataFrame
 from ..core import InputError, nearest
 
-# %% ../../nbs/53_data.sampler.ipynb #c005
+# %% ../../nbs/53_data.sampler.ipynb #c006
 RULES = dict(any=['pid'], same_camera=['pid','camid'], tracklet=['pid','tracklet'])
 
 def _group_ids(df, rule):
@@ -25,7 +25,7 @@ def _group_ids(df, rule):
     ids = df.groupby(RULES[rule], sort=True, dropna=False).ngroup().to_numpy()
     return np.where(df.pid.to_numpy() > 0, ids, -1)
 
-# %% ../../nbs/53_data.sampler.ipynb #c007
+# %% ../../nbs/53_data.sampler.ipynb #c008
 def _partners(ids, rows, rng):
     "For each of `rows` another row of its group, or -1 where it is alone"
     order = np.argsort(ids, kind='stable')
@@ -44,7 +44,7 @@ def _spans(sorted_ids):
     lens = np.diff(np.r_[starts, len(sorted_ids)])
     return np.repeat(starts, lens), np.repeat(lens, lens)
 
-# %% ../../nbs/53_data.sampler.ipynb #c009
+# %% ../../nbs/53_data.sampler.ipynb #c010
 @dataclass
 class PairReport:
     "What a pair rule finds in a set"
@@ -62,7 +62,7 @@ class PairReport:
                 f"{self.n_fallback} fell back to `any`, {len(self.single)} identities have a single picture, "
                 f"{self.n_nobody} rows are no identity.")
 
-# %% ../../nbs/53_data.sampler.ipynb #c011
+# %% ../../nbs/53_data.sampler.ipynb #c012
 def pair_report(
     df:DataFrame,            # Manifest rows
     rule:str='same_camera',  # `any`, `same_camera` or `tracklet`
@@ -76,7 +76,7 @@ def pair_report(
 
 def _has_partner(ids): return (ids >= 0) & (np.bincount(ids + 1)[ids + 1] > 1) if len(ids) else np.zeros(0, bool)
 
-# %% ../../nbs/53_data.sampler.ipynb #c014
+# %% ../../nbs/53_data.sampler.ipynb #c015
 def make_pairs(
     df:DataFrame,           # Manifest rows
     rule:str='same_camera', # `any`, `same_camera` or `tracklet`
@@ -99,7 +99,7 @@ def _no_pair(df):
     return (f"No identity among {len(df)} pictures has two of them, so that no pair can be made ({who}); "
             "add a second picture of some identities.")
 
-# %% ../../nbs/53_data.sampler.ipynb #c019
+# %% ../../nbs/53_data.sampler.ipynb #c020
 def epoch_pairs(
     df:DataFrame,           # Manifest rows
     rule:str='same_camera', # `any`, `same_camera` or `tracklet`

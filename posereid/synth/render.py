@@ -36,7 +36,7 @@ def cone_depth(
     t = (-k1 - h.clamp(min=0).sqrt())/k2
     along = dp + t*dz - rho*ra
     inf = torch.full_like(t, math.inf)
-    side = torch.where((h>0)&(k2>0)&(along>0)&(along<l), t, inf)
+    side = torch.where((h>0)&(k2!=0)&(along>0)&(along<l), t, inf)
     ball = lambda x, y, z, r: torch.where((g:=r*r-x*x-y*y)>0, z - g.clamp(min=0).sqrt(), inf)
     ends = ball(px, py, a[:,2], ra), ball(px-dx, py-dy, b[:,2], rb)
     return torch.stack((side, *ends)).min(0)

@@ -45,7 +45,7 @@ class WorldSettings:
     jitter:float=.6        # Crop jitter
     occlusion:float=.06    # Chance that something stands in the way
 
-DRAWN = 1 # Counts changes of the drawing, so that no cache keeps pictures of older code
+DRAWN = 2 # Counts changes of the drawing, so that no cache keeps pictures of older code
 TINY = dict(n_train=10, per_train=6, n_source=5, per_source=8, n_test=8, per_test=6, n_junk=4, n_distractor=8)
 
 # %% ../../nbs/62_synth.world.ipynb #c009
