@@ -29,7 +29,7 @@ from ..data.block import PictureStore, centre_crop, load_poses
 from ..synth.world import World, WorldSettings, check_world, load_world, make_world, render_as
 from ..evaluate.protocol import evaluate_reid, identity_scores, reestimate_bn
 from .guider import ReIDSettings, equal_steps, freeze, load_reid, train_reid
-from .transfer import TransferSettings, train_transfer, transfer_model
+from .transfer import TransferSettings, start_from, train_transfer, transfer_model
 from .generate import GenerateSettings, generate, generated_name, plan, skeletons_for, write_generated
 from .augment import augment, smoothed_eps
 
@@ -205,6 +205,7 @@ def check_settings(
         if t: transfer_model(replace(t, ema=0.))
         if r: reid_net(2, r.arch, r.width)
     if w: check_world(w)
+    if t and 'rows' in groups and groups['rows'].init: start_from(transfer_model(replace(t, beta=0., ema=0.)), groups['rows'].init)
     return groups
 
 # %% ../../nbs/84_stages.experiments.ipynb #c024

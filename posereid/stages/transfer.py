@@ -339,7 +339,8 @@ def start_from(
     if init is None: return {}
     init = SHIPPED if str(init)=='shipped' else Path(init)
     files = {'G':init/'G.safetensors', 'D':init/'D.safetensors'} if init.is_dir() else {'G':init}
-    for name,path in files.items(): load_weights(getattr(model, name), path)
+    try: [load_weights(getattr(model, name), path) for name,path in files.items()]
+    except InputError as e: raise InputError(f"{str(e).rstrip('.')}, or begin from nothing (posereid_run --from_scratch).") from None
     if model.ema: model.G_ema.load_state_dict(model.G.state_dict())
     return {name:sha12(path) for name,path in files.items()}
 
