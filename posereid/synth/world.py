@@ -233,7 +233,7 @@ def tiny_world(
     "A world of under 200 pictures that all pages share"
     return make_world(WorldSettings(world=world, **TINY))
 
-# %% ../../nbs/62_synth.world.ipynb #c027
+# %% ../../nbs/62_synth.world.ipynb #c029
 @dataclass
 class World:
     "A world on disk: manifests, poses, and the truth behind them"
@@ -255,7 +255,7 @@ def load_world(
     poses = PoseTable(list(tp.names)+list(sp.names), torch.cat([torch.as_tensor(tp.joints), torch.as_tensor(sp.joints)]))
     return World(root, read_market(root/'target'), read_mars(root/'source'), poses, cast_world(s))
 
-# %% ../../nbs/62_synth.world.ipynb #c032
+# %% ../../nbs/62_synth.world.ipynb #c034
 @patch
 def rows_of(self:Cast,
     names:list   # Base names
