@@ -26,7 +26,7 @@ setuptools.setup(
     zip_safe=False,
     python_requires='>='+cfg['min_python'],
     install_requires=words('requirements'),
-    extras_require={'dev': words('dev_requirements')},
+    extras_require={'dev': words('dev_requirements'), **{k[6:]: words(k) for k in cfg if k.startswith('extra_')}},
     classifiers=['Development Status :: '+statuses[int(cfg['status'])],
                  'Intended Audience :: '+cfg['audience'].title(),
                  'Natural Language :: '+cfg['language'].title(),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['tell', 'parse_size', 'posereid_run', 'posereid_synth', 'posereid_guider', 'posereid_transfer', 'posereid_generate',
-           'posereid_augment', 'posereid_eval']
+           'posereid_augment', 'posereid_eval', 'posereid_audit', 'posereid_pose', 'posereid_compare']
 
 # %% ../nbs/90_cli.ipynb #c002
 import shlex
@@ -48,45 +48,47 @@ def posereid_run(
     seed:int=0,            # Initialisation, order and sampling
     world:int=0,           # Which people, cameras and scenes
     size:str=None,         # Height x width of pictures and nets, such as 128x64
+    recipe:str=None,       # `R-CE`, `D-CE`, `R-Tri` or `D-Tri` (§4.2); small stand-ins but for --preset paper
     rows:str='main',       # Names of rows, apart by commas; `main` are six, `all` is every one
     validation:bool=False, # Score on other people, for making choices
     data:Path=None,        # Folder of a target set instead of a synthetic world
-    source:Path=None,      # Folder of the set that lends its poses, if --data is given
+    source:Path=None,      # Folder of the set that lends its poses, with --data; if not given, a third of the training people do
+    ids:int=None,          # With --data: so many training people, drawn by --seed; all if not given
     poses:Path=None,       # Keypoint file of the target; <data>_poses.csv if not given
     source_poses:Path=None,# Keypoint file of the source; <source>_poses.csv if not given
+    convert:bool=False,    # With --data: take grey, transparent, CMYK and 16-bit pictures too, each by its rule
     from_scratch:bool=False,# Do without the generator weights that come with the package
     fresh:bool=False,      # Start over in a folder that holds a run
     set:_set=None,         # Any settings, such as transfer.beta=0.5 reid.epochs=10
 ):
     "Train guider, generators and ReID models, compare the rows, write report.html"
     line = _command_line('posereid_run', **{k:v for k,v in locals().items() if (k,v) not in _defaults.items() and k!='fresh'})
-    from posereid.stages.experiments import Experiment, experiment_settings, pick_rows
+    from posereid.stages.experiments import Experiment, pick_rows
+    from posereid.stages.presets import experiment_settings
     from posereid.stages.report import report, text_table
-    groups = experiment_settings(preset, seed, world, parse_size(size), validation, set, scratch=from_scratch or data is not None)
-    wanted = pick_rows(rows)
-    inputs = _run_inputs(data, source, poses, source_poses, validation, wanted, groups)
-    out = Path(out or f"runs/{preset}-{Path(data).name if data else f'world{world}'}-seed{seed}" + '-validation'*validation)
+    groups = experiment_settings(preset, seed, world, parse_size(size), validation, set, scratch=from_scratch or data is not None, recipe_name=recipe)
+    wanted = pick_rows(rows, rendered=data is None)
+    inputs = _run_inputs(data, source, poses, source_poses, ids, seed, validation, convert, wanted, groups)
+    out = Path(out or f"runs/{preset}-{Path(data).name if data else f'world{world}'}-seed{seed}" + f'-{recipe}'*bool(recipe) + '-validation'*validation)
     exp = Experiment(wanted, groups, out, inputs, fresh, tell)
     table = exp.results()
     tell('report')
     page = report(exp, line)
     tell(f'\n{text_table(table)}\n\n{page}')
 
-_defaults = dict(out=None, preset='default', seed=0, world=0, size=None, rows='main', validation=False, from_scratch=False)
+_defaults = dict(out=None, preset='default', seed=0, world=0, size=None, recipe=None, rows='main', validation=False, from_scratch=False)
 
 # %% ../nbs/90_cli.ipynb #c010
-def _run_inputs(data, source, poses, source_poses, validation, rows, groups):
+def _run_inputs(data, source, poses, source_poses, ids, seed, validation, convert, rows, groups):
     "Inputs of `posereid_run`: None for a synthetic world"
-    from posereid.stages.experiments import folder_inputs
+    from posereid.stages.inputs import folder_inputs
     if data is None:
-        if source or poses or source_poses: raise InputError("--source, --poses and --source_poses go with --data, the target set.")
+        if source or poses or source_poses or ids: raise InputError("--source, --poses, --source_poses and --ids go with --data, the target set.")
         return None
-    if source is None: raise InputError("--data needs --source, the set that lends its poses.")
-    if validation: raise InputError("--validation is for synthetic worlds; for folders, give a --data with other query and gallery people.")
     true = [r['row'] for r in rows if r.get('pictures') in ('new','own')]
     if true: raise InputError(f"Rows {', '.join(true)} are rendered, which only a synthetic world can do; with --data name others, "
                               "such as --rows control,equal_steps,smoothed,unguided,guided.")
-    return folder_inputs(data, source, poses, source_poses, groups['transfer'].size)
+    return folder_inputs(data, source, poses, source_poses, groups['transfer'].size, ids=ids, seed=seed, validation=validation, convert=convert)
 
 # %% ../nbs/90_cli.ipynb #c014
 @call_parse
@@ -101,7 +103,8 @@ def posereid_synth(
     set:_set=None,         # Settings of the world, such as world.n_train=60
 ):
     "Draw a synthetic world: a pose-poor target set, a pose-rich source set, and their keypoint files"
-    from posereid.stages.experiments import experiment_settings, write_world_at
+    from posereid.stages.inputs import write_world_at
+    from posereid.stages.presets import experiment_settings
     s = experiment_settings(preset, 0, world, parse_size(size), validation, set, ('world',))['world']
     tell(write_world_at(s, Path(out), fresh))
 
@@ -114,13 +117,15 @@ def posereid_guider(
     preset:str='default',    # `smoke`, `default` or `paper`
     seed:int=0,              # Initialisation, order and crops
     size:str=None,           # Height x width of the pictures
+    convert:bool=False,      # Take grey, transparent, CMYK and 16-bit pictures too, each by its rule
     fresh:bool=False,        # Start over
     set:_set=None,           # Settings of the ReID net, such as reid.epochs=10
 ):
     "Step one: train the ReID baseline that later guides the generator"
-    from posereid.stages.experiments import experiment_settings, folder_inputs
+    from posereid.stages.inputs import folder_inputs
+    from posereid.stages.presets import experiment_settings
     s = experiment_settings(preset, seed, size=parse_size(size), opts=set, only=('reid',))['reid']
-    _reid(folder_inputs(data, need_poses=False, size=s.size), s, None, out, fresh, 'guider')
+    _reid(folder_inputs(data, need_poses=False, size=s.size, convert=convert), s, None, out, fresh, 'guider')
 
 def _reid(inputs, s, generated, out, fresh, desc):
     "Train a ReID model in a run folder and score it"
@@ -152,15 +157,18 @@ def posereid_transfer(
     preset:str='default',      # `smoke`, `default` or `paper`
     seed:int=0,                # Initialisation, pairs and order
     size:str=None,             # Height x width of the pictures
+    convert:bool=False,        # Take grey, transparent, CMYK and 16-bit pictures too, each by its rule
     fresh:bool=False,          # Start over
     set:_set=None,             # Settings of the generator, such as transfer.beta=0
 ):
     "Step two: train the generator between discriminator and frozen guider"
-    from posereid.stages.experiments import experiment_settings, folder_inputs, guider_for, kind_of, shown_to
+    from posereid.stages.experiments import shown_to
+    from posereid.stages.inputs import folder_inputs, guider_for, kind_of
+    from posereid.stages.presets import experiment_settings
     from posereid.stages.transfer import train_transfer
     from posereid.data.manifest import train_labels
     s = experiment_settings(preset, seed, size=parse_size(size), opts=set, only=('transfer',))['transfer']
-    i = folder_inputs(data, source, poses, source_poses, s.size, need_test=False)
+    i = folder_inputs(data, source, poses, source_poses, s.size, need_test=False, convert=convert)
     labels = train_labels(i.target)
     R = guider_for(guider, labels) if s.beta else None
     if s.beta: s = shown_to(s, **kind_of(guider/'reid.json'))
@@ -179,16 +187,18 @@ def posereid_generate(
     source_poses:Path=None,         # Keypoint file of the source; <source>_poses.csv if not given
     preset:str='default',           # `smoke`, `default` or `paper`
     seed:int=0,                     # Which poses are drawn
+    convert:bool=False,             # Take grey, transparent, CMYK and 16-bit pictures too, each by its rule
     fresh:bool=False,               # Start over
     set:_set=None,                  # Such as generate.n_each=4
 ):
     "Step three, first half: every target picture in new poses, as a data set of its own"
-    from posereid.stages.experiments import experiment_settings, folder_inputs, kind_of
+    from posereid.stages.inputs import folder_inputs, kind_of
+    from posereid.stages.presets import experiment_settings
     from posereid.stages.generate import generate
     from posereid.stages.transfer import load_generator
     s = experiment_settings(preset, seed, opts=set, only=('generate',))['generate']
     G,size = load_generator(generator),kind_of(generator/'generator.json')['size']
-    i = folder_inputs(data, source, poses, source_poses, size, need_test=False)
+    i = folder_inputs(data, source, poses, source_poses, size, need_test=False, convert=convert)
     df = generate(G, i.train, i.source, i.poses, i.store(size), s, Path(out), fresh)
     tell(f'{len(df)} pictures of {df.pid.nunique()} people')
     tell(out)
@@ -203,13 +213,15 @@ def posereid_augment(
     preset:str='default',            # `smoke`, `default` or `paper`
     seed:int=0,                      # Initialisation, order and crops
     size:str=None,                   # Height x width of the pictures
+    convert:bool=False,              # Take grey, transparent, CMYK and 16-bit pictures too, each by its rule
     fresh:bool=False,                # Start over
     set:_set=None,                   # Settings of the ReID net, such as reid.eps_generated=0.2
 ):
     "Step three, second half: train a ReID model on real and generated pictures, and score it"
-    from posereid.stages.experiments import experiment_settings, folder_inputs
+    from posereid.stages.inputs import folder_inputs
+    from posereid.stages.presets import experiment_settings
     s = experiment_settings(preset, seed, size=parse_size(size), opts=set, only=('reid',))['reid']
-    _reid(folder_inputs(data, need_poses=False, size=s.size), s, Path(generated), out, fresh, 'augmented')
+    _reid(folder_inputs(data, need_poses=False, size=s.size, convert=convert), s, Path(generated), out, fresh, 'augmented')
 
 # %% ../nbs/90_cli.ipynb #c021
 @call_parse
@@ -220,14 +232,83 @@ def posereid_eval(
     flip:bool=False,          # Add the features of mirrored pictures
     grey:bool=False,          # Take the colour out first
     distance:str='euclidean', # `euclidean` or `cosine`
+    convert:bool=False,       # Take grey, transparent, CMYK and 16-bit pictures too, each by its rule
 ):
     "Score a trained ReID model under the Market-1501 protocol"
     from posereid.data.block import PictureStore
     from posereid.data.layouts import load_dataset
     from posereid.evaluate.protocol import evaluate_reid
-    from posereid.stages.experiments import kind_of, seen_by
+    from posereid.stages.experiments import seen_by
+    from posereid.stages.inputs import kind_of
     from posereid.stages.guider import load_reid
     net,kind = load_reid(model),kind_of(model/'reid.json')
-    r = evaluate_reid(net, load_dataset(data), seen_by(PictureStore(kind['size']), kind['crop']), data.name, distance, flip, grey)
+    r = evaluate_reid(net, load_dataset(data), seen_by(PictureStore(kind['size'], convert=convert), kind['crop']), data.name, distance, flip, grey)
     _tell_scores({k: 100*float(v) for k,v in dict(rank1=r.rank(1), rank5=r.rank(5), map_trap=r.map_trap, map_mean=r.map_mean).items()}
                  | {'protocol':r.protocol})
+
+# %% ../nbs/90_cli.ipynb #50e7eded
+@call_parse
+@command
+def posereid_audit(
+    root:Path,           # Folder of a data set, or a CSV
+    name:str=None,       # Its layout, such as market1501 or cuhk03-labeled; found by looking if not given
+    decode:bool=False,   # Open every picture: damage, twins, sizes
+    poses:Path=None,     # Keypoint file whose coverage is wanted
+    against:str='auto',  # Published set to compare the counts with, `none`, or `auto`: by layout
+    json:bool=False,     # Print the report as JSON
+):
+    "Compare a data set with the published counts, and look for what would spoil a score; status 1 if anything fails"
+    from posereid.data.audit import audit
+    a = audit(root, name, decode, poses, against, watch=True)
+    tell(a.json() if json else a)
+    if a.status: raise SystemExit(a.status)
+
+# %% ../nbs/90_cli.ipynb #2a4a75c9
+@call_parse
+@command
+def posereid_pose(
+    root:Path,             # Folder of pictures
+    out:Path='poses.csv',  # Keypoint file to write; <out>.json and a contact sheet beside it
+    estimator:str='rcnn',  # `rcnn`, `blazepose` or `known`
+    weights:Path=None,     # Weights of rcnn, .tflite of blazepose, or a file of poses in any format
+    folders:str=None,      # Only these folders of root, apart by commas
+    against:Path=None,     # Known poses to score against (PCK at .1 and .2 of the trunk)
+    batch:int=32,          # Pictures at a time
+    fresh:bool=False,      # Forget what an earlier call left
+    skip_unreadable:bool=False, # Leave out pictures that cannot be read, and name them
+    no_sheet:bool=False,   # No contact sheet
+):
+    "Estimate the poses of a folder of pictures; the same command continues what was interrupted"
+    from posereid.core import default_device
+    from posereid.pose.estimate import estimate_folder, list_pictures_in, make_estimator
+    from posereid.pose.files import read_poses
+    folders = [o.strip() for o in folders.split(',')] if folders else None
+    names = sorted(list_pictures_in(root, folders))
+    known = None if against is None else read_poses(against, names=names)
+    est = make_estimator(estimator, weights, names, default_device())
+    table = estimate_folder(root, out, est, folders, batch, fresh, skip_unreadable, not no_sheet)
+    tell(f'{out}: {table}')
+    for what,some in table.notes.items(): tell(f"{what}: {len(some)}, among them {', '.join(some[:3])}")
+    if known is not None: _tell_pck(table, known, root, against)
+
+def _tell_pck(table, known, root, against):
+    "How far the estimates are from known joints"
+    from posereid.pose.estimate import pck
+    both = [o for o in table.names if o in known]
+    if not both: raise InputError(f"{against} knows none of the pictures of {root}; is it the file of another folder?")
+    for a in (.1,.2):
+        s = pck(table.get(both), known.get(both), a)
+        tell(f"PCK@{a}: {s['mean']:.1f} over {s['n']} pictures ({s['left_out']} without a known trunk left out), {s['found']:.1f} % of known joints found")
+
+# %% ../nbs/90_cli.ipynb #73a68719
+@call_parse
+@command
+def posereid_compare(
+    a:Path,            # Folder of a scored ReID model, with per_query.csv
+    b:Path,            # Folder of the other; differences are b − a
+    level:float=.95,   # Confidence
+    seed:int=0,        # Of the bootstrap and the permutation test
+):
+    "Say whether two runs can be told apart on the same queries"
+    from posereid.metrics.stats import compare_runs
+    tell(compare_runs(a, b, level, seed=seed))

@@ -13,7 +13,7 @@ WORLD = ['world.n_train=6', 'world.per_train=4', 'world.n_source=4', 'world.per_
          'world.n_junk=2', 'world.n_distractor=2']
 REID = ['reid.width=4', 'reid.epochs=1', 'reid.bs=8']
 GAN = ['transfer.width=4', 'transfer.d_width=4', 'transfer.pairs=32', 'transfer.parts=2', 'transfer.bs=8']
-COMMANDS = [f'posereid_{o}' for o in 'run synth guider transfer generate augment eval'.split()]
+COMMANDS = [f'posereid_{o}' for o in 'run synth guider transfer generate augment eval audit pose compare'.split()]
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -52,7 +52,7 @@ def done(tmp_path_factory):
 def test_run_leaves_table_and_page(done):
     df = pd.read_csv(done/'results.csv')
     assert df.columns.tolist()==('row pictures steps eps_real eps_generated rank1 rank5 map_trap map_mean d_steps d_smoothed '
-                                 'rank1_bn map_trap_bn map_mean_bn seed world').split()
+                                 'rank1_bn map_trap_bn map_mean_bn net loss size seed world').split()
     assert df.pictures.tolist()==[24]*3+[72]*3
     assert df.steps.tolist()==[3, 9, 9, 9, 9, 9]
     assert df.eps_real.round(4).tolist()==[0, 0, .2667, 0, 0, 0]
@@ -104,6 +104,60 @@ def test_rows_and_fresh(done, tmp_path):
     run(tmp_path/'run', rows='control', validation=True, fresh=True)
     assert json.loads((tmp_path/'run'/'settings.json').read_text())['settings']['world']['validation'] is True
     assert len(pd.read_csv(tmp_path/'run'/'results.csv'))==1 and not list((tmp_path/'run').glob('transfer-*'))
+
+
+# --- recipes, and one folder that lends its own poses ---
+
+TRI = ['reid.bs=12']
+
+@pytest.mark.parametrize('recipe', ['D-CE','R-Tri','D-Tri'])
+def test_every_recipe_runs_small(recipe, tmp_path):
+    cli.posereid_run(out=tmp_path/'run', preset='smoke', recipe=recipe, rows='equal_steps,smoothed,guided,cross', set=WORLD+REID+GAN+TRI)
+    df = pd.read_csv(tmp_path/'run'/'results.csv')
+    loss,net = ('triplet' if 'Tri' in recipe else 'ce'),('small_dense-4' if recipe[0]=='D' else 'small-4')
+    assert df.row.tolist()==['control, equal steps','control, smoothed','guided','guided by the other form']
+    assert set(df.loss)=={loss} and set(df.net)=={net} and df.map_trap.between(0, 100).all()
+    transfers = [json.loads((o/'settings.json').read_text())['settings']['guider'] for o in (tmp_path/'run').glob('transfer-*')]
+    assert len(set(transfers))==2 # guided by either form
+
+
+def test_unknown_recipe(tmp_path, refused):
+    refused(cli.posereid_run, out=tmp_path/'run', preset='smoke', recipe='R-CF', says="nearest is 'R-CE'")
+    refused(cli.posereid_run, out=tmp_path/'run', preset='smoke', ids=5, says='--data')
+
+
+def test_run_on_one_folder(world, tmp_path, refused):
+    kwargs = dict(data=world/'target', poses=world/'target_poses.csv', preset='smoke', set=REID+GAN, seed=1)
+    cli.posereid_run(out=tmp_path/'run', rows='main,synthetic', **{**kwargs, 'set':WORLD+REID+GAN})
+    df = pd.read_csv(tmp_path/'run'/'results.csv')
+    assert df.row.tolist()==['control, equal epochs','control, equal steps','control, smoothed','unguided','guided','guided, synthetic poses']
+    inputs = json.loads((tmp_path/'run'/'settings.json').read_text())['settings']['inputs']
+    assert (inputs['split'], inputs['target'], inputs['taken_as_source'], inputs['validation'])==(1, 4, 2, 0)
+    cli.posereid_run(out=tmp_path/'val', rows='control', validation=True, **kwargs)
+    scores, = [json.loads(o.read_text()) for o in (tmp_path/'val').glob('reid-*/scores.json')]
+    assert 'others for validation' in scores['protocol']
+    refused(cli.posereid_run, out=tmp_path/'no', ids=6, **kwargs, says=['2 to 4', '--ids'])
+    refused(cli.posereid_run, out=tmp_path/'no', rows='new', **kwargs, says='only a synthetic world')
+
+# --- looking at what one brings ---
+
+def test_audit_of_a_world_and_of_a_spoilt_one(world, tmp_path, capsys):
+    cli.posereid_audit(world/'target', decode=True, poses=world/'target_poses.csv')
+    assert 'query' in capsys.readouterr().out
+    shutil.copytree(world/'target', tmp_path/'set')
+    bad = sorted((tmp_path/'set/query').iterdir())[0]
+    bad.write_bytes(bad.read_bytes()[:100])
+    with pytest.raises(SystemExit) as e: cli.posereid_audit(tmp_path/'set', decode=True, against='none', json=True)
+    out = capsys.readouterr().out
+    assert e.value.code==1 and bad.name in out and isinstance(json.loads(out), dict)
+
+
+def test_pose_copies_known_poses(world, tmp_path, capsys, refused):
+    cli.posereid_pose(world/'target/query', out=tmp_path/'q.csv', estimator='known', weights=world/'target_poses.csv',
+                      against=world/'target_poses.csv', no_sheet=True)
+    out = capsys.readouterr().out
+    assert (tmp_path/'q.csv').exists() and 'PCK@0.2: 100.0' in out
+    refused(cli.posereid_pose, world/'target/query', out=tmp_path/'r.csv', estimator='ropenpose', says='rcnn')
 
 # --- one command a stage ---
 

@@ -196,7 +196,7 @@ def test_statistics_are_the_input_transform():
     torch.testing.assert_close(set_stats(a).embed(x), want, atol=1e-4, rtol=1e-4)
     assert {'mean','std'} <= set(a.state_dict())
 
-@pytest.mark.parametrize('kw', [dict(arch='vgg16'), dict(weights='imagenet'), dict(arch='resnet18', weights='coco')])
+@pytest.mark.parametrize('kw', [dict(arch='vgg61'), dict(weights='imagenet'), dict(arch='resnet18', weights='coco')])
 def test_bad_names(kw):
     with pytest.raises(InputError): reid_net(5, **kw)
 

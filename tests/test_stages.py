@@ -1,10 +1,13 @@
 "The three steps: who moves, who does not, and that stopping changes nothing"
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from posereid.core import InputError, weights_hash
 from posereid.data.block import PictureStore, to_float
@@ -15,6 +18,8 @@ from posereid.stages import generate as gen, guider as gd, transfer as tr
 from posereid.stages.augment import augment, smoothed_eps
 from posereid.stages.generate import GenerateSettings, generate, generated_name, plan, write_generated
 from posereid.stages.guider import ReIDSettings, equal_steps, freeze, load_reid, step_lr, train_reid
+from posereid.stages.inputs import folder_inputs, share_people
+from posereid.stages.presets import PRESETS, RECIPES, experiment_settings, other_form, recipe
 from posereid.stages.transfer import TransferSettings, guider_input, load_generator, train_transfer
 from posereid.synth.world import load_world, tiny_world
 
@@ -334,3 +339,82 @@ def test_augment_refuses(data, extra):
     for bad,said in ((extra[:0],'empty'), (extra.assign(pid=9999),'9999'), (extra.assign(is_generated=False),'not'),
                      (extra.assign(source_path='/q/else.jpg'),'else.jpg')):
         with pytest.raises(InputError, match=said): augment(data.target, bad)
+
+# --- recipes, triplets, folders ---
+
+@pytest.mark.parametrize('name', RECIPES['paper'])
+def test_a_step_of_each_recipe_at_paper_size(name, data, tmp_path):
+    "256×256, 224×224 cropped; batches of two pictures, or of two people with four each"
+    paper = ReIDSettings(**{**PRESETS['paper']['reid'], **recipe(name), 'weights':''})
+    s = replace(paper, epochs=1, bs=8 if paper.loss=='triplet' else 2)
+    df = data.train[data.train.pid.isin(sorted(data.labels)[:2])].groupby('pid').head(4 if s.loss=='triplet' else 1)
+    net = train_reid(df, PictureStore(s.size), train_labels(df), s, tmp_path/'run')
+    assert (net.head is None)==(s.loss=='triplet') and all(p.isfinite().all() for p in net.parameters())
+    assert (s.size, s.crop, s.momentum, s.weight_decay)==((256,256), (224,224), .9, 5e-4)
+
+
+def test_recipes_say_what_the_paper_says():
+    r = RECIPES['paper']
+    assert [(r[k]['lr'], r[k]['milestones'], r[k]['bs'], r[k]['dropout']) for k in ('R-CE','D-CE','R-Tri','D-Tri')]==[
+        (1e-3,(30,),16,.5), (1e-2,(25,),16,0.), (1e-3,(),128,0.), (1e-3,(),128,0.)]
+    assert all(o['epochs']==50 for o in r.values()) and ReIDSettings().margin==1 and ReIDSettings().margin_generated==.5
+    t = experiment_settings('paper')['transfer']
+    assert (t.size, t.lr, t.betas, t.lam, t.beta, t.adv)==((256,256), 2e-4, (.5,.999), 10, 1, 1)
+    for size in RECIPES:
+        for name in r: assert other_form(replace(ReIDSettings(), **recipe(name, size))).loss!=recipe(name, size).get('loss', 'ce')
+
+
+def test_triplets_stopped_equal_unstopped(data, tmp_path, monkeypatch):
+    s = ReIDSettings(width=4, epochs=3, bs=16, loss='triplet')
+    train = lambda folder, **kw: train_reid(data.train, data.store, data.labels, s, folder, **kw)
+    whole = weights_hash(train(tmp_path/'whole'))
+    interrupt(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt): train(tmp_path/'parts', every=0)
+    monkeypatch.undo()
+    assert weights_hash(train(tmp_path/'parts'))==whole
+    assert pd.read_csv(tmp_path/'whole'/'log.csv').columns.tolist()==['epoch','loss','active','triplets','d_ap','d_an','margin']
+
+
+def test_single_pictures_are_told(data, tmp_path):
+    df = data.train.groupby('pid').head(4)
+    df = pd.concat([df[df.pid!=df.pid.iloc[0]], df.iloc[:1]])
+    with pytest.warns(UserWarning, match='1 pictures are in no triplet'):
+        train_reid(df, data.store, train_labels(df), ReIDSettings(width=4, epochs=1, bs=16, loss='triplet'), tmp_path/'run')
+
+
+def test_triplet_guider_is_frozen_and_guides(data, tmp_path):
+    torch.manual_seed(0)
+    T = reid_net(None, 'small', 4)
+    T(to_float(data.store.get(data.train)))
+    before = state(freeze(T))
+    s = TransferSettings(**SMALL)
+    train = lambda folder, **kw: train_transfer(data.target, data.source, data.poses, data.store, data.labels, T, replace(s, **kw), folder, every=0)
+    G = train(tmp_path/'run')
+    assert all(torch.equal(v, before[k]) for k,v in T.state_dict().items())
+    log = pd.read_csv(tmp_path/'run'/'log.csv')
+    assert (log.guide>0).all() and log.active.between(0, 1).all()
+    assert weights_hash(G)!=weights_hash(train(tmp_path/'free', beta=0.))
+
+
+def test_people_are_in_one_part_only(data):
+    target,source,held = share_people(data.target, seed=3, validation=2)
+    assert len({*target, *source, *held})==len(target)+len(source)+len(held)==data.train.pid.nunique()
+    again,other = (share_people(data.target, seed=o, validation=2)[0].tolist() for o in (3, 4))
+    assert again==target.tolist()!=other
+    for ids in (1, 8):
+        with pytest.raises(InputError, match='--ids'): share_people(data.target, ids=ids, validation=2)
+
+
+def test_one_folder_of_all_kinds_of_pictures(data, tmp_path):
+    root = tmp_path/'set'
+    shutil.copytree(tiny_world()/'target', root)
+    shutil.copy(tiny_world()/'target_poses.csv', tmp_path/'set_poses.csv')
+    some = sorted((root/'bounding_box_train').iterdir())[:4]
+    for p,mode in zip(some, ('L','RGBA','P','I;16')):
+        im = Image.open(p)
+        (im.convert('L').convert('I;16') if mode=='I;16' else im.convert(mode)).save(p, 'png') # a png by another name is read by its content
+    wide = sorted((root/'query').iterdir())[0]
+    Image.open(wide).resize((90,40)).save(wide)
+    with pytest.raises(InputError, match='convert'): folder_inputs(root, poses=tmp_path/'set_poses.csv').store((64,32)).get(some)
+    i = folder_inputs(root, convert=True, need_poses=False)
+    assert i.store((64,32)).get([*some, wide]).shape==(5,3,64,32)

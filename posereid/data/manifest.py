@@ -26,7 +26,7 @@ _TEXT     = (*_PATHS, 'split', 'tracklet', 'dataset', 'generator')
 def _int_column(df, name, where):
     "Column `name` as int64, or an error that shows the first value that is none"
     num = pd.to_numeric(df[name], errors='coerce')
-    bad = num.isna() | (num % 1 != 0)
+    bad = num.isna() | (num % 1 != 0) | (num.abs() > 2**53)
     if bad.any():
         raise InputError(f"{where}: `{name}` must hold whole numbers, but row {int(np.argmax(bad))} "
                          f"({df.path.iloc[int(np.argmax(bad))]}) has {df[name][bad].iloc[0]!r}; correct that row.")
@@ -57,7 +57,10 @@ def check_manifest(
     return df
 
 def _check_values(df, where):
-    "Ranges of pid, camid and split; paths that occur once"
+    "Ranges of pid, camid and split; paths that are there and occur once"
+    if (bad := df.path.isin(('', 'nan', 'None'))).any():
+        raise InputError(f"{where}: `path` must name a picture, but row {int(np.argmax(bad))} has none; fill it or "
+                         f"remove the row.")
     if (bad := ~df.split.isin(SPLITS)).any():
         word = df.split[bad].iloc[0]
         raise InputError(f"{where}: split must be one of {', '.join(SPLITS)}, but {word!r} was found; "
@@ -65,9 +68,18 @@ def _check_values(df, where):
     if (bad := (df.pid < -1) | (df.camid < 0)).any():
         raise InputError(f"{where}: pid must be -1 or more and camid 0 or more, but {df.path[bad].iloc[0]} "
                          f"has pid {df.pid[bad].iloc[0]}, camid {df.camid[bad].iloc[0]}; correct that row.")
-    if (bad := df.path.duplicated()).any():
+    if (bad := _twice(df)).any():
         raise InputError(f"{where}: a picture may be listed once, but {df.path[bad].iloc[0]} occurs twice; remove "
                          f"one row.")
+
+def _twice(df):
+    "Rows whose path came before; a query of known camera may be in the gallery as well"
+    bad = df.path.duplicated()
+    if not bad.any(): return bad
+    rows = df[df.path.isin(df.path[bad])].assign(test=lambda o: o.split.isin(('query','gallery')) & (o.camid > 0))
+    g = rows.groupby('path').agg(n=('split','size'), splits=('split','nunique'), pids=('pid','nunique'), cams=('camid','nunique'), test=('test','all'))
+    fine = g.index[(g.n == 2) & (g.splits == 2) & (g.pids == 1) & (g.cams == 1) & g.test]
+    return bad & ~df.path.isin(fine)
 
 # %% ../../nbs/50_data.manifest.ipynb #c010
 def make_manifest(
@@ -153,14 +165,23 @@ def read_manifest(
     return df
 
 # %% ../../nbs/50_data.manifest.ipynb #c031
+def _separator(file):
+    "What stands between the names in the first line: a comma, else a semicolon, tab or bar"
+    with open(file, encoding='utf-8-sig', errors='replace') as f: line = f.readline(10_000)
+    return next((c for c in ',;\t|' if 'path' in [o.strip(' "\'\r\n') for o in line.split(c)] and c in line), ',')
+
 def read_table(
-    file:Path,     # A CSV file with a header
+    file:Path,     # A CSV file with a header; separated by commas, semicolons, tabs or bars
 ) -> DataFrame:    # Its rows, text columns as text, nothing checked
     "A CSV as a table, or a sentence that says why it is none"
-    try: df = pd.read_csv(file, dtype={c: str for c in _TEXT}, encoding='utf-8')
+    try:
+        df = pd.read_csv(file, dtype={c: str for c in _TEXT}, encoding='utf-8-sig', sep=_separator(file), skipinitialspace=True)
+        df.columns = [str(c).strip() for c in df.columns]
     except FileNotFoundError:
         raise InputError(f"{file} does not exist; give the path of a CSV with a header line.") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
+    except IsADirectoryError:
+        raise InputError(f"{file} is a folder; give the CSV file itself.") from None
+    except (ValueError, OverflowError) as e:  # the errors of pandas' parser and of the encoding are ValueErrors
         raise InputError(f"{file} is no CSV with a header line ({str(e).strip().splitlines()[0]}); write one row a "
                          f"picture, with "
                          f"columns {', '.join(COLUMNS)}.") from None

@@ -12,7 +12,9 @@ import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from contextlib import contextmanager
 from torch import Tensor, nn
 from ..core import InputError
-from ..metrics.retrieval import RetrievalResult, cosine_distance, euclidean_distance, retrieval
+from ..metrics.rerank import rerank_features
+from posereid.metrics.retrieval import (DISTANCES, RetrievalResult, cosine_distance, euclidean_distance, multi_query, retrieval,
+    score_features)
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #c006
 @contextmanager
@@ -80,17 +82,19 @@ def protocol_string(
     gallery:pd.DataFrame,      # Manifest rows of the gallery
     dataset:str='',            # Name of the data set
     size:tuple=None,           # Height and width of the pictures that the net is given
-    distance:str='euclidean',  # `euclidean` or `cosine`
+    distance:str='euclidean',  # `euclidean`, `squared` or `cosine`
     flip:bool=False,           # Whether features of the mirrored picture are added
     grey:bool=False,           # Whether colour is taken out
     empty:str='zero',          # What a query with nothing to find counts
+    rerank:dict=None,          # Settings `k1`, `k2`, `lam` of re-ranking, if any
+    multi:str=None,            # How the pictures of a query are pooled, `mean` or `max`; None for a single one
 ) -> str:                      # One line
     "Data set, counts, exclusions, distance, conventions and picture size of an evaluation"
     junk,distractors = ((gallery.pid==o).sum() for o in (-1,0))
     pieces = [f'{dataset}: '*bool(dataset) + f'{len(query):,} queries of {query.pid.nunique():,} people, '
               f'{len(gallery)-junk:,} gallery pictures ({distractors:,} distractors; {junk:,} junk removed)',
-              'single query, same person in same camera removed', _unknown_cameras(query, gallery),
-              f'{distance} distance of L2-normalised features' + ', mirrored ones added'*flip,
+              (f'multi-query ({multi})' if multi else 'single query') + ', same person in same camera removed', _unknown_cameras(query, gallery),
+              f'{distance} distance of L2-normalised features' + ', mirrored ones added'*flip, _reranked(rerank),
               'AP by trapezoid (map_trap) and as mean precision (map_mean)', 'ties in gallery order',
               'queries without a match ' + ('count 0' if empty=='zero' else 'are skipped'),
               'grey '*grey + (f'pictures {size[0]}×{size[1]}' if size else 'pictures as stored')]
@@ -100,6 +104,8 @@ def protocol_string(
 def _unknown_cameras(query, gallery):
     n = (query.camid==0).sum() + (gallery.camid==0).sum()
     return f'{n:,} pictures of unknown camera, never removed' if n else ''
+
+def _reranked(rerank): return 're-ranked ({})'.format(', '.join(f'{k}={v}' for k,v in rerank.items())) if rerank else 'no re-ranking'
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #c022
 def _test_rows(df, dataset):
@@ -121,16 +127,21 @@ def rank_pictures(
     query:pd.DataFrame,       # Manifest rows of the queries
     gallery:pd.DataFrame,     # Manifest rows of the gallery
     store,                    # Reads pictures: `store.get(paths)` is uint8 `(n, 3, h, w)`
-    distance:str='euclidean', # `euclidean` or `cosine`
+    distance:str='euclidean', # `euclidean`, `squared` or `cosine`
     bs:int=256,               # Batch size
     **kwargs                  # `flip`, `grey`, `device` of `extract_features`
 ) -> Tensor:                  # `(q, g)` distances
     "Distances between the features of queries and gallery"
-    known = dict(euclidean=euclidean_distance, cosine=cosine_distance)
-    if distance not in known: raise InputError(f"`distance` must be 'euclidean' or 'cosine', but it is {distance!r}.")
-    paths = lambda df: [list(df.path.iloc[i:i+bs]) for i in range(0, len(df), bs)]
-    q,g = (extract_features(model, (store.get(o) for o in paths(df)), **kwargs) for df in (query,gallery))
-    return known[distance](q, g)
+    known = dict(euclidean=euclidean_distance, squared=lambda q,g: euclidean_distance(q, g, squared=True), cosine=cosine_distance)
+    _check_distance(distance)
+    return known[distance](*(_features(model, df, store, bs, **kwargs) for df in (query,gallery)))
+
+def _check_distance(distance):
+    if distance not in DISTANCES: raise InputError(f'`distance` must be one of {", ".join(DISTANCES)}, but it is {distance!r}.')
+
+def _features(model, df, store, bs, **kwargs):
+    paths = [list(df.path.iloc[i:i+bs]) for i in range(0, len(df), bs)]
+    return extract_features(model, (store.get(o) for o in paths), **kwargs)
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #c024
 def evaluate_reid(
@@ -138,20 +149,37 @@ def evaluate_reid(
     df:pd.DataFrame,          # A manifest; its rows with split `query` and `gallery` are used
     store,                    # Reads pictures: `store.get(paths)` is uint8 `(n, 3, h, w)`, `store.size` is (h, w)
     dataset:str='',           # Name for the protocol
-    distance:str='euclidean', # `euclidean` or `cosine`; on normalised features they rank alike
+    distance:str='euclidean', # `euclidean`, `squared` or `cosine`; on normalised features they rank alike
     flip:bool=False,          # Add the features of the mirrored picture
     grey:bool=False,          # Take the colour out of all pictures
     empty:str='zero',         # A query with nothing to find counts 0 (`zero`) or is left out (`skip`)
     max_rank:int=50,          # Length of the CMC
     bs:int=256,               # Batch size
     device=None,              # Where to compute; where the model is by default
+    rerank:dict=None,         # Re-rank: `{}`, or settings `k1`, `k2`, `lam` of `rerank_features`
+    multi:str=None,           # Pool each query over the pictures of split `multi`: `mean` or `max`
 ) -> RetrievalResult:         # Scores, with the protocol in `protocol`
     "Score a model on a test set: features, distances, ranking, and the sentence that says how"
+    _check_distance(distance)
     query,gallery = _test_rows(df, dataset)
-    dist = rank_pictures(model, query, gallery, store, distance, bs, flip=flip, grey=grey, device=device)
-    said = protocol_string(query, gallery, dataset, tuple(store.size), distance, flip, grey, empty)
-    ids = (o[c].to_numpy() for c in ('pid','camid') for o in (query,gallery))
-    return retrieval(dist, *ids, max_rank=max_rank, empty=empty, protocol=said)
+    rerank = None if rerank is None else dict(k1=20, k2=6, lam=.3) | rerank
+    said = protocol_string(query, gallery, dataset, tuple(store.size), distance, flip, grey, empty, rerank, multi)
+    get = lambda rows: _features(model, rows, store, bs, flip=flip, grey=grey, device=device)
+    q,g = _pooled(get, query, df[df.split=='multi'], multi) if multi else get(query), get(gallery)
+    ids,kwargs = [o[c].to_numpy() for c in ('pid','camid') for o in (query,gallery)], dict(max_rank=max_rank, empty=empty, protocol=said)
+    return score_features(q, g, *ids, distance, **kwargs) if rerank is None else retrieval(_without_junk(q, g, ids[1], rerank), *ids, **kwargs)
+
+# %% ../../nbs/70_evaluate.protocol.ipynb #7e541466
+def _pooled(get, query, rows, how):
+    "Features of the queries, pooled over pictures of the same person and camera, of length 1 again"
+    if not len(rows): raise InputError('Multi-query needs pictures with split `multi`, but there are none; read the set with them, or leave `multi` out.')
+    return F.normalize(multi_query(get(rows), rows.pid, rows.camid, query.pid, query.camid, how), dim=1)
+
+def _without_junk(q, g, g_pids, settings):
+    "Re-ranked distances; junk is nobody's neighbour, and gets distance 1, where it is removed again"
+    keep,dist = torch.as_tensor(g_pids!=-1), torch.ones(len(q), len(g))
+    dist[:,keep] = rerank_features(q, g[keep], **settings)
+    return dist
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #c030
 @torch.no_grad()

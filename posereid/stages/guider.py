@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['ReIDSettings', 'milestone_epochs', 'step_lr', 'equal_steps', 'StageLearner', 'plain', 'PlainBatch', 'SeedEpoch',
            'LrSchedule', 'EpochLog', 'read_log', 'Checkpoint', 'Bar', 'TrainOnly', 'fit_stage', 'frame_id', 'open_run',
-           'at_least_one', 'one_of', 'reid_batches', 'reid_terms', 'reid_learner', 'train_reid', 'finish_reid',
-           'last_row', 'load_reid', 'Frozen', 'freeze']
+           'at_least_one', 'one_of', 'reid_batches', 'TripletLoss', 'reid_loss', 'reid_terms', 'reid_learner',
+           'CollapseWatch', 'train_reid', 'finish_reid', 'last_row', 'load_reid', 'ClassMeans', 'as_classifier',
+           'Frozen', 'freeze']
 
 # %% ../../nbs/80_stages.guider.ipynb #c002
-import csv, io, json, math, time
+import csv, io, json, math, time, warnings
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException, TrainEvalCallback
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
@@ -23,17 +25,18 @@ from torch import nn
 
 from ..core import (InputError, RunFolder, default_device, hash_settings, load_weights, progress, save_weights,
                            seed_everything, to_json, write_beside)
-from ..data.block import reid_dls
+from ..data.block import reid_dls, triplet_dls
 from ..data.manifest import pick
-from ..losses.identity import lsr_loss
+from ..evaluate.protocol import extract_features
+from ..losses.identity import collapsed, lsr_loss, triplet_loss
 from ..models.reid import ReIDNet, reid_net
 
 # %% ../../nbs/80_stages.guider.ipynb #c005
 @dataclass
 class ReIDSettings:
     "Every choice of steps one and three (§4.2): the net, the pictures, the schedule, the smoothing"
-    arch:str='small'           # `small`, `resnet18`, `resnet50` or `densenet169`
-    width:int=24               # Channels of the first stage of the small net
+    arch:str='small'           # `small`, `small_dense`, a net of torchvision by its name, or `timm:NAME`
+    width:int=24               # Channels of the first stage of the small nets
     size:tuple=(64,32)         # Height and width of the pictures
     epochs:int=20              # Passes over the training pictures
     bs:int=32                  # Pictures in a batch
@@ -49,7 +52,12 @@ class ReIDSettings:
     flip:bool=True             # Mirror half of the pictures
     eps_real:float=0.          # Smoothing of real pictures (Eq. 7)
     eps_generated:float=.4     # Smoothing of generated pictures (Eq. 7)
-    weights:str=''             # `imagenet` for the networks of torchvision, or nothing
+    loss:str='ce'              # `ce`, the cross-entropy of Eq. 8, or `triplet` (§3.3)
+    margin:float=1.            # α of triplets of real pictures
+    margin_generated:float=.5  # α of triplets that hold a generated picture
+    mining:str='semihard'      # Which negatives, one of `MINING`
+    rule:str='anchor'          # `anchor`: a real anchor meets real pictures only (§3.3); `any`
+    weights:str=''             # `imagenet`, a file, or nothing
     seed:int=0                 # First weights, order and crops
 
 # %% ../../nbs/80_stages.guider.ipynb #c007
@@ -281,17 +289,42 @@ def reid_batches(
     labels:dict,          # Identity → label
     settings:ReIDSettings # Batch size, crop, flip, smoothing
 ):                        # DataLoaders
-    "The batches of steps one and three: pictures, label, ε"
+    "The batches of steps one and three: pictures, label and ε, or for triplets whether a picture is generated"
     s = settings
     if tuple(store.size)!=tuple(s.size): raise InputError(
         f"The store holds pictures of {tuple(store.size)} but reid.size is {tuple(s.size)}; open a PictureStore of that size.")
-    return reid_dls(df, store, labels, bs=s.bs, seed=s.seed, pad=s.pad, flip=s.flip, eps_real=s.eps_real,
-                    eps_generated=s.eps_generated, crop=tuple(s.crop) or None, device=default_device())
+    kwargs = dict(bs=s.bs, seed=s.seed, pad=s.pad, flip=s.flip, crop=tuple(s.crop) or None, device=default_device())
+    if s.loss=='triplet': return _tell_left_out(triplet_dls(df, store, labels, **kwargs))
+    return reid_dls(df, store, labels, eps_real=s.eps_real, eps_generated=s.eps_generated, **kwargs)
+
+def _tell_left_out(dls):
+    "Say who is in no triplet"
+    r = dls.train.make.report
+    if r.n_left_out: warnings.warn(f'{r.n_left_out} pictures are in no triplet, since their identities have a single real picture or none: '
+                                   f"pid {', '.join(map(str, (r.single+r.only_generated)[:8]))}.")
+    return dls
+
+class TripletLoss:
+    "The triplet loss of §3.3 as a `Learner` calls it; what it saw of the last batch is in `stats`"
+    def __init__(self,
+        settings:ReIDSettings # Margins, mining, anchor rule
+    ): self.settings,self.stats = settings,{}
+    def __call__(self, emb, label, is_generated):
+        s = self.settings
+        loss,self.stats = triplet_loss(emb, label, is_generated, s.margin, s.margin_generated, s.mining, s.rule, stats=True)
+        return loss
+
+def reid_loss(
+    settings:ReIDSettings # `ce` or `triplet`
+):                        # A function of what the net gives and of the batch
+    "Eq. 8 with an ε a picture, or the triplets of §3.3"
+    return TripletLoss(settings) if settings.loss=='triplet' else lsr_loss
 
 def reid_terms(
     learn:Learner # Learner just after a batch
-) -> dict:        # Loss and share of pictures whose person is found
+) -> dict:        # Loss, and the share of pictures whose person is found; for triplets, what they are like
     "What `log.csv` holds for a ReID net"
+    if isinstance(learn.loss_func, TripletLoss): return dict(loss=learn.loss, **learn.loss_func.stats)
     return dict(loss=learn.loss, accuracy=(learn.pred.argmax(1)==learn.yb[0]).float().mean())
 
 # %% ../../nbs/80_stages.guider.ipynb #c042
@@ -300,10 +333,26 @@ def reid_learner(
     model:nn.Module,      # Anything that scores identities
     settings:ReIDSettings # Momentum and weight decay; the schedule is `step_lr`
 ) -> Learner:             # Learner without validation pass, recorder or bar
-    "A `Learner` for steps one and three: Eq. 8 with an ε per picture, SGD, and nothing that costs time in a batch"
+    "A `Learner` for steps one and three: Eq. 8 with an ε per picture or triplets, SGD, and nothing that costs time in a batch"
     sgd = partial(torch.optim.SGD, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True)
-    return StageLearner(dls, model, loss_func=lsr_loss, opt_func=partial(OptimWrapper, opt=sgd), lr=settings.lr,
+    return StageLearner(dls, model, loss_func=reid_loss(settings), opt_func=partial(OptimWrapper, opt=sgd), lr=settings.lr,
                         default_cbs=False, cbs=[TrainEvalCallback(), PlainBatch()])
+
+# %% ../../nbs/80_stages.guider.ipynb #9bd43076
+class CollapseWatch(Callback):
+    "Say so when triplets have collapsed, which the loss alone does not show"
+    order,run_valid = 21,False
+    def __init__(self): self.epochs = []
+    def before_train(self): self.costs,self.margins = [],[]
+    def after_batch(self):
+        self.costs.append(self.learn.loss.detach())
+        self.margins.append(self.loss_func.stats['margin'])
+    def after_train(self):
+        loss,margin = (torch.stack(o).mean().item() for o in (self.costs, self.margins))
+        if not collapsed(loss, margin): return
+        if not self.epochs: warnings.warn(f'The triplets have collapsed in epoch {self.epoch+1}: the loss, {loss:.3f}, is α, {margin:.3f}; '
+                                  'a smaller reid.lr, or reid.mining=semihard, may help.')
+        self.epochs.append(self.epoch+1)
 
 # %% ../../nbs/80_stages.guider.ipynb #c046
 def train_reid(
@@ -322,11 +371,15 @@ def train_reid(
     run = open_run(folder, dict(reid=s, data=frame_id(df), n_ids=len(labels)), fresh)
     if run.done: return load_reid(run.path)
     seed_everything(s.seed)
-    net = reid_net(len(labels), s.arch, s.width, s.dropout, s.weights or None)
-    dls = reid_batches(df, store, labels, s)
-    fit_stage(reid_learner(dls, net, s), s.epochs, run, partial(step_lr, s), reid_terms, s.seed, desc, every)
-    finish_reid(run, net, s, len(labels), len(df), s.epochs*len(dls.train))
+    net = reid_net(_n_classes(s, len(labels)), s.arch, s.width, s.dropout, s.weights or None)
+    dls,watch = reid_batches(df, store, labels, s),[CollapseWatch()]*(s.loss=='triplet')
+    fit_stage(reid_learner(dls, net, s), s.epochs, run, partial(step_lr, s), reid_terms, s.seed, desc, every, watch)
+    finish_reid(run, net, s, len(labels), len(df), s.epochs*len(dls.train), *(o.epochs for o in watch))
     return load_reid(run.path)
+
+def _n_classes(settings, n_ids):
+    "A triplet recipe has no classifier (§4.2)"
+    return None if settings.loss=='triplet' else n_ids
 
 # %% ../../nbs/80_stages.guider.ipynb #c048
 def finish_reid(
@@ -335,12 +388,14 @@ def finish_reid(
     settings:ReIDSettings, # What it was trained with
     n_ids:int,             # Identities that it scores
     n_pictures:int,        # Pictures that it was trained on
-    steps:int              # Batches
+    steps:int,             # Batches
+    collapsed_in:list=()   # Epochs in which triplets had collapsed
 ):
     "Weights, then what is needed to build the net again, then `metrics.json`, which marks the run as done"
     save_weights(net, run/'reid.safetensors')
     with write_beside(run/'reid.json') as tmp: Path(tmp).write_text(to_json(dict(n_ids=n_ids, **asdict(settings))))
-    run.finish(dict(n_pictures=n_pictures, n_ids=n_ids, steps=steps, **last_row(run/'log.csv')))
+    more = dict(collapsed_in=list(collapsed_in)) if settings.loss=='triplet' else {}
+    run.finish(dict(n_pictures=n_pictures, n_ids=n_ids, steps=steps, **last_row(run/'log.csv'), **more))
     (run/'checkpoint.pt').unlink(missing_ok=True)
 
 def last_row(
@@ -358,9 +413,37 @@ def load_reid(
     if not path.exists(): raise InputError(f"{folder}: expected a trained ReID net (reid.json and reid.safetensors), "
                                            "found none; train one with posereid_guider, or name its folder.")
     s = json.loads(path.read_text())
-    net = reid_net(s['n_ids'], s['arch'], s['width'], s['dropout'])
+    net = reid_net(s['n_ids'] if s.get('loss', 'ce')=='ce' else None, s['arch'], s['width'], s['dropout'])
     load_weights(net, Path(folder)/'reid.safetensors')
     return net.eval()
+
+# %% ../../nbs/80_stages.guider.ipynb #99db3885
+class ClassMeans(nn.Module):
+    "A classifier made of an embedding: minus the squared distance to each identity's mean on the unit sphere"
+    def __init__(self,
+        net:nn.Module,     # Has `embed`
+        means:torch.Tensor # `(K, d)`, rows of length 1
+    ):
+        super().__init__()
+        self.net = net
+        self.register_buffer('means', means)
+    def embed(self,
+        x:torch.Tensor # `(n, 3, h, w)` pictures in [−1, 1]
+    ): return self.net.embed(x)
+    def forward(self,
+        x:torch.Tensor # `(n, 3, h, w)` pictures in [−1, 1]
+    ): return -torch.cdist(F.normalize(self.embed(x), dim=1), self.means).pow(2)
+
+def as_classifier(
+    net:nn.Module,       # A ReID net
+    pictures:torch.Tensor, # `(n, 3, h, w)` uint8, real training pictures
+    label:torch.Tensor   # `(n,)` their identity indices
+) -> nn.Module:          # Scores identities
+    "The net itself if it has a classifier, else its nearest class mean"
+    if getattr(net, 'head', None) is not None: return net
+    emb,label = extract_features(net, pictures),torch.as_tensor(label)
+    means = torch.zeros(int(label.max())+1, emb.shape[1]).index_add_(0, label, emb)
+    return ClassMeans(net, F.normalize(means, dim=1)).eval()
 
 # %% ../../nbs/80_stages.guider.ipynb #c056
 class Frozen:

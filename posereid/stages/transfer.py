@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'TransferSettings', 'guider_input', 'centre', 'shifted', 'TransferModel', 'transfer_model', 'TwoAdams',
-           'split_DG', 'held', 'TransferCallback', 'decay_lr', 'stage_batches', 'transfer_learner', 'sheet', 'Samples',
-           'start_from', 'poses_id', 'transfer_choices', 'train_transfer', 'finish_transfer', 'load_generator']
+           'split_DG', 'held', 'by_triplets', 'TransferCallback', 'decay_lr', 'stage_batches', 'transfer_learner',
+           'sheet', 'Samples', 'start_from', 'poses_id', 'transfer_choices', 'train_transfer', 'finish_transfer',
+           'load_generator']
 
 # %% ../../nbs/81_stages.transfer.ipynb #c002
 import hashlib, json
@@ -27,7 +28,8 @@ from ..core import (InputError, RunFolder, default_device, load_weights, save_we
                            to_json, weights_hash, write_beside)
 from ..data.block import transfer_dls
 from ..data.manifest import pick
-from ..losses.transfer import check_form, discriminator_loss, generator_adv_loss, guider_ce, l1_loss, transfer_loss
+from ..losses.transfer import (check_form, discriminator_loss, generator_adv_loss, guider_ce, guider_triplet, l1_loss,
+                                      transfer_loss)
 from ..models.discriminator import StackedDiscriminator
 from ..models.generator import SiameseUNet
 from .guider import (PlainBatch, StageLearner, at_least_one, fit_stage, frame_id, freeze, last_row,
@@ -69,6 +71,8 @@ class TransferSettings:
     guider_size:tuple=()     # What the guider sees is resized to this; nothing: as it is
     guider_crop:tuple=()     # And then centre-cropped to this; nothing: not cropped
     guider_pad:int=0         # And shifted by up to so many pixels at random
+    margin:float=1.          # α of Eq. 4, if the guider was trained with triplets
+    positive:str='other'     # The real picture of Eq. 4: of the same person, `other` than x, or `any`
     seed:int=0               # First weights, pairs and order
 
 # %% ../../nbs/81_stages.transfer.ipynb #c007
@@ -144,6 +148,7 @@ def transfer_model(
     s = settings
     check_form(s.gan)
     one_of('transfer.aux', s.aux, ('mixed','apart'))
+    one_of('transfer.positive', s.positive, ('other','any'))
     at_least_one('transfer', s, 'width', 'd_width', 'd_layers', 'bs', 'pairs', 'parts')
     G = SiameseUNet(s.size, s.width, s.depth, s.shared, s.norm, s.up, s.skips, s.dropout, head=s.head, blend=s.blend)
     D = StackedDiscriminator(s.d_width, s.d_layers, s.norm)
@@ -182,6 +187,12 @@ def held(
     finally: net.requires_grad_(True)
 
 # %% ../../nbs/81_stages.transfer.ipynb #c020
+def by_triplets(
+    guider:nn.Module # A ReID net, or None
+) -> bool:           # Is it without classifier?
+    "A guider that was trained with triplets guides by Eq. 4, one with a classifier by Eq. 3"
+    return guider is not None and getattr(guider, 'head', True) is None
+
 class TransferCallback(Callback):
     "Eq. 6 as four steps a batch: `forward`, `backward_D`, `backward_G` and the `step` that calls them in order"
     order,run_valid = 10,False
@@ -190,6 +201,7 @@ class TransferCallback(Callback):
     ): self.settings,self.n_step = settings,0
     def before_batch(self):
         x,s,self.real,self.label,self.is_target,*rest = *self.xb,*self.yb
+        self.positive = rest.pop() if by_triplets(self.model.R) else None # always the last of the batch
         self.cond,self.weight = (x,s),(rest[0] if rest else None)
         self.step()
         raise CancelBatchException()
@@ -216,11 +228,24 @@ def backward_D(self:TransferCallback):
 # %% ../../nbs/81_stages.transfer.ipynb #c026
 @patch
 def guide(self:TransferCallback) -> Tensor: # Scalar
-    "Eq. 3 over the target rows: no auxiliary picture enters the guider, and without any target row it is 0"
+    "Eq. 3 or 4 over the target rows: no auxiliary picture enters the guider, and without any target row it is 0"
     rows,s = self.is_target.bool(),self.settings
     if self.model.R is None or not s.beta or not rows.any(): return self.fake.new_zeros(())
     seen = guider_input(self.fake[rows], s.guider_size, s.guider_crop, s.guider_pad)
+    if by_triplets(self.model.R): return self.guide_triplets(seen, rows)
     return guider_ce(self.model.R(seen), self.label[rows], rows[rows])
+
+@patch
+def guide_triplets(self:TransferCallback,
+    seen:Tensor, # Generated target pictures, as the guider sees them
+    rows:Tensor  # Which rows of the batch they are
+) -> Tensor:     # Scalar
+    "Eq. 4 by the embeddings of the frozen guider; the share of triplets that still cost something is logged"
+    s = self.settings
+    with torch.no_grad(): real = self.model.R.embed(guider_input(self.positive[rows], s.guider_size, s.guider_crop))
+    loss,stats = guider_triplet(self.model.R.embed(seen), real, self.label[rows], rows[rows], s.margin, stats=True)
+    self.terms['active'] = stats['active']
+    return loss
 
 # %% ../../nbs/81_stages.transfer.ipynb #c028
 @patch
@@ -275,7 +300,8 @@ def stage_batches(
     poses,                    # `PoseTable` that knows both
     store,                    # `PictureStore` at `settings.size`
     labels:dict,              # Identity → label
-    settings:TransferSettings # Pairs, batch size, pair rule, flip, foreground
+    settings:TransferSettings,# Pairs, batch size, pair rule, flip, foreground
+    positives:bool=False      # Bring a real picture of each person along, for Eq. 4
 ):                            # DataLoaders, one part of the training an epoch
     "The pairs of one part, drawn anew for each"
     s = settings
@@ -283,7 +309,7 @@ def stage_batches(
         f"The store holds pictures of {tuple(store.size)} but transfer.size is {tuple(s.size)}; open a PictureStore of that size.")
     return transfer_dls(target_df, source_df, poses, store, labels, bs=s.bs, n_pairs=s.pairs, epochs=s.parts, pair=s.pair,
                         source_pair=s.source_pair or None, missing=s.missing, seed=s.seed, flip=s.flip,
-                        foreground=s.foreground, device=default_device())
+                        foreground=s.foreground, positives=s.positive if positives else None, device=default_device())
 
 # %% ../../nbs/81_stages.transfer.ipynb #c038
 def transfer_learner(
@@ -392,7 +418,7 @@ def train_transfer(
     choices = transfer_choices(target_df, source_df, poses, guider, settings, start_from(model, init))
     run = open_run(folder, choices, fresh)
     if run.done: return load_generator(run.path)
-    dls = stage_batches(target_df, source_df, poses, store, labels, settings)
+    dls = stage_batches(target_df, source_df, poses, store, labels, settings, by_triplets(model.R))
     learn = transfer_learner(dls, model, settings)
     fit_stage(learn, settings.parts, run, partial(decay_lr, settings), lambda l: l.transfer.terms, settings.seed, desc,
               every, [Samples(run/'samples.png')])

@@ -48,6 +48,7 @@ _UPPER = [[(.16,.17,.20), (.12,.15,.26), (.22,.20,.20), (.15,.20,.18)],
 _LOWER = [[(.14,.15,.20), (.20,.22,.28), (.18,.17,.16)],
           [(.34,.40,.52), (.52,.47,.38), (.28,.30,.34)],
           [(.22,.22,.26), (.36,.30,.26), (.30,.36,.48)]]
+_ACCENT = [(.80,.16,.14), (.86,.68,.12), (.14,.50,.26), (.16,.34,.72), (.90,.89,.86), (.56,.20,.52)]
 _SKIN = [(.87,.68,.56), (.76,.55,.42), (.60,.42,.30), (.42,.29,.21)]
 _HAIR = [(.08,.07,.07), (.22,.14,.09), (.42,.30,.17), (.55,.53,.50)]
 
@@ -69,7 +70,8 @@ def sample_people(
     n:int,              # How many
     seed=0,             # A seed, or a list of integers, for `numpy.random.default_rng`
     spread:float=.12,   # How much colours vary within a palette entry
-    contrast:float=.7   # Contrast between a garment and its pattern
+    contrast:float=.7,  # Contrast between a garment and its pattern
+    sided:float=0.      # Share of people whose front shows a colour that their back does not
 ) -> People:
     "Draw a population"
     rng = np.random.default_rng(seed)
@@ -81,6 +83,9 @@ def sample_people(
     pick = lambda *p: rng.choice(len(p), size=n, p=p)
     kind = np.stack([pick(.28,.14,.10,.10,.16,.12,.10), pick(.35,.65), pick(.68,.18,.14), pick(.06,.60,.34),
                      pick(.5,.3,.2), pick(.8,.2), cls], 1)
+    front = rng.uniform(size=n) < sided
+    kind[front,0] = rng.choice([PATTERNS.index('jacket'), PATTERNS.index('print')], size=front.sum())
+    col[front,COLOURS.index('upper2')] = _near(rng, _ACCENT, front.sum(), spread/2)
     shape = 1 + rng.normal(0, 1, (n,6)).clip(-2,2)*np.array([.05,.13,.07,.08,.03,.05])
     t = lambda a: torch.as_tensor(a, dtype=torch.float32)
     return People(t(shape), t(col), torch.as_tensor(kind), t(rng.uniform(.055, .11, n)))

@@ -37,6 +37,9 @@ class WorldSettings:
     n_junk:int=120         # Pictures with pid −1
     n_distractor:int=240   # Pictures with pid 0
     validation:bool=False  # Other test people: choices are made on these
+    apart:float=.6         # Largest angle between a training person's directions before its two cameras (radians)
+    sided:float=.5         # Share of people whose front shows a colour that their back does not
+    turned:bool=True       # A test person walks another way before each camera, a quarter turn on
     directions:int=1       # Walking directions of a training person before each camera
     spread:float=.3        # How much clothes vary within a palette entry
     contrast:float=.8      # Contrast of patterns
@@ -45,7 +48,7 @@ class WorldSettings:
     jitter:float=.6        # Crop jitter
     occlusion:float=.06    # Chance that something stands in the way
 
-DRAWN = 2 # Counts changes of the drawing, so that no cache keeps pictures of older code
+DRAWN = 3 # Counts changes of the drawing, so that no cache keeps pictures of older code
 TINY = dict(n_train=10, per_train=6, n_source=5, per_source=8, n_test=8, per_test=6, n_junk=4, n_distractor=8)
 
 # %% ../../nbs/62_synth.world.ipynb #c009
@@ -82,7 +85,7 @@ def _seen_train(s, rng):
     n, m = s.n_train, s.per_train
     who, j = np.repeat(np.arange(n), m), np.tile(np.arange(m), n)
     cam = _cameras_of(rng, n, 2)[who, j%2]
-    ways = rng.uniform(-np.pi, np.pi, (n, 2, s.directions))
+    ways = rng.uniform(-np.pi, np.pi, (n, 1, s.directions)) + rng.uniform(-s.apart, s.apart, (n, 2, s.directions))/2
     yaw = ways[who, j%2, (j//2)%s.directions] + rng.normal(0, .12, n*m)
     return who, cam, sample_poses(n*m, [s.world, _STREAM['train'], 1], rich=False, yaw=yaw)
 
@@ -99,7 +102,9 @@ def _seen_test(s, rng, stream):
     "The same for the test: four cameras a person, any pose"
     n, m = s.n_test, s.per_test
     who, j = np.repeat(np.arange(n), m), np.tile(np.arange(m), n)
-    return who, _cameras_of(rng, n, 4)[who, j%4], sample_poses(n*m, [s.world, stream, 1]), j
+    cams = _cameras_of(rng, n, 4)
+    yaw = (rng.uniform(-np.pi, np.pi, n)[who] + j%4*np.pi/2 + rng.normal(0, .25, n*m)) if s.turned else None
+    return who, cams[who, j%4], sample_poses(n*m, [s.world, stream, 1], yaw=yaw), j
 
 # %% ../../nbs/62_synth.world.ipynb #c013
 def _market(folder, pid, cam, i, box):
@@ -144,7 +149,7 @@ def cast_world(
 
 def _join(s, cams, parts):
     "One cast list from the groups"
-    people = [sample_people(n, [s.world, _STREAM[k], 2], s.spread, s.contrast) for *_,k,n in parts]
+    people = [sample_people(n, [s.world, _STREAM[k], 2], s.spread, s.contrast, s.sided) for *_,k,n in parts]
     off = np.cumsum([0]+[len(p) for p in people])
     files = pd.concat([p[0] for p in parts], ignore_index=True)
     pitch = np.array([c.pitch for c in cams])[files.camid-1]

@@ -1,0 +1,91 @@
+"Re-ranking against the definition in sets, with ties, odd settings and bad input"
+import numpy as np, pytest, torch
+from posereid.core import InputError
+from posereid.metrics.rerank import rerank, rerank_features
+
+
+def dist(a, b): return np.sqrt(np.maximum(((a[:,None]-b)**2).sum(2), 0))
+def three(q, g): return dist(q, g), dist(q, q), dist(g, g)
+
+
+def by_sets(qg, qq, gg, k1, k2, lam, kind):
+    "The five steps on full matrices, in float32 as far as order is concerned, sorted by `kind`"
+    D = np.block([[qq,qg],[qg.T,gg]])**2
+    D = D.astype(np.float32)
+    D = (D/D.max(0)).T.copy()
+    order, n, nq = np.argsort(D, kind=kind), len(D), len(qg)
+    rows = order.tolist()
+    near = lambda i, k: [j for j in rows[i][:k] if i in rows[j][:k]]
+    V = np.zeros((n,n))
+    for i in range(n):
+        R = set(near(i, k1+1))
+        star = set(R)
+        for c in R:
+            half = set(near(c, int(np.around(k1/2))+1))
+            if len(half & R) > 2/3*len(half): star |= half
+        star = sorted(star)
+        V[i,star] = np.exp(-D[i,star].astype(float))/np.exp(-D[i,star].astype(float)).sum()
+    if k2!=1: V = np.stack([V[order[i,:k2]].mean(0) for i in range(n)])
+    s = np.stack([np.minimum(V[i], V[nq:]).sum(1) for i in range(nq)])
+    return (1-lam)*(1-s/(2-s)) + lam*D[:nq,nq:]
+
+
+def points(kind, n=72, seed=0):
+    rng = np.random.default_rng(seed)
+    if kind=='random': return rng.normal(size=(n,6))
+    if kind=='clusters': return rng.normal(size=(9,6))[np.arange(n)%9] + .4*rng.normal(size=(n,6))
+    if kind=='twins': return np.repeat(rng.normal(size=(n//2,6)), 2, axis=0)
+    return rng.integers(0, 3, (n,4)).astype(float)  # a grid, full of ties
+
+
+@pytest.mark.parametrize('kind', ['random','clusters','twins','grid'])
+@pytest.mark.parametrize('k1,k2,lam', [(20,6,.3), (19,6,.3), (20,1,.3), (5,9,0.), (1,1,1.)])
+def test_equals_the_definition(kind, k1, k2, lam):
+    x = points(kind)
+    d = three(x[:30], x[30:])
+    for ties,sort in (('argsort',None), ('stable','stable')):
+        ref = by_sets(*d, k1, k2, lam, sort)
+        assert abs(rerank(*d, k1, k2, lam, ties, chunk=17).numpy()-ref).max()<1e-6
+
+
+@pytest.mark.parametrize('n,k1,k2', [(6,20,6), (2,20,6), (12,11,30)])
+def test_fewer_pictures_than_neighbours(n, k1, k2):
+    x = points('random', n)
+    d = three(x[:n//2], x[n//2:])
+    assert abs(rerank(*d, k1, k2).numpy()-by_sets(*d, k1, k2, .3, None)).max()<1e-6
+
+
+def test_features_and_distances_agree():
+    x = points('clusters').astype(np.float32)
+    a, d = rerank_features(x[:30], torch.as_tensor(x[30:]), k1=8, chunk=13), three(x[:30].astype(float), x[30:].astype(float))
+    assert a.dtype==torch.float32 and abs(a.numpy()-rerank(*d, k1=8).numpy()).max()<1e-5
+
+
+def test_kinds_of_input_and_no_trace():
+    x = points('random')
+    d = [o.astype(np.float32) for o in three(x[:30], x[30:])]
+    kept, ref = [o.copy() for o in d], rerank(*d)
+    for change in (torch.as_tensor, np.asfortranarray, lambda o: np.repeat(o, 2, 0)[::2], lambda o: o[::-1,::-1].copy()[::-1,::-1]):
+        assert torch.equal(rerank(*map(change, d)), ref)
+    assert all((a==b).all() for a,b in zip(d, kept))
+    assert abs(rerank(*(o.astype(np.float16) for o in d))-ref).max()<.1
+
+
+def test_an_asymmetric_matrix_is_read_by_columns():
+    "As the reference has it, which transposes after dividing"
+    x = points('random')
+    d = list(three(x[:30], x[30:]))
+    d[2] = d[2]*(1+.05*np.random.default_rng(1).random(d[2].shape))
+    assert abs(rerank(*d).numpy()-by_sets(*d, 20, 6, .3, None)).max()<1e-6
+
+
+@pytest.mark.parametrize('change,says', [
+    (dict(k1=0), 'k1'), (dict(k2=2.5), 'k2'), (dict(lam=2), 'lam'), (dict(ties='any'), 'stable'), (dict(qq=np.zeros((3,3))), r'\(5, 5\)'),
+    (dict(qg=np.full((5,8), np.nan)), 'NaN'), (dict(gg=np.zeros(8)), 'matrix'), (dict(qg=np.zeros((0,8))), 'matrix')])
+def test_bad_input(change, says):
+    args = dict(qg=np.ones((5,8)), qq=np.ones((5,5)), gg=np.ones((8,8))) | change
+    with pytest.raises(InputError, match=says): rerank(**args)
+
+
+def test_bad_features():
+    with pytest.raises(InputError, match='one length'): rerank_features(np.ones((2,3)), np.ones((2,4)))
