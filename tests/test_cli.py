@@ -286,8 +286,8 @@ def test_settings_and_sizes(refused, tmp_path):
                         (dict(set=['transfer.beta=much']), 'float'), (dict(set=['transfer.gan=wgan']), 'nonsat'), (dict(set=['reid.eps_real=2']), 'between 0 and 1'),
                         (dict(set=['transfer.size=96x20', 'transfer.depth=5']), '96'), (dict(set=['reid.arch=resnet5']), 'resnet50'),
                         (dict(set=['world.n_train=1']), 'n_train'), (dict(set=['transfer.bs=7']), 'even'),
-                        (dict(data=tmp_path), '--source'), (dict(source=tmp_path), '--data'),
-                        (dict(data=tmp_path, source=tmp_path), 'rendered')]:
+                        (dict(data=tmp_path), 'no known set'), (dict(source=tmp_path), '--data'),
+                        (dict(data=tmp_path, rows='new'), 'rendered')]:
         refused(f, out=tmp_path/'o', says=says, **kwargs)
     refused(cli.posereid_guider, tmp_path, set=['transfer.beta=1'], says='reid.')
     assert not (tmp_path/'o').exists()
