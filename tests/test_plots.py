@@ -1,0 +1,165 @@
+"Figures of rankings, distances, poses, cameras and embeddings: what they draw is what was measured"
+import io, sys
+import numpy as np, pandas as pd, pytest, torch
+from posereid.core import InputError
+from posereid.evaluate.plots import (camera_matrix, plot_ap_by_pose, plot_cameras, plot_distances, plot_embedding, plot_ranking, pose_differences,
+    project_features, ranked_pictures)
+from posereid.metrics.retrieval import retrieval
+from posereid.pose.bank import pose_distance
+from posereid.pose.joints import walking_pose
+
+
+@pytest.fixture
+def task():
+    "12 queries, 40 gallery pictures with junk and distractors, 3 cameras"
+    rng = np.random.default_rng(0)
+    gp = np.r_[rng.integers(1, 6, 34), [-1,-1,-1,0,0,0]]
+    return rng.random((12,40)), np.r_[np.arange(1,6), np.arange(1,6), 1, 2], gp, rng.integers(1, 4, 12), rng.integers(1, 4, 40)
+
+
+def saved(fig):
+    f = io.BytesIO(); fig.savefig(f, format='png')
+    assert 1000 < len(f.getvalue()) < 60000
+    import matplotlib.pyplot as plt
+    assert not plt.get_fignums()
+
+
+class Store:
+    "A store whose pictures have the number in their path as brightness"
+    def get(self, paths): return torch.stack([torch.full((3,8,4), int(p), dtype=torch.uint8) for p in paths]) if len(paths) else torch.zeros(0,3,8,4, dtype=torch.uint8)
+
+
+def frames(task):
+    d,qp,gp,qc,gc = task
+    return pd.DataFrame(dict(path=[str(i+100) for i in range(len(qp))], pid=qp, camid=qc)), pd.DataFrame(dict(path=[str(i) for i in range(len(gp))], pid=gp, camid=gc))
+
+
+def test_ranked_pictures_are_the_filtered_list(task):
+    d,qp,gp,qc,gc = task
+    res = ranked_pictures(torch.tensor(d), *frames(task), Store(), rows=[3,5], k=40)
+    for n,i in enumerate((3,5)):
+        keep = [j for j in np.argsort(d[i], kind='stable') if gp[j]!=-1 and not (gp[j]==qp[i] and gc[j]==qc[i])]
+        assert [int(o[0,0,0]) for o in res['ranked'][n] if o is not None]==keep and len(res['ranked'][n])==40
+        np.testing.assert_array_equal(res['dist'][n][:len(keep)], d[i][keep])
+        np.testing.assert_array_equal(res['correct'][n][:len(keep)], gp[keep]==qp[i])
+        assert int(res['queries'][n][0,0,0])==100+i
+
+
+def test_distances_stand_below_their_pictures(task):
+    d,qp,gp,qc,gc = task
+    q,g = frames((d[:,:5], qp, gp[:5], qc, gc[:5]))
+    res = ranked_pictures(d[:,:5], q, g, Store(), rows=[3], k=6)
+    fig = plot_ranking(**res)
+    texts = [ax.get_xlabel() for ax in fig.axes]
+    assert texts[0]=='' and texts[1]==f'{res["dist"][0][0]:.2f}' and texts[-1]==''
+    assert all((t!='')==(len(ax.images)==1) for t,ax in zip(texts[1:], fig.axes[1:]))
+
+
+def test_ranking_of_bad_input(task):
+    q,g = frames(task)
+    with pytest.raises(InputError, match='positions from 0 to 11'): ranked_pictures(task[0], q, g, Store(), rows=[12])
+    with pytest.raises(InputError, match='positions'): ranked_pictures(task[0], q, g, Store(), rows=[])
+    with pytest.raises(InputError, match='their shape is'): ranked_pictures(task[0].T, q, g, Store())
+    pic = torch.zeros(3,8,4, dtype=torch.uint8)
+    with pytest.raises(InputError, match=r'\(1, 2\)'): plot_ranking([pic], [[pic,pic]], [[True,False]], dist=[[.1]])
+
+
+def test_histograms_count_every_pair_once(task):
+    d,qp,gp,qc,gc = task
+    same = qp[:,None]==gp
+    pos,neg = same & (qc[:,None]!=gc), ~same & (gp!=-1)
+    fig = plot_distances(*task, bins=7)
+    for patch,mask in zip(fig.axes[0].patches[::2], (pos,neg)):
+        want = np.histogram(d[mask], 7, (d.min(), d.max()), density=True)[0]
+        np.testing.assert_allclose(patch.get_data().values, want)
+    assert [t.get_text() for t in fig.axes[0].get_legend().get_texts()]==[f'same person ({pos.sum()})', f'others ({neg.sum()})']
+    saved(fig)
+
+
+def test_histograms_of_constant_and_bad_distances(task):
+    saved(plot_distances(task[0]*0, *task[1:]))
+    with pytest.raises(InputError, match='NaN'): plot_distances(task[0]*np.nan, *task[1:])
+    with pytest.raises(InputError, match='integers'): plot_distances(task[0], task[1][1:], *task[2:])
+
+
+def test_pose_differences_are_means_over_what_is_to_be_found(task):
+    d,qp,gp,qc,gc = task
+    kq,kg = walking_pose(torch.arange(12.), turn=torch.arange(12.)), walking_pose(torch.arange(40.)/3, turn=torch.arange(40.)/5)
+    kg[0] = 0                                      # a picture without joints has no part in it
+    full,res = pose_distance(kq, kg).numpy(), pose_differences(kq, kg, *task[1:])
+    for i in range(12):
+        ok = (gp==qp[i]) & (gc!=qc[i]) & np.isfinite(full[i])
+        np.testing.assert_allclose(res[i], full[i][ok].mean() if ok.any() else np.nan, rtol=1e-5)
+    assert np.isnan(pose_differences(kq*0, kg, *task[1:])).all()
+    with pytest.raises(InputError, match='as many persons'): pose_differences(kq, kg[1:], *task[1:])
+
+
+def test_ap_by_pose_has_every_query_in_one_bin(task):
+    r = retrieval(*task)
+    diff = np.linspace(1, 2, 12); diff[3] = np.nan
+    fig = plot_ap_by_pose({'a':r,'b':r}, diff, task[1], bins=3)
+    y = fig.axes[0].containers[0].lines[0].get_ydata()
+    keep = np.flatnonzero(np.isfinite(diff) & (r.n_good>0))
+    parts = [keep[np.arange(len(keep))*3//len(keep)==b] for b in range(3)]
+    np.testing.assert_allclose(y, [100*r.ap_trap[o].mean() for o in parts])
+    assert f'{len(keep)} of 12' in fig.axes[0].get_xlabel()
+    saved(fig)
+
+
+@pytest.mark.parametrize('change,match', [(dict(results={}), 'one result'), (dict(ap='map'), 'ap_trap'), (dict(differences=np.ones(3)), 'one number a query'),
+    (dict(bins=0), 'from 1 to'), (dict(bins=99), 'from 1 to'), (dict(differences=np.full(12, np.nan)), 'from 1 to the 0')])
+def test_ap_by_pose_of_bad_input(task, change, match):
+    with pytest.raises(InputError, match=match): plot_ap_by_pose(**(dict(results={'a':retrieval(*task)}, differences=np.ones(12)) | change))
+
+
+@pytest.mark.parametrize('score', ['map_trap','map_mean','minp','rank1'])
+def test_the_camera_matrix_is_a_ranking_in_each_cell(task, score):
+    d,qp,gp,qc,gc = task
+    rows,cols,v,n = camera_matrix(*task, score=score)
+    for i,a in enumerate(rows):
+        for j,b in enumerate(cols):
+            q,g = [k for k in range(12) if qc[k]==a and a!=b and (gp[gc==b]==qp[k]).any()], gc==b
+            assert n[i,j]==len(q)
+            if not q: assert np.isnan(v[i,j]); continue
+            r = retrieval(d[q][:,g], qp[q], gp[g], qc[q], gc[g])
+            assert v[i,j]==pytest.approx(r.rank(1) if score=='rank1' else getattr(r, score))
+    texts = [t.get_text() for t in plot_cameras(*task, score=score).axes[0].texts]
+    assert len(texts)==v.size and texts.count('–')==np.isnan(v).sum()
+
+
+def test_cameras_must_be_known(task):
+    with pytest.raises(InputError, match='camera 0'): camera_matrix(*task[:3], task[3]*0, task[4])
+    with pytest.raises(InputError, match='rank1'): camera_matrix(*task, score='cmc')
+
+
+def test_pca_is_the_plane_of_largest_variance():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60,8))*np.array([9,4,1,.5,.5,.4,.3,.2])
+    x = x-x.mean(0)
+    u,s,_ = np.linalg.svd(x, full_matrices=False)
+    y = project_features(x, 'pca')
+    np.testing.assert_allclose(np.abs(y), np.abs(u[:,:2]*s[:2]), rtol=.02, atol=.05)
+    assert np.array_equal(y, project_features(x, 'pca'))
+
+
+def test_embedding_colours_those_with_most_pictures():
+    x,pids = torch.randn(12,4, generator=torch.Generator().manual_seed(0)), [7,7,7,2,2,5,5,9,0,0,0,0]
+    fig = plot_embedding(x, pids, 'pca', people=2)
+    parts = {c.get_label(): len(c.get_offsets()) for c in fig.axes[0].collections}
+    assert parts=={'others (7)':7, '2':2, '7':3}
+    saved(fig)
+
+
+@pytest.mark.parametrize('x,method,match', [(np.ones((3,4)), 'pca', 'at least four'), (np.ones((9,1)), 'pca', 'at least four'),
+    (np.full((9,4), np.nan), 'tsne', 'finite'), (np.ones((9,4)), 'umap', 'tsne')])
+def test_projection_of_bad_input(x, method, match):
+    with pytest.raises(InputError, match=match): project_features(x, method)
+
+
+def test_without_scikit_learn(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'sklearn.manifold', None)
+    with pytest.raises(InputError, match='pip install scikit-learn'): project_features(np.eye(9), 'tsne')
+
+
+def test_embedding_needs_a_person_for_each():
+    with pytest.raises(InputError, match='needs a person'): plot_embedding(np.eye(9), [1]*8, 'pca')
