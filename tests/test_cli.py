@@ -13,7 +13,7 @@ WORLD = ['world.n_train=6', 'world.per_train=4', 'world.n_source=4', 'world.per_
          'world.n_junk=2', 'world.n_distractor=2']
 REID = ['reid.width=4', 'reid.epochs=1', 'reid.bs=8']
 GAN = ['transfer.width=4', 'transfer.d_width=4', 'transfer.pairs=32', 'transfer.parts=2', 'transfer.bs=8']
-COMMANDS = [f'posereid_{o}' for o in 'run synth guider transfer generate augment eval audit pose compare'.split()]
+COMMANDS = [f'posereid_{o}' for o in 'run synth guider transfer generate augment eval audit pose compare reproduce'.split()]
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -52,7 +52,7 @@ def done(tmp_path_factory):
 def test_run_leaves_table_and_page(done):
     df = pd.read_csv(done/'results.csv')
     assert df.columns.tolist()==('row pictures steps eps_real eps_generated rank1 rank5 map_trap map_mean d_steps d_smoothed '
-                                 'rank1_bn map_trap_bn map_mean_bn net loss size seed world').split()
+                                 'rank1_bn map_trap_bn map_mean_bn rank1_grey map_trap_grey net loss size seed world').split()
     assert df.pictures.tolist()==[24]*3+[72]*3
     assert df.steps.tolist()==[3, 9, 9, 9, 9, 9]
     assert df.eps_real.round(4).tolist()==[0, 0, .2667, 0, 0, 0]
@@ -68,7 +68,7 @@ def test_run_leaves_table_and_page(done):
 
 def test_guider_is_the_control_and_nothing_is_trained_twice(done):
     kinds = [o.name.split('-')[0] for o in done.iterdir() if o.is_dir()]
-    assert {k: kinds.count(k) for k in kinds}==dict(figures=1, reid=6, transfer=2, generated=2, rendered_new=1)
+    assert {k: kinds.count(k) for k in kinds}==dict(figures=1, reid=6, transfer=2, generated=2, rendered=1)
 
 
 def test_stopped_and_started_again_gives_the_same_bytes(done, tmp_path, monkeypatch, capsys):

@@ -50,6 +50,8 @@ class ReIDSettings:
     crop:tuple=()              # Random crop of this size from pictures of `size`; nothing: the size itself
     pad:int=4                  # Pixels by which a picture is padded before the random crop
     flip:bool=True             # Mirror half of the pictures
+    erase:float=0.             # Share of the pictures that lose a rectangle (random erasing [53])
+    jitter:float=0.            # How much brightness, contrast and channels change
     eps_real:float=0.          # Smoothing of real pictures (Eq. 7)
     eps_generated:float=.4     # Smoothing of generated pictures (Eq. 7)
     loss:str='ce'              # `ce`, the cross-entropy of Eq. 8, or `triplet` (§3.3)
@@ -251,10 +253,11 @@ def fit_stage(
 def frame_id(
     df # Manifest
 ) -> str: # 12 hex digits
-    "A short name for the pictures of a manifest: their names, people, cameras and sizes on disk"
+    "A short name for the pictures of a manifest: their names, people, cameras and sizes on disk, and an ε of their own"
     rows = [(Path(p).name, int(i), int(c), bool(g), Path(p).stat().st_size)
             for p,i,c,g in zip(df.path, df.pid, df.camid, df.is_generated)]
-    return hash_settings(rows)
+    own = [f'{o:.6g}' for o in df.eps] if 'eps' in df else []
+    return hash_settings(rows, *[own]*bool(own))
 
 def open_run(
     folder:RunFolder|Path, # A run folder, or where to make one
@@ -293,7 +296,7 @@ def reid_batches(
     s = settings
     if tuple(store.size)!=tuple(s.size): raise InputError(
         f"The store holds pictures of {tuple(store.size)} but reid.size is {tuple(s.size)}; open a PictureStore of that size.")
-    kwargs = dict(bs=s.bs, seed=s.seed, pad=s.pad, flip=s.flip, crop=tuple(s.crop) or None, device=default_device())
+    kwargs = dict(bs=s.bs, seed=s.seed, pad=s.pad, flip=s.flip, crop=tuple(s.crop) or None, erase=s.erase, jitter=s.jitter, device=default_device())
     if s.loss=='triplet': return _tell_left_out(triplet_dls(df, store, labels, **kwargs))
     return reid_dls(df, store, labels, eps_real=s.eps_real, eps_generated=s.eps_generated, **kwargs)
 

@@ -16,7 +16,8 @@ from ..models.reid import check_arch, reid_net
 from ..synth.world import WorldSettings, check_world
 from .guider import ReIDSettings
 from .transfer import TransferSettings, start_from, transfer_model
-from .generate import GenerateSettings
+from .generate import BANKS, GenerateSettings
+from .lsro import DCGANSettings
 
 # %% ../../nbs/87_stages.presets.ipynb #8ee51577
 @dataclass
@@ -25,7 +26,7 @@ class RowSettings:
     eps_unguided:float=.2 # ε of pictures from a generator that no guider has seen (§4.4)
     init:str=''           # Weights that every generator starts from: `shipped`, a file for G, or a folder of an earlier stage two; nothing: from scratch
 
-GROUPS = dict(world=WorldSettings, reid=ReIDSettings, transfer=TransferSettings, generate=GenerateSettings, rows=RowSettings)
+GROUPS = dict(world=WorldSettings, reid=ReIDSettings, transfer=TransferSettings, generate=GenerateSettings, dcgan=DCGANSettings, rows=RowSettings)
 
 # %% ../../nbs/87_stages.presets.ipynb #5d915b76
 RECIPES = dict(
@@ -61,7 +62,8 @@ PRESETS = dict(
     smoke = dict(
         world    = dict(n_train=24, per_train=6, n_source=12, per_source=8, n_test=16, per_test=6, n_junk=8, n_distractor=16),
         reid     = dict(width=8, epochs=2),
-        transfer = dict(width=8, d_width=8, lr=1e-3, pairs=1600, parts=4)),
+        transfer = dict(width=8, d_width=8, lr=1e-3, pairs=1600, parts=4),
+        dcgan    = dict(width=8, epochs=2)),
     default = dict(
         reid     = dict(width=16),
         transfer = dict(head=8, blend=True, adv=.1, ema=.995),
@@ -69,7 +71,8 @@ PRESETS = dict(
     paper = dict(
         world    = dict(size=(256,128)),
         reid     = dict(weights='imagenet', size=(256,256), crop=(224,224), pad=0, **RECIPES['paper']['R-CE']),
-        transfer = dict(size=(256,256), width=64, d_width=64, pairs=500_000, bs=2, parts=100)))
+        transfer = dict(size=(256,256), width=64, d_width=64, pairs=500_000, bs=2, parts=100),
+        dcgan    = dict(size=(128,128), width=64)))
 
 # %% ../../nbs/87_stages.presets.ipynb #6d9e14ef
 def experiment_settings(
@@ -86,8 +89,8 @@ def experiment_settings(
     "The settings of an experiment"
     if preset not in PRESETS:
         raise InputError(f"There is no preset '{preset}'; the nearest is '{nearest(preset, PRESETS)}' of {', '.join(PRESETS)}.")
-    more = {g: dict(seed=seed) for g in ('reid','transfer','generate')} | {'world': dict(world=world, validation=validation), 'rows': {}}
-    for g in ('world','reid','transfer') if size else (): more[g]['size'] = tuple(size)
+    more = {g: dict(seed=seed) for g in ('reid','transfer','generate','dcgan')} | {'world': dict(world=world, validation=validation), 'rows': {}}
+    for g in ('world','reid','transfer','dcgan') if size else (): more[g]['size'] = tuple(size)
     if size: more['reid']['crop'] = ()
     if size or scratch: more['rows']['init'] = ''
     if recipe_name: more['reid'].update(recipe(recipe_name, 'paper' if preset=='paper' else 'small'))
@@ -95,12 +98,12 @@ def experiment_settings(
     return check_settings(set_options(groups, list(opts or ())))
 
 # %% ../../nbs/87_stages.presets.ipynb #17bc4f81
-RANGES = {(0,1): 'reid.eps_real reid.eps_generated rows.eps_unguided transfer.lr_decay',
+RANGES = {(0,1): 'reid.eps_real reid.eps_generated reid.erase reid.jitter rows.eps_unguided transfer.lr_decay',
           (0,1e9): 'reid.margin reid.margin_generated transfer.margin transfer.beta transfer.lam transfer.adv transfer.foreground reid.pad reid.weight_decay',
           (1e-9,1e3): 'reid.lr transfer.lr',
-          (1,1e9): 'reid.epochs reid.bs reid.width transfer.bs transfer.pairs transfer.parts transfer.width transfer.d_width generate.n_each'}
+          (1,1e9): 'reid.epochs reid.bs reid.width transfer.bs transfer.pairs transfer.parts transfer.width transfer.d_width generate.n_each generate.n_bank'}
 CHOICES = {'reid.loss':('ce','triplet'), 'reid.mining':MINING, 'reid.rule':ANCHOR_RULES, 'transfer.gan':GAN_FORMS, 'transfer.pair':('same_camera','any'), 'transfer.aux':('mixed','apart'),
-           'transfer.missing':('skip','keep'), 'generate.mode':('eval','train')}
+           'transfer.missing':('skip','keep'), 'generate.mode':('eval','train'), 'generate.bank':BANKS}
 
 def _value(groups, key):
     g,name = key.split('.')

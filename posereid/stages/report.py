@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'TERMINAL', 'STYLE', 'ERROR_HEADS', 'TABLE_NOTE', 'GRID_NOTE', 'ERROR_NOTE', 'show_value', 'text_table',
-           'html_table', 'png', 'plot_scores', 'plot_logs', 'page', 'grid_figure', 'report']
+           'plain_table', 'html_table', 'png', 'plot_scores', 'plot_logs', 'page', 'grid_figure', 'report']
 
 # %% ../../nbs/85_stages.report.ipynb #c002
 import base64
@@ -46,8 +46,16 @@ def text_table(
 ) -> str:                # Lines
     "A table for the terminal: the first column to the left, numbers to the right"
     cols = [c for c in heads if c in df]
-    cells = [[heads[c] for c in cols]] + [[show_value(c, v) for c,v in zip(cols, r)] for r in df[cols].itertuples(index=False)]
-    widths = [max(len(r[i]) for r in cells) for i in range(len(cols))]
+    return _aligned([[heads[c] for c in cols]] + [[show_value(c, v) for c,v in zip(cols, r)] for r in df[cols].itertuples(index=False)])
+
+def plain_table(
+    df:pd.DataFrame # Text or numbers, names in the index
+) -> str:           # Lines
+    "Any table for the terminal"
+    return _aligned([[df.index.name or '', *df.columns]] + [[str(o) for o in r] for r in df.itertuples()])
+
+def _aligned(cells):
+    widths = [max(len(r[i]) for r in cells) for i in range(len(cells[0]))]
     lines = ['  '.join(s.rjust(w) if i else s.ljust(w) for i,(s,w) in enumerate(zip(r, widths))).rstrip() for r in cells]
     return '\n'.join([lines[0], '─'*max(map(len, lines)), *lines[1:]])
 
@@ -167,7 +175,7 @@ def report(
     "Write the page of a run"
     figs,(todo,columns),errors = exp.run/'figures',exp.transfers(n),exp.errors()
     figs.mkdir(exist_ok=True)
-    if exp.inputs.world: columns['true rendering'] = exp.rendered(todo)
+    if exp.inputs.world: columns['true rendering'] = exp.truth(todo)
     if len(errors): errors.to_csv(exp.run/'errors.csv', index=False, float_format='%.4f', lineterminator='\n')
     kept = json.loads((exp.run/'settings.json').read_text())
     sections = {

@@ -1,0 +1,201 @@
+"The engine's further rows, and tables that go on where they stopped"
+import json
+from pathlib import Path
+
+import numpy as np, pandas as pd, pytest, torch
+from posereid import cli
+from posereid.core import InputError
+from posereid.data.block import ReIDBatch, TripletBatch, colour_jitter, random_erase, reid_dls
+from posereid.stages.experiments import COLUMNS, Experiment, class_probability, doubt, pick_rows
+from posereid.stages.presets import experiment_settings
+from posereid.stages.tables import LINE, TABLES, best_eps, gains, open_part, part_rows, read_lines, reproduce, run_name, scores_table, verdict
+
+SMALL = ['world.n_train=6', 'world.per_train=4', 'world.n_source=4', 'world.per_source=8', 'world.n_test=4', 'world.per_test=5', 'world.n_junk=2',
+         'world.n_distractor=2', 'reid.width=4', 'reid.epochs=1', 'reid.bs=8', 'transfer.width=4', 'transfer.d_width=4', 'transfer.pairs=32',
+         'transfer.parts=2', 'transfer.bs=8', 'dcgan.epochs=1', 'dcgan.width=4', 'dcgan.bs=8']
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('POSEREID_CACHE', str(tmp_path_factory.mktemp('cache')))
+        m.setenv('POSEREID_QUIET', '1')
+        yield
+
+
+@pytest.fixture(scope='module')
+def exp(tmp_path_factory):
+    rows = pick_rows('guided reconstructed shuffled diverse trusted lsro guided_lsro reranked guided_erasing jitter own new small_guider')
+    return Experiment(rows, experiment_settings('smoke', opts=SMALL+['generate.n_bank=8']), tmp_path_factory.mktemp('e')/'run')
+
+
+@pytest.fixture(scope='module')
+def table(exp): return exp.results().set_index('name')
+
+
+def sets_of(exp, name, **kw):
+    from posereid.data.layouts import read_generated
+    from posereid.stages.experiments import row_settings
+    row = next(r for r in exp.rows if r['row']==name)
+    return read_generated(exp.pictures(row, row_settings(row, exp.groups)))
+
+
+def test_rows_have_the_pictures_and_steps_they_should(table):
+    n = 24
+    assert table.pictures[['guided','lsro','own','trusted']].tolist()==[3*n]*4 and table.pictures['guided_lsro']==5*n and table.pictures['reranked']==n
+    assert table.steps[['guided','lsro','jitter','reranked']].nunique()==1
+    assert abs(table.steps['guided_lsro']-table.steps['guided'])<=15 # equal steps, but for whole epochs: one epoch is the least
+    assert table.eps_generated['lsro']==1 and np.isnan(table.eps_generated['jitter'])
+
+
+def test_poses_of_rows(exp):
+    own,mixed,new = (sets_of(exp, o) for o in ('reconstructed','shuffled','guided'))
+    assert (own.pose_path.map(lambda p: Path(p).name)==own.source_path.map(lambda p: Path(p).name)).all()
+    target = {Path(p).name for p in exp.train.path}
+    assert set(mixed.pose_path.map(lambda p: Path(p).name))<=target and not set(new.pose_path.map(lambda p: Path(p).name)) & target
+    assert sets_of(exp, 'diverse').pose_path.nunique()<=8
+
+
+def test_nothing_but_the_rows_differs(exp, table):
+    "Re-ranking trains nothing, and rows with the same pictures share them"
+    where = lambda o: exp.made['folders', o]
+    assert where('trusted')['generator']==where('guided')['generator']==where('reconstructed')['generator']!=where('small_guider')['generator']
+    assert json.loads((where('reranked')['reid']/'scores_reranked.json').read_text())['protocol'].count('re-ranked (k1=20')==1
+    for o in ('rank1_grey','map_trap_grey','rank1_bn'): assert table[o].between(0, 100).all()
+
+
+def test_an_epsilon_for_each_picture(exp, table):
+    import posereid.stages.experiments as e
+    row = next(r for r in exp.rows if r['row']=='trusted')
+    g = e.row_settings(row, exp.groups)
+    path = exp.pictures(row, g)
+    eps = exp.own_eps(row, g, (path,))[path]
+    assert len(eps)==48 and eps.min()>=0 and eps.max()<=1 and eps.mean()<=.4+1e-6
+    union = exp.union((path,), {path: eps})
+    batch = ReIDBatch(union, exp.inputs.store((64,32)), exp.labels, eps_generated=.9)
+    assert torch.allclose(batch.eps, torch.tensor([0.]*24+eps.tolist()))
+    triplets = TripletBatch(union, exp.inputs.store((64,32)), exp.labels, P=3, K_real=2, K_generated=2)
+    assert torch.equal(triplets.eps>0, torch.tensor([False]*24+[True]*48)) # there an ε only tells who is generated
+
+
+def test_doubt():
+    assert doubt([1.,0.], .4).tolist()==[0., .8] and doubt([1.,1.], .4).tolist()==[0., 0.]
+    p = np.random.default_rng(0).uniform(size=1000)
+    assert doubt(p, .4).mean()==pytest.approx(.4) and (np.diff(doubt(np.sort(p), .4))<=0).all()
+
+
+def test_class_probability():
+    logits = torch.tensor([[0., 0.], [0., np.log(3.)]])
+    net = torch.nn.Module(); net.forward = lambda x: logits
+    assert class_probability(net, torch.zeros(2,3,4,4, dtype=torch.uint8), [0,1]).tolist()==pytest.approx([.5,.75])
+
+
+# --- other light and holes ---
+
+@pytest.fixture
+def pics(): return torch.randint(0, 256, (40,3,64,32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_holes_are_rectangles_within_bounds(pics):
+    got = random_erase(pics, torch.Generator().manual_seed(1), p=1.)
+    for a,b in zip(pics, got):
+        y,x = (a!=b).any(0).nonzero().T
+        h,w = y.max()-y.min()+1, x.max()-x.min()+1
+        assert .01<h*w/2048<.45 and ((a!=b).any(0).sum()>=.95*h*w) # noise equals what was there now and then
+
+
+def test_neither_draws_chance_when_off(pics):
+    df = pd.DataFrame(dict(path=[str(i) for i in range(40)], pid=[1,2]*20, camid=1, split='train', is_generated=False))
+    class Store:
+        size = (64,32)
+        def get(self, paths): return pics[[int(p) for p in paths]]
+    a,b,c = (reid_dls(df, Store(), {1:0,2:1}, bs=8, seed=3, **kw).one_batch()[0] for kw in ({}, dict(erase=0., jitter=0.), dict(jitter=.3)))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_jitter_moves_brightness_by_no_more_than_asked():
+    grey = torch.full((500,3,8,8), 100, dtype=torch.uint8)
+    y = colour_jitter(grey, torch.Generator().manual_seed(0), .2).float()[:,:,0,0]
+    assert 100*.8*.9-1<=y.min() and y.max()<=100*1.2*1.1+1 and y.std(0).min()>5
+
+
+# --- tables ---
+
+ARGS = dict(preset='smoke', opts=SMALL, seeds=[1])
+
+
+def test_a_table_goes_on_where_it_stopped(tmp_path):
+    where = dict(out=tmp_path/'o', runs=tmp_path/'r')
+    one = reproduce('tbl1', only='control', **where, **ARGS)
+    first = (tmp_path/'o'/'tbl1.csv').read_bytes()
+    both = reproduce('tbl1', only='control equal_steps', **where, **ARGS)
+    assert both.name.tolist()==['control','equal_steps'] and (tmp_path/'o'/'tbl1.csv').read_bytes().startswith(first)
+    assert list(both.columns)==LINE and both.command.str.startswith('posereid_reproduce tbl1 --seeds 1 --rows').all()
+    other = reproduce('tbl1', only='control', **where, **{**ARGS, 'opts':SMALL+['reid.lr=0.01']})
+    assert other.name.tolist()==['control','equal_steps','control'] and other.run.nunique()==2 # other settings are another line
+    again = reproduce('tbl1', only='control', out=tmp_path/'o2', runs=tmp_path/'r2', **ARGS)
+    assert again.map_trap.tolist()==one.map_trap.tolist()
+
+
+def test_tables_share_what_they_share():
+    names = {t: run_name(TABLES[t]['parts'][0], 3) for t in ('main','tbl1','tbl4','controls','beside')}
+    assert set(names.values())=={'default-world3-seed3'}
+    parts = [run_name(p, 1) for p in TABLES['coverage']['parts']]+[run_name(p, 1) for p in TABLES['tbl2']['parts']]
+    assert len(set(parts))==8 and parts[4]=='default-world1-seed1'
+    assert run_name(TABLES['fig5']['parts'][0], 0).startswith('default-world0-seed0-')
+
+
+@pytest.mark.parametrize('name', TABLES)
+def test_every_table_is_one(name):
+    for part in TABLES[name]['parts']:
+        groups = experiment_settings('smoke', opts=part.get('opts', []), recipe_name=part.get('recipe'))
+        from posereid.stages.experiments import check_row, row_settings
+        done = pd.DataFrame(dict(part='tuning', name=['N_2_eps_0.4'], map_trap=[1.]))
+        rows = part_rows(part, done)
+        assert rows and len({r['row'] for r in rows})==len(rows)
+        for r in rows: check_row(r, groups)
+
+
+def test_epsilon_is_chosen_by_validation_only():
+    done = pd.DataFrame([dict(part=p, name=f'N_1_eps_{e}', map_trap=m) for p,e,m in (('tuning',.2,30.),('tuning',.4,31.),('fixed',.2,99.))])
+    assert [r['reid.eps_generated'] for r in part_rows(TABLES['fig5']['parts'][2], done)]==[.4]
+    assert part_rows(TABLES['fig5']['parts'][2], done[:0])==[]
+
+
+def test_pictures_of_a_table(tmp_path):
+    df = reproduce('fig3', tmp_path/'o', tmp_path/'r', **{**ARGS})
+    assert {'copy of the source picture','unguided','guided','guided by the other form','true rendering'}<=set(df.name) and df.l1.notna().all()
+    assert (tmp_path/'o'/'fig3_seed1.png').stat().st_size>1000
+    assert len(reproduce('fig3', tmp_path/'o', tmp_path/'r', **ARGS))==len(df)
+
+
+def test_what_may_be_said():
+    df = pd.DataFrame([dict(part='', seed=s, name=n, row=n, steps=1, rank1=m, map_trap=m, map_mean=m) for s in range(4) for n,m in (('a',1.+s),('b',3.+s+.1*(s%2)),('c',1.+s-.2*(-1)**s))])
+    g = gains(df, 'a')
+    assert 'above' in verdict('B','A',g.loc['b']) and 'cannot be told' in verdict('C','A',g.loc['c'])
+    assert 'below' in verdict('A','B',gains(df, 'b').loc['a'])
+    assert 'nothing follows' in verdict('B','A',gains(df[df.seed==0], 'a').loc['b'])
+    t = scores_table(df, 'a', paper=dict(a='1/2'))
+    assert [c for c in t if 'context' in c]==['the paper, Market-1501 (context)'] and t.iloc[:,-1].tolist()==['1/2']+['not measured there']*2
+    with pytest.raises(InputError, match="no row 'd'"): gains(df, 'd')
+
+
+def test_command(tmp_path, capsys):
+    kwargs = dict(out=tmp_path/'o', runs=tmp_path/'r', preset='smoke', set=SMALL)
+    cli.posereid_reproduce('beyond', rows='equal_steps,smoothed', seeds='1,2', **kwargs)
+    out = capsys.readouterr().out
+    assert 'control, smoothed' in out and out.strip().endswith('beyond.csv')
+    assert len(read_lines(tmp_path/'o'/'beyond.csv'))==4
+
+
+@pytest.mark.parametrize('kw,says', [(dict(name='tbl9'), "no table 'tbl9'"), (dict(name='tbl1', seeds='one'), 'whole numbers'), (dict(name='tbl1', ids=4), '--data'),
+                                     (dict(name='tbl1', rows='gided'), "no row 'gided'")])
+def test_commands_say_what_is_wrong(kw, says, tmp_path, capsys):
+    with pytest.raises(SystemExit) as e: cli.posereid_reproduce(**kw, out=tmp_path/'o', runs=tmp_path/'r', preset='smoke', set=SMALL)
+    err = capsys.readouterr().err.strip()
+    assert e.value.code==2 and says in err and len(err.splitlines())==1
+
+
+def test_a_csv_of_something_else(tmp_path):
+    (tmp_path/'tbl1.csv').write_text('a,b\n1,2\n')
+    with pytest.raises(InputError, match='is no CSV of posereid_reproduce'): reproduce('tbl1', tmp_path, tmp_path/'r', **ARGS)
