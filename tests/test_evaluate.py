@@ -175,3 +175,53 @@ def test_figures_can_be_saved(pics):
         f = io.BytesIO(); fig.savefig(f, format='png')
         assert 1000 < len(f.getvalue()) < 60000
     assert not plt.get_fignums()
+
+
+# --- pooled queries and re-ranking ---
+
+@pytest.fixture
+def several():
+    "Eight queries, a gallery without junk, and two more pictures of each query for pooling"
+    df = manifest(40)
+    df = df[df.pid>0].reset_index(drop=True)
+    q = df[df.split=='query']
+    more = pd.concat([q.assign(split='multi', path=[str(100+2*i+k) for i in range(len(q))]) for k in (0,1)])
+    return pd.concat([df, more], ignore_index=True)
+
+
+@pytest.mark.parametrize('how', ['mean','max'])
+def test_pooled_queries_by_hand(net, several, how):
+    r = evaluate_reid(net, several, Store(), multi=how)
+    feat = lambda d: extract_features(net, Store().get(d.path))
+    q,g,m = (several[several.split==o] for o in ('query','gallery','multi'))
+    f = feat(m)
+    same = [torch.as_tensor(((m.pid==p) & (m.camid==c)).to_numpy()) for p,c in zip(q.pid, q.camid)]
+    pooled = F.normalize(torch.stack([f[o].mean(0) if how=='mean' else f[o].amax(0) for o in same]), dim=1)
+    want = retrieval(torch.cdist(pooled, feat(g)), q.pid, g.pid, q.camid, g.camid)
+    assert r.map_mean==pytest.approx(want.map_mean, abs=1e-6) and f'multi-query ({how})' in r.protocol
+
+
+def test_pooling_needs_pictures(net, several):
+    with pytest.raises(InputError, match='split `multi`'): evaluate_reid(net, several[several.split!='multi'], Store(), multi='mean')
+    with pytest.raises(InputError, match='must be'): evaluate_reid(net, several, Store(), multi='median')
+
+
+def test_reranked_evaluation_by_hand(net, several):
+    from posereid.metrics.rerank import rerank_features
+    r = evaluate_reid(net, several, Store(), rerank=dict(k1=5, k2=2))
+    q,g = (several[several.split==o] for o in ('query','gallery'))
+    d = rerank_features(*(extract_features(net, Store().get(o.path)) for o in (q,g)), k1=5, k2=2, lam=.3)
+    assert r.map_trap==pytest.approx(retrieval(d, q.pid, g.pid, q.camid, g.camid).map_trap, abs=1e-9)
+    assert 're-ranked (k1=5, k2=2, lam=0.3)' in r.protocol and 'no re-ranking' in evaluate_reid(net, several, Store()).protocol
+
+
+def test_junk_is_nobodys_neighbour(net):
+    "Re-ranking with junk in the gallery equals re-ranking without it"
+    df = manifest(40)
+    a,b = (evaluate_reid(net, o, Store(), rerank=dict(k1=4, k2=2)) for o in (df, df[df.pid!=-1]))
+    assert a.map_trap==pytest.approx(b.map_trap, abs=1e-9) and a.rank(1)==b.rank(1)
+
+
+def test_rerank_settings_are_checked(net, several):
+    with pytest.raises(InputError, match='k1'): evaluate_reid(net, several, Store(), rerank=dict(k1=0))
+    with pytest.raises((InputError, TypeError)): evaluate_reid(net, several, Store(), rerank=dict(k3=1))

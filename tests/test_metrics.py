@@ -486,3 +486,32 @@ def test_paired_table_uses_shared_seeds():
     assert t.loc['o', ['lo','hi','p']].tolist() == pytest.approx([ci.lo, ci.hi, ci.p])
     lone = paired_table(df.assign(seed=range(6)), control='c')
     assert lone.loc['c','delta']==0 and lone.loc['o'].n_seeds==2 and np.isnan(lone.loc['o','delta'])
+
+
+# --- from features: the order alone ---
+
+@pytest.mark.parametrize('distance,normalise', [('euclidean',False),('squared',False),('cosine',False),('euclidean',True)])
+def test_features_rank_as_their_distances(distance, normalise):
+    g = torch.Generator().manual_seed(0)
+    q,gal = torch.randn(50, 16, generator=g), 3*torch.randn(400, 16, generator=g)
+    gal[200:210] = gal[:10]  # twins in the gallery tie
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1, 9, 50), rng.integers(-1, 9, 400), rng.integers(1, 4, 50), rng.integers(1, 4, 400)
+    r = score_features(q, gal, *ids, distance, normalise=normalise, chunk=7)
+    a,b = (torch.nn.functional.normalize(o.double(), dim=1) if normalise or distance=='cosine' else o.double() for o in (q,gal))
+    want = retrieval(torch.cdist(a, b) if distance!='cosine' else 1-a@b.T, *ids)
+    assert np.array_equal(r.ranks, want.ranks) or abs(r.map_mean-want.map_mean)<1e-6
+
+
+def test_features_that_overflow():
+    q,g = torch.full((2,4), 1e30), torch.ones(3,4)
+    with pytest.raises(InputError, match='not finite'): score_features(q, g, [1,2], [1,2,1], [1,1], [2,2,2])
+
+
+def test_scoring_leaves_what_it_is_given():
+    d = np.random.default_rng(0).random((6,30), dtype=np.float32)
+    q,g = torch.randn(6,4), torch.randn(30,4)
+    kept = d.copy(), q.clone(), g.clone()
+    ids = [1,2,3]*2, [1,2,3,0,-1]*6, [1]*6, [1,2,3]*10
+    retrieval(d, *ids); score_features(q, g, *ids)
+    assert np.array_equal(d, kept[0]) and torch.equal(q, kept[1]) and torch.equal(g, kept[2])

@@ -56,16 +56,16 @@ class _FromFeatures:
 # %% ../../nbs/41_metrics.rerank.ipynb #84cea66c
 def _neighbours(source, k, ties, chunk):
     "The first `k` of each row of D, the largest value of each row, and the query × gallery block of D, on the CPU"
-    q,rank,top = source.n_query, [], []
-    D = torch.empty(q, source.n-q)
-    edges = [*range(0, q, chunk), *range(q, source.n, chunk), source.n]
+    q,n = source.n_query, source.n
+    D,top,rank = torch.empty(q, n-q), torch.empty(n), np.empty((n, min(k, n)), dtype=np.int64)  # beforehand, so that nothing small lies between the blocks
+    edges = [*range(0, q, chunk), *range(q, n, chunk), n]
     for a,b in zip(edges, edges[1:]):
         d = source.rows(slice(a,b))
-        top.append(d.amax(1).cpu())
+        top[a:b] = d.amax(1)
         d /= d.amax(1, keepdim=True)
-        rank.append(_nearest(d, k, ties))
+        rank[a:b] = _nearest(d, k, ties)
         if b<=q: D[a:b] = d[:,q:]
-    return np.concatenate(rank), torch.cat(top), D
+    return rank, top, D
 
 # %% ../../nbs/41_metrics.rerank.ipynb #36222b98
 def _reciprocal(rank):

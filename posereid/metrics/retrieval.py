@@ -53,7 +53,12 @@ def gallery_masks(
 def _count_ranks(d, cols):
     "Ranks from 1 of columns of a row, where what does not count is infinite"
     if len(cols)>64: return _sort_ranks(d, cols)
-    return np.array([1 + np.count_nonzero(d[:i]<=d[i]) + np.count_nonzero(d[i+1:]<d[i]) for i in cols], dtype=np.int64)
+    res,closer = np.empty(len(cols), dtype=np.int64), np.empty(len(d), dtype=bool)
+    for k,i in enumerate(cols.tolist()):
+        np.less_equal(d[:i], d[i], closer[:i])  # of equal ones, those before it
+        np.less(d[i:], d[i], closer[i:])
+        res[k] = 1 + np.count_nonzero(closer)
+    return res
 
 def _sort_ranks(d, cols):
     "The same for many columns: one sort of the values, and one of the indices where values tie"
@@ -89,15 +94,15 @@ def _sought(q_pids, g_pids, q_camids, g_camids):
     return _Sought([o[~s] for o,s in zip(own,seen)], [o[s] for o,s in zip(own,seen)], np.flatnonzero(g_pids==-1))
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #5e9ebcbb
-def _block_ranks(block, sought):
-    "Ranks of the good pictures of some rows, a list of arrays"
+def _block_ranks(block, sought, spare=False):
+    "Ranks of the good pictures of some rows, a list of arrays; a spare block may be written to"
     if isinstance(block, Tensor) and block.device.type=='cpu': block = block.numpy()
     n,f = max(1, 2**20//block.shape[1]), _sort_rows if isinstance(block, Tensor) else _count_rows
     if f is _sort_rows: n *= 64
-    return [r for i in range(0, len(block), n) for r in f(block[i:i+n], sought[i:i+n])]
+    return [r for i in range(0, len(block), n) for r in f(block[i:i+n], sought[i:i+n], spare)]
 
-def _count_rows(block, sought):
-    d = np.array(block, dtype=np.float32 if block.dtype in (np.float16,np.float32) else np.float64, order='C')
+def _count_rows(block, sought, spare=False):
+    d = np.array(block, dtype=np.float32 if block.dtype in (np.float16,np.float32) else np.float64, order='C', copy=None if spare else True)
     if len(sought.junk): d[:,sought.junk] = np.inf
     for row,gone in zip(d, sought.gone): row[gone] = np.inf
     return [np.sort(_count_ranks(row, good)) for row,good in zip(d, sought.good)]
@@ -108,7 +113,7 @@ def _flat(cols, device):
     n = [len(o) for o in cols]
     return torch.arange(len(n), device=device).repeat_interleave(torch.tensor(n, device=device)), torch.as_tensor(np.concatenate(cols), device=device)
 
-def _sort_rows(block, sought):
+def _sort_rows(block, sought, spare=False):
     "The same on the tensor's device, all rows at once"
     d = (block if block.dtype==torch.float64 else block.float()).clone()
     d[:,torch.as_tensor(sought.junk, device=d.device)] = torch.inf
@@ -307,13 +312,10 @@ def cosine_distance(
 # %% ../../nbs/40_metrics.retrieval.ipynb #8e584199
 DISTANCES = ('euclidean','squared','cosine')
 
-def _distance_block(q, g, distance, unit):
-    "Distances of some queries; `unit` holds the lengths of the gallery's features where they are to be divided out"
-    if unit is None: return euclidean_distance(q, g, squared=distance=='squared')
-    d = (F.normalize(q, dim=1)@g.T).div_(unit)
-    if distance=='cosine': return d.neg_().add_(1)
-    d.mul_(-2).add_(2).clamp_min_(0)
-    return d if distance=='squared' else d.sqrt_()
+def _keys(q, g, squares, unit, out):
+    "Numbers that order the gallery as the distances of some queries do"
+    if unit is not None: return torch.mm(q, g.T, out=out).div_(unit)
+    return torch.addmm(squares, q, g.T, alpha=-2, out=out)
 
 def _as_features(x, whose):
     x = _as_matrix(x, f'The features of {whose} must be (pictures, numbers)')
@@ -331,10 +333,18 @@ def _feature_pair(q, g, distance):
     return q.to(g.device, dtype), g.to(dtype)
 
 def _blocks(q, g, distance, normalise, chunk):
-    "Yields slices of the queries and their distances"
-    unit = g.norm(dim=1).clamp_min(1e-12) if normalise or distance=='cosine' else None
-    chunk = chunk or max(64, 2**22//max(len(g), 1))
-    for i in range(0, len(q), chunk): yield slice(i,i+chunk), _distance_block(q[i:i+chunk], g, distance, unit)
+    "Yields slices of the queries and the keys of their gallery, one after the other in the same memory"
+    squares = _squares(q, g)
+    unit = -squares[0].sqrt().clamp_min(1e-12) if normalise or distance=='cosine' else None
+    chunk = min(chunk or max(64, 2**22//max(len(g), 1)), len(q))
+    out = q.new_empty(chunk, len(g))
+    for i in range(0, len(q), chunk): yield slice(i,i+chunk), _keys(q[i:i+chunk], g, squares, unit, out[:len(q[i:i+chunk])])
+
+def _squares(q, g):
+    "Squared lengths of the gallery's features, `(1, g)`; no distance may overflow"
+    a,b = (torch.cat([o.square().sum(1) for o in x.split(4096)]) for x in (q,g))
+    if (a.amax()+b.amax()+2*a.amax().sqrt()*b.amax().sqrt()).isfinite(): return b[None]
+    raise InputError('Some distances are not finite, because features are too large for their type; normalise them.')
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #f13e1c2d
 @torch.no_grad()
@@ -358,15 +368,10 @@ def score_features(
     ids = _check_ids(len(q), len(g), q_pids, g_pids, q_camids, g_camids)
     sought = _sought(*ids)
     _check_sought(sought)
-    ranks = [r for s,d in _blocks(q, g, distance, normalise, chunk) for r in _block_ranks(_finite(d), sought[s])]
+    ranks = [r for s,d in _blocks(q, g, distance, normalise, chunk) for r in _block_ranks(d, sought[s], spare=True)]
     name = f'{distance} distance' + ' of L2-normalised features'*(normalise and distance!='cosine')
     return _result(np.concatenate(ranks), np.array(list(map(len, ranks))), int((ids[1]!=-1).sum()), max_rank, empty,
                    protocol or _said(len(q), ids[1], name, empty))
-
-# %% ../../nbs/40_metrics.retrieval.ipynb #d9f4f853
-def _finite(d):
-    if d.amax().isfinite(): return d  # NaN goes through the maximum
-    raise InputError('Some distances are not finite, because features are too large for their type; normalise them.')
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #b74b3191
 @patch
