@@ -287,6 +287,13 @@ def test_plan(data):
     assert set(two.source_path)==set(data.train.path) and set(two.pose_path) <= set(data.source.path)
     assert (plan(data.target, data.source, data.poses, GenerateSettings(seed=1)).pose_path!=two.pose_path).any()
 
+def test_no_pose_of_a_test_picture_unless_asked(data):
+    test = data.target[data.target.split=='query'].assign(split='train')
+    mixed = pd.concat([data.source, test], ignore_index=True)
+    with pytest.raises(InputError, match=f'{len(test)} pictures of the source are test pictures'): plan(data.target, mixed, data.poses, GenerateSettings())
+    assert len(plan(data.target, mixed, data.poses, GenerateSettings(test_poses=True)))==len(plan(data.target, data.source, data.poses, GenerateSettings()))
+
+
 def test_names(): 
     assert generated_name('/a/0002_c1s1_000451_03.jpg', 1)=='0002_c1s1_000451_03_g1.jpg'
     assert generated_name('/a/0002_c1s1_000451_03.jpg.jpg', 0)=='0002_c1s1_000451_03.jpg_g0.jpg'

@@ -217,7 +217,7 @@ def todo(self:Experiment,
     "The plan: which picture in which pose, the same for every generator and for the true renderings"
     s = g['generate']
     if kind=='own': return self.todo(g).assign(pose_path=lambda df: df.source_path)
-    return self.once(('plan', kind, hash_settings(s)), lambda: plan(self.train, *self.bank(kind), s))
+    return self.once(('plan', kind, hash_settings(s)), lambda: plan(self.inputs.target, *self.bank(kind), s))
 
 # %% ../../nbs/84_stages.experiments.ipynb #c038
 def _names(paths): return [Path(p).name for p in paths]

@@ -33,6 +33,7 @@ class GenerateSettings:
     min_joints:int=8   # A pose with fewer visible joints is not drawn from the source
     bank:str='uniform' # Poses to draw from: all of the source (`uniform`), or `n_bank` of it chosen far apart (`diverse`) or as centres of clusters (`cluster`)
     n_bank:int=100     # Size of a chosen bank
+    test_poses:bool=False # Poses of the target's test pictures may be drawn too; a report says so
     bs:int=128         # Pictures made at once
 
 # %% ../../nbs/82_stages.generate.ipynb #c007
@@ -44,8 +45,15 @@ def _chosen(source, bank, settings):
     rows = bank_rows(bank, settings.n_bank, how, settings.seed, min_joints=settings.min_joints).numpy()
     return source.iloc[rows].reset_index(drop=True),bank[rows]
 
+def _refuse_test_poses(target_df, source):
+    "A test picture's pose in the bank would be a leak"
+    test = target_df[target_df.split.isin(('query','gallery','multi'))]
+    shared = {Path(o).name for o in source.path} & {Path(o).name for o in test.path}
+    if shared: raise InputError(f"{len(shared)} pictures of the source are test pictures of the target, such as {min(shared)}; take another source, "
+                                "or set generate.test_poses=True, which the report will say.")
+
 def plan(
-    target_df,                # Manifest of the target; its real training rows are used
+    target_df,                # Manifest of the target; its real training rows are used, its test rows refused as a source
     source_df,                # Manifest of the source, whose poses are drawn
     poses,                    # `PoseTable` that knows the source
     settings:GenerateSettings # How many, which
@@ -56,6 +64,7 @@ def plan(
     one_of('generate.bank', settings.bank, BANKS)
     target,source = pick(target_df, split='train', is_generated=False),pick(source_df, split='train')
     if not len(source): raise InputError("The source has no training pictures to take poses from; name a folder with bbox_train.")
+    if not settings.test_poses: _refuse_test_poses(target_df, source)
     bank = poses.get([Path(o).name for o in source.path])
     if settings.bank!='uniform': source,bank = _chosen(source, bank, settings)
     chosen = choose_poses(len(target), bank, settings.n_each, settings.seed, settings.min_joints)
