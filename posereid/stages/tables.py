@@ -293,7 +293,7 @@ def paper_context(
         if not len(rows): raise InputError(f"{path} has no row '{method}' in table {table} for {dataset}; look it up there.")
         r = rows.iloc[0]
         quoted = f' (quoted from [{int(r.cite)}])' if not r.ours and pd.notna(r.cite) else ''
-        res[name] = 'none' if pd.isna(r.rank1) else f'{r.rank1} / {r.map}{quoted}'
+        res[name] = 'none' if pd.isna(r.rank1) else f"{r['rank1']} / {r['map']}{quoted}"
     return res
 
 # %% ../../nbs/89_stages.tables.ipynb #11f8df55
