@@ -100,7 +100,7 @@ def read_lines(
 ) -> pd.DataFrame: # Its lines; none where there is no file
     "What was measured so far"
     if not Path(path).exists(): return pd.DataFrame(columns=LINE)
-    df = pd.read_csv(path, keep_default_na=True).fillna({'part':'', 'run':''})
+    df = pd.read_csv(path, dtype=dict(part=str, run=str)).fillna({'part':'', 'run':''})
     lack = [c for c in ('name','part','seed','run','map_trap') if c not in df]
     if lack: raise InputError(f"{path} is no CSV of posereid_reproduce (it lacks {', '.join(lack)}); name another --out.")
     return df

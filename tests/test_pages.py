@@ -1,0 +1,46 @@
+"Pages that only read what was measured say the same when they are run again"
+import json, os, re
+from pathlib import Path
+
+import pytest
+from execnb.nbio import read_nb
+from execnb.shell import CaptureShell
+
+NBS = Path(__file__).parents[1]/'nbs'
+PAGES = sorted(o for o in (NBS/'experiments').glob('*.ipynb'))
+NUMBER = re.compile(r'(?<![\w.])[-−+]?\d+(?:,\d{3})*(?:\.\d+)?(?![\w.]*[\w])')
+
+
+def said(outputs):
+    "Text of outputs: Markdown where there is some, else HTML without its tags, else plain; no figures"
+    res = []
+    for o in outputs:
+        data = o.get('data', {})
+        html = re.sub(r'<style.*?</style>|<[^>]*>', ' ', ''.join(data.get('text/html', '')), flags=re.S)
+        text = o.get('text') or data.get('text/markdown') or html or data.get('text/plain') or ''
+        if 'image/png' not in data and 'Figure' not in ''.join(text)[:20]: res.append(''.join(text))
+    return '\n'.join(res)
+
+
+def numbers(text): return [float(o.replace(',', '').replace('−', '-')) for o in NUMBER.findall(text)]
+def skipped(cell): return re.search(r'^#\|\s*(slow|notest|eval: *false)', cell.source, re.M)
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda o: o.stem)
+def test_run_again_it_says_the_same(page, monkeypatch):
+    monkeypatch.chdir(page.parent)
+    monkeypatch.setenv('POSEREID_QUIET', '1')
+    shell,n = CaptureShell(path=page.parent),0
+    for old in read_nb(page).cells:
+        if old.cell_type!='code' or skipped(old): continue
+        new = shell.run(old.source)
+        assert not any(o.get('output_type')=='error' for o in new), said(new)
+        a,b = numbers(said(old.outputs)),numbers(said(new))
+        assert len(a)==len(b), f'{page.name}: {len(a)} numbers were saved, {len(b)} came\n{said(new)[:500]}'
+        assert all(abs(x-y)<=.01*max(abs(x), abs(y))+1e-9 for x,y in zip(a, b)), f'{page.name}: {[o for o in zip(a, b) if o[0]!=o[1]][:5]}'
+        n += len(a)
+    assert n or page.stem=='index', f'{page.name} shows no number'
+
+
+def test_the_comparison_itself():
+    assert numbers('mAP 54.4 [48.7, 60.0], Δ −1.9, 2,240 steps, ε=0.4') == [54.4, 48.7, 60., -1.9, 2240., .4]
