@@ -68,7 +68,7 @@ def test_run_leaves_table_and_page(done):
 
 def test_guider_is_the_control_and_nothing_is_trained_twice(done):
     kinds = [o.name.split('-')[0] for o in done.iterdir() if o.is_dir()]
-    assert {k: kinds.count(k) for k in kinds}==dict(figures=1, reid=6, transfer=2, generated=2, rendered=1)
+    assert {k: kinds.count(k) for k in kinds}==dict(figures=1, reid=7, transfer=2, generated=2, rendered=1)
 
 
 def test_stopped_and_started_again_gives_the_same_bytes(done, tmp_path, monkeypatch, capsys):

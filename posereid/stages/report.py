@@ -140,7 +140,7 @@ def page(
 def _note(s): return f'<p class="note">{html.escape(s)}</p>'
 def _pre(s): return f'<pre>{html.escape(s)}</pre>'
 
-ERROR_HEADS = dict(row='pictures', l1='L1', l1_person='L1 on the person', ssim='SSIM', sharpness='sharpness', guider='known to the guider', control='known to the control')
+ERROR_HEADS = dict(row='pictures', l1='L1', l1_person='L1 on the person', ssim='SSIM', sharpness='sharpness', guider='known to the guider (seen by G)', independent='known to an independent net', control='known to the control')
 
 def grid_figure(
     todo:pd.DataFrame, # Rows of a plan
@@ -166,7 +166,8 @@ GRID_NOTE = ("From left to right: whom to draw, in which pose, what each generat
 TEST_POSES = " Poses of the target's own test pictures were among those drawn (generate.test_poses): its scores are no test."
 ERROR_NOTE = ("Mean absolute difference to the true rendering on the scale from -1 to 1 (0 to 2), over all pixels and on the person. Copying the source picture "
               "and the mean picture of the identity are the two floors: a generator that is not below them has learnt no pose transfer. "
-              "Known to: percent of the pictures in which the guider, and a control that no generator was trained with, names the right one of the training people.")
+              "Known to: percent of the pictures in which a net names the right one of the training people: the guider, whom the guided generator was trained to please; "
+              "an independent one of another architecture and start; the control at equal steps.")
 
 # %% ../../nbs/85_stages.report.ipynb #c024
 def report(
