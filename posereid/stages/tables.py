@@ -11,7 +11,7 @@ __all__ = ['CONTROLS', 'TABLES', 'LINE', 'eps_rows', 'alpha_rows', 'n_rows', 'be
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from ..core import COLORS, InputError, figure_style, hash_settings, nearest, write_beside
 from ..evaluate.plots import plot_intervals
 from ..metrics.stats import mean_interval, paired_interval
@@ -331,12 +331,13 @@ def plot_sweep(
 ):                   # A matplotlib figure
     "Means with intervals along a setting"
     with figure_style():
-        fig,ax = plt.subplots(figsize=(4.6,2.9))
+        fig = Figure(figsize=(4.8,3.))  # not pyplot's, which a notebook would show twice
+        ax = fig.subplots()
         for i,(k,o) in enumerate(lines.items()):
             x = np.arange(len(o))+.06*(i-(len(lines)-1)/2)
             ax.errorbar(x, o['mean'], [o['mean']-o.lo, o.hi-o['mean']], fmt='o-', color=COLORS[i], capsize=2, ms=4, label=k)
         for i,(k,v) in enumerate((levels or {}).items()): ax.axhline(v, color=COLORS[5], ls=('--',':','-.')[i%3], lw=1, label=k)
         first = next(iter(lines.values()))
         ax.set(xticks=range(len(first)), xticklabels=[f'{o:g}' for o in first.index], xlabel=xlabel, ylabel=ylabel)
-        ax.legend()
+        ax.legend(loc='upper center', bbox_to_anchor=(.5,-.2), ncol=2)
     return fig
