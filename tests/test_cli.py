@@ -360,7 +360,8 @@ def test_a_sentence_and_a_status(script, tmp_path):
 
 def test_ctrl_c(script, tmp_path, cache):
     p = subprocess.Popen([*script('posereid_run'), '--preset', 'smoke', '--out', str(tmp_path/'o'), '--set', *WORLD, 'reid.epochs=5000'],
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**ENV, 'POSEREID_CACHE':str(cache)})
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**ENV, 'POSEREID_CACHE':str(cache)},
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # tests in the background of a shell inherit that it is ignored
     for line in p.stdout:
         if line.startswith('[1/6]'): break
     time.sleep(.5)
