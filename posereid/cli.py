@@ -95,7 +95,7 @@ def _run_inputs(data, source, poses, source_poses, ids, seed, validation, conver
 @call_parse
 @command
 def posereid_reproduce(
-    name:str,              # `tbl1`, `tbl2`, `tbl4`, `cross`, `fig3`, `fig5`, `fig6`, `controls`, `beside`, `beyond`, `coverage` or `main`
+    name:str,              # `tbl1` to `tbl4`, `cross`, `fig3` to `fig6`, `controls`, `beside`, `beyond`, `coverage` or `main`
     out:Path=Path('reproduce'),   # Folder of the CSV, its table and its pictures
     runs:Path=Path('runs/reproduce'), # Run folders, shared by all tables
     seeds:str='',          # Seeds apart by commas; 1 to as many as the table wants if not given

@@ -8,11 +8,12 @@ from posereid.core import InputError
 from posereid.data.block import ReIDBatch, TripletBatch, colour_jitter, random_erase, reid_dls
 from posereid.stages.experiments import COLUMNS, Experiment, class_probability, doubt, pick_rows
 from posereid.stages.presets import experiment_settings
-from posereid.stages.tables import LINE, TABLES, best_eps, gains, open_part, part_rows, read_lines, reproduce, run_name, scores_table, verdict
+from posereid.stages.tables import EPSILONS, LINE, NS, TABLES, gains, n_rows, open_part, part_names, part_rows, read_lines, reproduce, run_name, scores_table, verdict
 
 SMALL = ['world.n_train=6', 'world.per_train=4', 'world.n_source=4', 'world.per_source=8', 'world.n_test=4', 'world.per_test=5', 'world.n_junk=2',
          'world.n_distractor=2', 'reid.width=4', 'reid.epochs=1', 'reid.bs=8', 'transfer.width=4', 'transfer.d_width=4', 'transfer.pairs=32',
          'transfer.parts=2', 'transfer.bs=8', 'dcgan.epochs=1', 'dcgan.width=4', 'dcgan.bs=8']
+TRIED = pd.DataFrame([dict(part='tuning', name=f'try_{n}_eps_{e:g}', map_trap=-abs(e-.4)) for n in NS for e in EPSILONS])
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -140,8 +141,9 @@ def test_a_table_goes_on_where_it_stopped(tmp_path):
 def test_tables_share_what_they_share():
     names = {t: run_name(TABLES[t]['parts'][0], 3) for t in ('main','tbl1','tbl4','controls','beside')}
     assert set(names.values())=={'default-world3-seed3'}
-    parts = [run_name(p, 1) for p in TABLES['coverage']['parts']]+[run_name(p, 1) for p in TABLES['tbl2']['parts']]
-    assert len(set(parts))==8 and parts[4]=='default-world1-seed1'
+    parts = [run_name(p, 1) for t in ('coverage','tbl2','tbl3') for p in TABLES[t]['parts']]
+    assert len(set(parts))==8 and parts[4]==parts[7]=='default-world1-seed1' # tbl3 has the R-CE of tbl2, and R-Tri of its own
+    assert parts[8]==run_name(TABLES['cross']['parts'][1], 1)==run_name(TABLES['fig6']['parts'][1], 1)
     assert run_name(TABLES['fig5']['parts'][0], 0).startswith('default-world0-seed0-')
 
 
@@ -150,21 +152,35 @@ def test_every_table_is_one(name):
     for part in TABLES[name]['parts']:
         groups = experiment_settings('smoke', opts=part.get('opts', []), recipe_name=part.get('recipe'))
         from posereid.stages.experiments import check_row, row_settings
-        done = pd.DataFrame(dict(part='tuning', name=['N_2_eps_0.4'], map_trap=[1.]))
-        rows = part_rows(part, done)
-        assert rows and len({r['row'] for r in rows})==len(rows)
+        rows = part_rows(part, TRIED)
+        assert [r['row'] for r in rows]==part_names(part) and len({r['row'] for r in rows})==len(rows)
         for r in rows: check_row(r, groups)
 
 
 def test_epsilon_is_chosen_by_validation_only():
-    done = pd.DataFrame([dict(part=p, name=f'N_1_eps_{e}', map_trap=m) for p,e,m in (('tuning',.2,30.),('tuning',.4,31.),('fixed',.2,99.))])
-    assert [r['reid.eps_generated'] for r in part_rows(TABLES['fig5']['parts'][2], done)]==[.4]
-    assert part_rows(TABLES['fig5']['parts'][2], done[:0])==[]
+    tuned = TABLES['fig5']['parts'][-1]
+    assert [r['reid.eps_generated'] for r in part_rows(tuned, TRIED)]==[.4]*len(NS)
+    better = pd.concat([TRIED, TRIED.assign(part='fixed', map_trap=[99.,0.,0.]*len(NS))])
+    assert [r['reid.eps_generated'] for r in part_rows(tuned, better)]==[.4]*len(NS)
+    assert part_rows(tuned, TRIED[:-1])==[] and part_rows(tuned)==[] # not before everything was tried
+
+
+def test_a_chosen_row_alone_is_chosen_first(tmp_path, monkeypatch):
+    small = dict(TABLES['fig5'], parts=[{**p, 'worlds':[1]} if 'worlds' in p else p for p in TABLES['fig5']['parts']])
+    monkeypatch.setitem(TABLES, 'fig5', small)
+    asked = []
+    def result(self, row):
+        asked.append(row['row'])
+        return dict(row=row['title'], name=row['row'], map_trap=1., seed=1)
+    monkeypatch.setattr('posereid.stages.experiments.Experiment.result', result)
+    df = reproduce('fig5', tmp_path/'o', tmp_path/'r', only='tuned_2', **ARGS)
+    assert asked==[r['row'] for r in n_rows(NS, EPSILONS, 'try')]+['tuned_2'] and df.command.iloc[-1].startswith('posereid_reproduce fig5 --seeds 1 --rows tuned_2')
+    with pytest.raises(InputError, match="no row 'tuned_4'; the nearest is 'tuned_"): reproduce('fig5', tmp_path/'o', tmp_path/'r', only='tuned_4', **ARGS)
 
 
 def test_pictures_of_a_table(tmp_path):
     df = reproduce('fig3', tmp_path/'o', tmp_path/'r', **{**ARGS})
-    assert {'copy of the source picture','unguided','guided','guided by the other form','true rendering'}<=set(df.name) and df.l1.notna().all()
+    assert {'copy of the source picture','unguided','guided','true rendering'}<=set(df.name) and df[['l1','pose_error','pck']].notna().all(axis=None)
     assert (tmp_path/'o'/'fig3_seed1.png').stat().st_size>1000
     assert len(reproduce('fig3', tmp_path/'o', tmp_path/'r', **ARGS))==len(df)
 

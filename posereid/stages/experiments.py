@@ -16,7 +16,9 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from ..core import InputError, RunFolder, hash_settings, nearest, to_json, write_beside
+from ..core import InputError, RunFolder, hash_settings, load_weights, nearest, save_weights, to_json, write_beside
+from ..pose.joints import scale_joints
+from ..pose.judge import JointNet, find_joints, fit_joints, pose_error
 from ..metrics.images import l1_error, ssim
 from ..metrics.stats import write_per_query
 from ..data.manifest import label_of, train_labels
@@ -463,6 +465,26 @@ def gradient_energy(
 
 # %% ../../nbs/84_stages.experiments.ipynb #adb68c1e
 @patch
+def joints(self:Experiment,
+    paths,     # Pictures
+    size:tuple # Height and width that they are read at
+):             # `(n, 18, 3)`
+    "Joints in pixels of the pictures as they are read"
+    return scale_joints(self.inputs.poses.get(_names(paths)), self.inputs.store(size).sizes(paths), size)
+
+@patch
+def joint_judge(self:Experiment) -> JointNet: # Of pictures of the generator's size
+    "A net that finds joints in real pictures of this experiment; no generated one is among them"
+    size,seed = tuple(self.groups['transfer'].size),self.groups['reid'].seed
+    paths,file = [*self.train.path, *self.inputs.source.path],self.folder('joints', size, seed)/'joints.safetensors'
+    if file.exists(): return load_weights(JointNet(), file).eval()
+    net = fit_joints(self.inputs.store(size).get(paths), self.joints(paths, size), bs=min(64, max(8, len(paths)//32)), seed=seed)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_weights(net, file)
+    return net
+
+# %% ../../nbs/84_stages.experiments.ipynb #05e9436a
+@patch
 def floors(self:Experiment,
     todo:pd.DataFrame # Rows of the plan
 ) -> dict:            # Title → `(n, 3, h, w)` uint8
@@ -492,18 +514,21 @@ def judges(self:Experiment) -> dict: # Name → model
 
 @patch
 def errors(self:Experiment,
-    n:int=240 # Transfers, evenly over the plan
-) -> pd.DataFrame: # `row l1 l1_person ssim sharpness guider independent control`; no row without a world
-    "Distance to the true rendering of each generator's pictures and of the two floors, and who is recognised in them"
+    n:int=240,       # Transfers, evenly over the plan
+    poses:bool=False # Ask the judge of poses too, which takes a minute to teach
+) -> pd.DataFrame:   # `row l1 l1_person ssim sharpness guider independent control`, with `poses` also `pose_error pck`; no row without a world
+    "Distance to the true rendering and to the pose of each generator's pictures and of the two floors, and who is recognised in them"
     if self.inputs.world is None: return pd.DataFrame()
     todo,res = self.transfers(n)
     truth,mask = self.truth(todo, with_mask=True)
     mask = mask.clamp_min(1e-6) # nobody in sight: the whole picture counts
     shown = {**self.floors(todo), **{k:v for k,v in res.items() if k not in ('appearance','skeleton')}, 'true rendering':truth}
     judges,labels,r = self.judges(),label_of(todo.rename(columns={'source_path':'path'}), self.labels),self.groups['reid']
+    joint_net,asked = self.joint_judge() if poses else None,self.joints(todo.pose_path, truth.shape[-2:])
     def line(x):
         seen = centre_crop(_fit(x, r.size), tuple(r.crop)) if r.crop else _fit(x, r.size)
         who = {k: 100*identity_scores(m, seen, labels)['top1'] for k,m in judges.items()}
+        pose = pose_error(find_joints(joint_net, x), asked) if poses else {}
         return dict(l1=l1_error(x, truth).mean().item(), l1_person=l1_error(x, truth, mask).mean().item(), ssim=ssim(x, truth).mean().item(),
-                    sharpness=gradient_energy(x)/gradient_energy(truth), **who)
+                    sharpness=gradient_energy(x)/gradient_energy(truth), **pose, **who)
     return pd.DataFrame([dict(row=k, **line(x)) for k,x in shown.items()])
