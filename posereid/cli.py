@@ -110,7 +110,8 @@ def posereid_reproduce(
 ):
     "Run what a table of the paper lacks, row by row and seed by seed, and print it"
     from posereid.stages.report import plain_table
-    from posereid.stages.tables import find_table, part_name, reproduce, scores_table
+    from posereid.evaluate.results import scores_table
+    from posereid.stages.tables import find_table, part_name, reproduce
     t = find_table(name)
     real = None if data is None else dict(data=data, source=source, poses=poses, source_poses=source_poses, ids=ids)
     if data is None and (source or poses or source_poses or ids): raise InputError("--source, --poses, --source_poses and --ids go with --data, the target set.")

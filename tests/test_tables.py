@@ -8,7 +8,8 @@ from posereid.core import InputError
 from posereid.data.block import ReIDBatch, TripletBatch, colour_jitter, random_erase, reid_dls
 from posereid.stages.experiments import COLUMNS, Experiment, class_probability, doubt, pick_rows
 from posereid.stages.presets import experiment_settings
-from posereid.stages.tables import EPSILONS, LINE, NS, TABLES, gains, n_rows, open_part, part_names, part_rows, read_lines, reproduce, run_name, scores_table, verdict
+from posereid.evaluate.results import gains, scores_table, verdict
+from posereid.stages.tables import EPSILONS, LINE, NS, TABLES, n_rows, open_part, part_names, part_rows, read_lines, reproduce, run_name
 
 SMALL = ['world.n_train=6', 'world.per_train=4', 'world.n_source=4', 'world.per_source=8', 'world.n_test=4', 'world.per_test=5', 'world.n_junk=2',
          'world.n_distractor=2', 'reid.width=4', 'reid.epochs=1', 'reid.bs=8', 'transfer.width=4', 'transfer.d_width=4', 'transfer.pairs=32',
