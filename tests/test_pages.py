@@ -7,7 +7,8 @@ from execnb.nbio import read_nb
 from execnb.shell import CaptureShell
 
 NBS = Path(__file__).parents[1]/'nbs'
-PAGES = sorted(o for o in (NBS/'experiments').glob('*.ipynb'))
+READERS = 'explanations/choices explanations/datasets explanations/pose_coverage explanations/protocols explanations/reranking'.split() # the other explanations train, if only for seconds
+PAGES = sorted(o for o in (NBS/'experiments').glob('*.ipynb')) + [NBS/f'{o}.ipynb' for o in READERS]
 NUMBER = re.compile(r'(?<![\w.])[-−+]?\d+(?:,\d{3})*(?:\.\d+)?(?![\w.]*[\w])')
 
 
