@@ -110,7 +110,7 @@ def posereid_reproduce(
 ):
     "Run what a table of the paper lacks, row by row and seed by seed, and print it"
     from posereid.stages.report import plain_table
-    from posereid.evaluate.results import scores_table
+    from posereid.evaluate.results import picture_table, scores_table
     from posereid.stages.tables import find_table, part_name, reproduce
     t = find_table(name)
     real = None if data is None else dict(data=data, source=source, poses=poses, source_poses=source_poses, ids=ids)
@@ -119,7 +119,8 @@ def posereid_reproduce(
     tell(f'\n{t["title"]}')
     for part in t['parts']:
         d = df[df.part==part_name(part)]
-        if t.get('pictures') or not len(d): continue
+        if not len(d): continue
+        if t.get('pictures'): tell('\n'+plain_table(picture_table(d))); continue
         tell(f'\n{part_name(part)}\n{plain_table(scores_table(d, "equal_steps" if "equal_steps" in list(d.name) else d.name.iloc[0]))}')
     tell(f"\n{Path(out)/f'{name}.csv'}")
 

@@ -53,7 +53,7 @@ def plain_table(
     df:pd.DataFrame # Text or numbers, names in the index
 ) -> str:           # Lines
     "Any table for the terminal"
-    return _aligned([[df.index.name or '', *df.columns]] + [[str(o) for o in r] for r in df.itertuples()])
+    return _aligned([[df.index.name or df.columns.name or '', *df.columns]] + [[str(o) for o in r] for r in df.itertuples()])
 
 def _aligned(cells):
     widths = [max(len(r[i]) for r in cells) for i in range(len(cells[0]))]
