@@ -106,13 +106,17 @@ def posereid_reproduce(
     source:Path=None,      # Folder of the set that lends its poses; if not given, a third of the training people do
     source_poses:Path=None,# Keypoint file of the source
     ids:int=None,          # With --data: so many training people; all if not given
+    threads:int=1,         # Of torch; the committed CSVs have one, and another number gives other digits
     set:_set=None,         # Any settings, such as reid.epochs=10
 ):
     "Run what a table of the paper lacks, row by row and seed by seed, and print it"
+    import torch
     from posereid.stages.report import plain_table
     from posereid.evaluate.results import picture_table, scores_table
     from posereid.stages.tables import find_table, part_name, reproduce
     t = find_table(name)
+    if threads<1: raise InputError(f"--threads must be at least 1, but is {threads}.")
+    torch.set_num_threads(threads)
     real = None if data is None else dict(data=data, source=source, poses=poses, source_poses=source_poses, ids=ids)
     if data is None and (source or poses or source_poses or ids): raise InputError("--source, --poses, --source_poses and --ids go with --data, the target set.")
     df = reproduce(name, out, runs, parse_seeds(seeds), preset, real, rows, set or (), tell)

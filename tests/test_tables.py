@@ -205,8 +205,16 @@ def test_command(tmp_path, capsys):
     assert len(read_lines(tmp_path/'o'/'beyond.csv'))==4
 
 
+def test_the_number_of_threads_is_part_of_the_command(tmp_path):
+    before = torch.get_num_threads()
+    try: lines = [cli.posereid_reproduce('tbl1', rows='control', seeds='1', threads=n, out=tmp_path/f'o{n}', runs=tmp_path/f'r{n}', preset='smoke', set=SMALL)
+                  or read_lines(tmp_path/f'o{n}'/'tbl1.csv') for n in (1,2)]
+    finally: torch.set_num_threads(before)
+    assert ['--threads' in o.command[0] for o in lines]==[False,True] and lines[1].command[0].endswith('--threads 2')
+
+
 @pytest.mark.parametrize('kw,says', [(dict(name='tbl9'), "no table 'tbl9'"), (dict(name='tbl1', seeds='one'), 'whole numbers'), (dict(name='tbl1', ids=4), '--data'),
-                                     (dict(name='tbl1', rows='gided'), "no row 'gided'")])
+                                     (dict(name='tbl1', rows='gided'), "no row 'gided'"), (dict(name='tbl1', threads=0), '--threads')])
 def test_commands_say_what_is_wrong(kw, says, tmp_path, capsys):
     with pytest.raises(SystemExit) as e: cli.posereid_reproduce(**kw, out=tmp_path/'o', runs=tmp_path/'r', preset='smoke', set=SMALL)
     err = capsys.readouterr().err.strip()

@@ -11,6 +11,7 @@ __all__ = ['NS', 'EPSILONS', 'CONTROLS', 'TABLES', 'LINE', 'eps_rows', 'alpha_ro
 from pathlib import Path
 import numpy as np
 import pandas as pd
+import torch
 from ..core import InputError, hash_settings, nearest, write_beside
 from .experiments import COLUMNS, Experiment, pick_rows
 from .inputs import folder_inputs
@@ -222,7 +223,8 @@ def _command(name, seed, row, kwargs):
     words = [f'posereid_reproduce {name} --seeds {seed}', f'--rows {row}'*bool(row), f"--preset {kwargs['preset']}"*(kwargs['preset']!='default')]
     d = kwargs['data'] or {}
     if d: words += [f"--data {Path(d['data']).name}", *[f'--{k} {Path(d[k]).name}' for k in ('poses','source','source_poses') if d.get(k)], f"--ids {d.get('ids')}"*bool(d.get('ids'))]
-    words += [f"--set {' '.join(kwargs['opts'])}"*bool(kwargs['opts'])]
+    n = torch.get_num_threads() # another number of threads is another order of sums
+    words += [f"--set {' '.join(kwargs['opts'])}"*bool(kwargs['opts']), f'--threads {n}'*(n!=1)]
     return ' '.join(w for w in words if w)
 
 # %% ../../nbs/89_stages.tables.ipynb #8f4db61e
