@@ -8,10 +8,12 @@ __all__ = ['NS', 'EPSILONS', 'CONTROLS', 'TABLES', 'LINE', 'eps_rows', 'alpha_ro
            'open_part', 'reproduce', 'picture_lines']
 
 # %% ../../nbs/89_stages.tables.ipynb #f54d6fda
+from io import BytesIO
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from ..core import InputError, hash_settings, nearest, write_beside
 from .experiments import COLUMNS, Experiment, pick_rows
 from .inputs import folder_inputs
@@ -228,6 +230,12 @@ def _command(name, seed, row, kwargs):
     return ' '.join(w for w in words if w)
 
 # %% ../../nbs/89_stages.tables.ipynb #8f4db61e
+def _save_small(fig, path, colours=96):
+    "A figure as a PNG with a palette, which is a quarter of the size"
+    made = BytesIO()
+    fig.savefig(made, format='png', bbox_inches='tight')
+    with write_beside(path) as tmp: Image.open(made).convert('RGB').quantize(colours).save(tmp, format='PNG', optimize=True)
+
 def picture_lines(
     exp:Experiment, # With rows that generate
     seed:int,       # Of the run
@@ -239,5 +247,5 @@ def picture_lines(
     lines = exp.errors(poses=True).to_dict('records')
     shown = exp.transfers(8)
     if exp.inputs.world is not None: shown[1]['true rendering'] = exp.truth(shown[0])
-    with write_beside(path.with_name(f'{path.stem}_seed{seed}.png')) as tmp: grid_figure(*shown).savefig(tmp, format='png', bbox_inches='tight')
+    _save_small(grid_figure(*shown), path.with_name(f'{path.stem}_seed{seed}.png'))
     return [dict(**same, name=o.pop('row'), **o, map_trap=np.nan, seed=seed) for o in lines]
