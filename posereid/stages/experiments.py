@@ -32,7 +32,7 @@ from .generate import generate, generated_name, plan, skeletons_for, write_gener
 from .augment import augment, smoothed_eps
 from .lsro import draw_unlabelled, train_dcgan
 from .inputs import Inputs, world_inputs
-from .presets import check_settings, other_form
+from .presets import RECIPES, check_settings, in_recipe, other_form
 
 # %% ../../nbs/84_stages.experiments.ipynb #c005
 MAIN = [
@@ -51,6 +51,8 @@ OPTIONAL = [
     dict(row='guided_02',   title='guided, ε=0.2',              pictures='generator', **{'reid.eps_generated':.2}),
     dict(row='cross',       title='guided by the other form',   pictures='generator', guider='other'),
     dict(row='small_guider',title='guided by a small guider',   pictures='generator', guider='small'),
+    dict(row='guider_d_tri',title='guided by D-Tri',             pictures='generator', guider='D-Tri'),
+    dict(row='guider_r_ce', title='guided by R-CE',              pictures='generator', guider='R-CE'),
     dict(row='synthetic',   title='guided, synthetic poses',    pictures='generator', poses='synthetic'),
     dict(row='reconstructed',title='guided, own poses',         pictures='generator', poses='own'),
     dict(row='shuffled',    title='guided, poses shuffled among the target', pictures='generator', poses='shuffled'),
@@ -82,7 +84,7 @@ def pick_rows(
 
 # %% ../../nbs/84_stages.experiments.ipynb #c028
 _plain_keys = dict(row=None, title=None, pictures=(None,'generator','rendered','dcgan'), also=(None,'dcgan'), steps=('epochs','equal'),
-                   eps_real=('average',), trust=('alike','guider'), guider=('same','other','small'), rerank=(False,True),
+                   eps_real=('average',), trust=('alike','guider'), guider=('same','other','small',*RECIPES['paper']), rerank=(False,True),
                    poses=('source','own','shuffled','synthetic'))
 
 def check_row(
@@ -117,6 +119,7 @@ def row_settings(
 def _guider(s, which):
     "The recipe of a row's guider; a setting of the row's own model is not the guider's"
     if which=='other': return other_form(s)
+    if which in RECIPES['paper']: return in_recipe(s, which)
     return replace(s, arch='small', width=max(1, s.width//2)) if which=='small' else s
 
 # %% ../../nbs/84_stages.experiments.ipynb #c032
