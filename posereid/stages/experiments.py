@@ -29,7 +29,7 @@ from ..evaluate.protocol import batches, eval_mode, evaluate_reid, identity_scor
 from .guider import ReIDSettings, as_classifier, equal_steps, freeze, train_reid
 from .transfer import TransferSettings, train_transfer
 from .generate import generate, generated_name, plan, skeletons_for, write_generated
-from .augment import augment, smoothed_eps
+from .augment import augment, smoothed_eps, smoothed_margin
 from .lsro import draw_unlabelled, train_dcgan
 from .inputs import Inputs, world_inputs
 from .presets import RECIPES, check_settings, in_recipe, other_form
@@ -62,9 +62,12 @@ OPTIONAL = [
     dict(row='lsro',        title='LSRO (DCGAN pictures, ε=1)', pictures='dcgan', **{'reid.eps_generated':1.}),
     dict(row='guided_lsro', title='guided, and LSRO, equal steps', pictures='generator', also='dcgan', steps='equal'),
     dict(row='jitter',      title='control, colours jittered',  steps='equal', **{'reid.jitter':.4}),
+    dict(row='jitter_smoothed',title='control, smoothed, colours jittered', steps='equal', eps_real='average', **{'reid.jitter':.4}),
     dict(row='erasing',     title='control, random erasing',    steps='equal', **{'reid.erase':.5}),
+    dict(row='erasing_smoothed',title='control, smoothed, random erasing', steps='equal', eps_real='average', **{'reid.erase':.5}),
     dict(row='guided_erasing',title='guided, random erasing',   pictures='generator', **{'reid.erase':.5}),
     dict(row='reranked',    title='control, equal steps, re-ranked', steps='equal', rerank=True),
+    dict(row='reranked_smoothed',title='control, smoothed, re-ranked', steps='equal', eps_real='average', rerank=True),
     dict(row='guided_reranked',title='guided, re-ranked',       pictures='generator', rerank=True)]
 
 # %% ../../nbs/84_stages.experiments.ipynb #c006
@@ -269,6 +272,11 @@ def unlabelled(self:Experiment,
     return out
 
 # %% ../../nbs/84_stages.experiments.ipynb #c042
+def _as_trusted(s, N, n_ids):
+    "Real pictures with the softness that an augmented set has on average"
+    if s.loss=='ce': return replace(s, eps_real=smoothed_eps(s.eps_generated, N))
+    return replace(s, margin=smoothed_margin(s.margin, s.margin_generated, N, s.bs, n_ids, s.rule))
+
 @patch
 def recipe(self:Experiment,
     row:dict, # The row
@@ -277,7 +285,7 @@ def recipe(self:Experiment,
     "The ReID recipe of a row; controls get as many steps, and as much smoothing or as small an α, as the augmented rows have on average"
     s = g['reid']
     n,new = len(self.train),len(self.train)*g['generate'].n_each
-    if row.get('eps_real')=='average': s = replace(s, eps_real=smoothed_eps(s.eps_generated, new/n), margin=(n*s.margin+new*s.margin_generated)/(n+new))
+    if row.get('eps_real')=='average': s = _as_trusted(s, g['generate'].n_each, len(self.labels))
     n_all = n + new*bool(row.get('pictures')) + new*bool(row.get('also'))
     return equal_steps(s, n_all, n+new) if row.get('steps')=='equal' else s
 
@@ -306,11 +314,15 @@ def confidence(self:Experiment,
 
 def doubt(
     p,         # `(n,)` probability of the right person
-    eps:float  # Mean of the result, but for what is cut off at 1
+    eps:float  # Mean of the result
 ) -> np.ndarray: # `(n,)` ε
-    "ε in proportion to 1 − p, so that pictures that the guider does not believe count less as that person"
-    q = 1-np.asarray(p, dtype=np.float64)
-    return np.clip(eps*q/max(q.mean(), 1e-9), 0, 1)
+    "ε in proportion to 1 − p and at most 1, so that pictures that the guider does not believe count less as that person"
+    q = np.maximum(1-np.asarray(p, dtype=np.float64), 1e-9)
+    lo,hi = 0.,1/q.min()  # all 0, all 1
+    for _ in range(100):  # what is cut off at 1 is given to the others, until the mean is right
+        c = (lo+hi)/2
+        lo,hi = (c,hi) if np.minimum(c*q, 1).mean()<eps else (lo,c)
+    return np.minimum(hi*q, 1)
 
 @torch.no_grad()
 def class_probability(
