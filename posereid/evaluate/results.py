@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'interval_text', 'by_interval', 'by_seed', 'gains', 'verdict', 'verdicts', 'finding', 'part_gains',
-           'scores_table', 'paper_context', 'plot_gains', 'sweep', 'plot_sweep', 'picture_table', 'picture_verdicts']
+           'scores_table', 'paper_context', 'plot_gains', 'sweep', 'plot_sweep', 'picture_table', 'picture_verdicts',
+           'picture_finding']
 
 # %% ../../nbs/72_evaluate.results.ipynb #4095fdfa
 from pathlib import Path
@@ -19,10 +20,11 @@ from ..metrics.stats import Interval, mean_interval, paired_interval
 def interval_text(
     i,            # An `Interval`
     digits:int=1, # Decimals
-    sign:str=''   # `+` writes the sign of differences
+    sign:str='',  # `+` writes the sign of differences
+    within:tuple=(-np.inf,np.inf) # Ends are cut here: a share lies between 0 and 100
 ) -> str:         # Such as 4.2 [1.0, 7.4]
     "Mean and ends of an interval; the mean alone where there is none"
-    o = lambda x: f'{x:{sign}.{digits}f}'
+    o = lambda x: f'{np.clip(x, *within):{sign}.{digits}f}'
     return o(i.mean) + (f' [{o(i.lo)}, {o(i.hi)}]' if np.isfinite(i.lo) else '')
 
 def by_interval(
@@ -61,6 +63,8 @@ def gains(
     return pd.DataFrame(res).set_index('name')
 
 # %% ../../nbs/72_evaluate.results.ipynb #4cf50e48
+def _interval(row, *cols): return Interval(*row[list(cols)], n=int(row.n), sd=np.nan, p=np.nan)
+
 def verdict(
     a:str,               # What a sentence calls the row
     b:str,               # What it calls the reference
@@ -80,12 +84,20 @@ def verdicts(
     pairs:list,           # (row, reference) by name; pairs that were not run are left out
     part:str=None,        # Of one part alone
     value:str='map_trap', # Column
-    unit:str='mAP'        # Of the numbers
+    unit:str='mAP',       # Of the numbers
+    also:str='rank1'      # Column of a second difference that is named beside; None: no other
 ) -> str:                 # A list in Markdown
     "What the intervals of several differences allow to say"
-    titles,wide = df.groupby('name', sort=False).row.first(),by_seed(df, value, part)
-    said = [verdict(f'"{titles[a]}"', f'"{titles[b]}"', gains(df, b, value, part).loc[a], unit) for a,b in pairs if a in wide and b in wide]
-    return '\n'.join(f'- {o}' for o in said)
+    titles,wide,res = df.groupby('name', sort=False).row.first(),by_seed(df, value, part),[]
+    for a,b in [o for o in pairs if set(o)<=set(wide)]:
+        said = verdict(f'“{titles[a]}”', f'“{titles[b]}”', gains(df, b, value, part).loc[a], unit)
+        res.append(f'- {said}'+(f' {_beside(gains(df, b, also, part).loc[a])}' if also in df else ''))
+    return '\n'.join(res)
+
+def _beside(row):
+    "The same pair in rank-1, decided or not"
+    i = _interval(row, 'delta', 'd_lo', 'd_hi')
+    return f"In rank-1: {interval_text(i, sign='+')}" + (f", {by_interval(i, 'above', 'below', 'not decided')}." if np.isfinite(i.lo) else '.')
 
 # %% ../../nbs/72_evaluate.results.ipynb #dea38c31
 def finding(
@@ -101,7 +113,9 @@ def finding(
         both = wide[[a,b]].dropna()
         said.setdefault(by_interval(paired_interval(both[a], both[b]), 'is above', 'is below', 'cannot be told from'), []).append(f'“{titles[b]}”')
     if not said: return ''
-    return f'“{titles[a]}” ' + ', '.join(f"{k} {' and '.join(v)}" for k,v in said.items()) + '.'
+    return f'“{titles[a]}” ' + '; it '.join(f'{k} {_listed(v)}' for k,v in said.items()) + '.'
+
+def _listed(o): return o[0] if len(o)==1 else f"{', '.join(o[:-1])} and {o[-1]}"
 
 # %% ../../nbs/72_evaluate.results.ipynb #bc67cdbe
 def part_gains(
@@ -115,8 +129,6 @@ def part_gains(
     return pd.DataFrame({o: (lambda w: w[row]-w[ref])(by_seed(df, value, o)) for o in parts})
 
 # %% ../../nbs/72_evaluate.results.ipynb #d483ffd1
-def _interval(row, *cols): return Interval(*row[list(cols)], n=int(row.n), sd=np.nan, p=np.nan)
-
 def scores_table(
     df:pd.DataFrame,        # Lines of a CSV
     ref:str='equal_steps',  # Differences are to this row
@@ -129,10 +141,10 @@ def scores_table(
     d = df if part is None else df[df.part==part]
     r,m,mm = (gains(df, ref, o, part) for o in ('rank1','map_trap','map_mean'))
     titles,steps = d.groupby('name', sort=False).row.first(),d.groupby('name', sort=False).steps.first()
-    pm = lambda o, n: interval_text(_interval(o.loc[n], 'mean', 'lo', 'hi'))
-    delta = lambda n: '–' if n==ref else interval_text(_interval(m.loc[n], 'delta', 'd_lo', 'd_hi'), sign='+')
+    pm = lambda o, n: interval_text(_interval(o.loc[n], 'mean', 'lo', 'hi'), within=(0,100))
+    delta = lambda o, n: '–' if n==ref else interval_text(_interval(o.loc[n], 'delta', 'd_lo', 'd_hi'), sign='+')
     res = [{'row':titles[n], 'seeds':int(m.n[n]), 'steps':int(steps[n]), 'rank-1':pm(r, n), 'mAP (trapezoid)':pm(m, n), 'mAP (mean precision)':f"{mm['mean'][n]:.1f}",
-            f'Δ mAP to {titles.get(ref, ref)}':delta(n), **({f'the paper, {where} (context)':paper.get(n, 'not measured there')} if paper else {})} for n in names or list(m.index)]
+            f'Δ rank-1 to {titles.get(ref, ref)}':delta(r, n), 'Δ mAP':delta(m, n), **({f'the paper, {where} (context)':paper.get(n, 'not measured there')} if paper else {})} for n in names or list(m.index)]
     return pd.DataFrame(res).set_index('row').rename_axis(None).rename_axis(columns='row') # one line of headings
 
 # %% ../../nbs/72_evaluate.results.ipynb #4ce0cc19
@@ -205,13 +217,13 @@ def picture_table(
     df:pd.DataFrame # Lines of pictures
 ) -> pd.DataFrame:  # Text, a row a generator
     "Mean of each number over seeds with its interval"
-    names,cell = list(dict.fromkeys(df.name)),lambda x, d: interval_text(mean_interval(x), d)
+    names,cell = list(dict.fromkeys(df.name)),lambda x, d: interval_text(mean_interval(x), d, within=(0,100))
     t = pd.DataFrame({v: {n: cell(df[k][df.name==n], d) for n in names} for k,(v,d) in PICTURES.items() if k in df}).rename_axis(columns='pictures')
     t.insert(0, 'seeds', [df[df.name==n].seed.nunique() for n in names])
     return t
 
-_words = dict(sharpness=('sharper', 'less sharp'), l1_person=('farther from the truth', 'nearer to the truth'), ssim=('more like the truth', 'less like the truth'), pose_error=('farther from the pose', 'nearer to the pose'),
-              independent=('recognised more often', 'recognised less often'), guider=('recognised more often', 'recognised less often'))
+_words = dict(l1=('farther from the truth in all pixels', 'nearer to the truth in all pixels'), sharpness=('sharper', 'less sharp'), l1_person=('farther from the truth on the person', 'nearer to the truth on the person'), ssim=('more like the truth', 'less like the truth'), pose_error=('farther from the pose', 'nearer to the pose'),
+              independent=('recognised more often by an independent net', 'recognised less often by an independent net'), guider=('recognised more often by the guider', 'recognised less often by the guider'))
 
 def picture_verdicts(
     df:pd.DataFrame, # Lines of pictures
@@ -224,5 +236,20 @@ def picture_verdicts(
         wide = df.pivot(index='seed', columns='name', values=k)
         i,(what,d) = paired_interval(wide[a], wide[b]),PICTURES[k]
         size = f"{what}, {interval_text(i, max(d, 1), '+')}, {i.n} seed{'s'*(i.n!=1)}"
-        res.append('- '+by_interval(i, f'"{a}" is {more} than "{b}"', f'"{a}" is {less} than "{b}"', f'"{a}" and "{b}" cannot be told apart')+f': {size}.')
+        res.append('- '+by_interval(i, f'“{a}” is {more} than “{b}”', f'“{a}” is {less} than “{b}”', f'“{a}” and “{b}” cannot be told apart')+f': {size}.')
     return '\n'.join(res)
+
+# %% ../../nbs/72_evaluate.results.ipynb #e4dec8fd
+def picture_finding(
+    df:pd.DataFrame, # Lines of pictures
+    a:str,           # A row
+    b:str,           # Another
+    keys:list=None   # Columns; None: all that have words
+) -> str:            # A sentence
+    "In what two generators' pictures differ, without numbers"
+    said = []
+    for k in keys or _words:
+        wide = df.pivot(index='seed', columns='name', values=k)
+        said.append(by_interval(paired_interval(wide[a], wide[b]), *_words[k], ''))
+    said = [o for o in said if o]
+    return f'“{a}” is {_listed(said)} than “{b}”.' if said else f'“{a}” and “{b}” cannot be told apart.'
