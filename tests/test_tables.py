@@ -200,10 +200,10 @@ def test_what_may_be_said():
 
 def test_command(tmp_path, capsys):
     kwargs = dict(out=tmp_path/'o', runs=tmp_path/'r', preset='smoke', set=SMALL)
-    cli.posereid_reproduce('beyond', rows='equal_steps,smoothed', seeds='1,2', **kwargs)
+    cli.posereid_reproduce('controls', rows='equal_steps,smoothed', seeds='1,2', **kwargs)
     out = capsys.readouterr().out
-    assert 'control, smoothed' in out and out.strip().endswith('beyond.csv')
-    assert len(read_lines(tmp_path/'o'/'beyond.csv'))==4
+    assert 'control, smoothed' in out and out.strip().endswith('controls.csv')
+    assert len(read_lines(tmp_path/'o'/'controls.csv'))==4
 
 
 def test_the_number_of_threads_is_part_of_the_command(tmp_path):

@@ -80,7 +80,8 @@ TABLES = dict(
     fig6 = dict(title='How far generated pictures are trusted', seeds=3, parts=[dict(part='ε', rows=[*pick_rows(CONTROLS), *eps_rows()]), dict(part='α', recipe='R-Tri', rows=[*pick_rows(CONTROLS), *alpha_rows()])]),
     controls = dict(title='Controls that the paper lacks', seeds=3, parts=[dict(rows=f'{CONTROLS} jitter jitter_smoothed reconstructed shuffled any_camera guided own_0 own new_0 new')]),
     beside = dict(title='Beside LSRO, random erasing and re-ranking', seeds=3, parts=[dict(rows=f'{CONTROLS} lsro guided_lsro erasing erasing_smoothed guided_erasing reranked reranked_smoothed guided_reranked guided')]),
-    beyond = dict(title='A diverse bank, an ε for each picture', seeds=3, parts=[dict(rows=f'{CONTROLS} guided diverse trusted')]),
+    beyond = dict(title='A diverse bank, an ε for each picture, generators from scratch', seeds=3, parts=[dict(rows=f'{CONTROLS} guided diverse trusted'),
+        dict(part='from scratch', opts=['rows.init='], rows=f'{CONTROLS} unguided_04 guided')]),
     coverage = dict(title='Gain against the pose coverage of the target', seeds=3, parts=[dict(part=f'{d} directions', opts=[f'world.directions={d}','world.per_train=12'], rows=f'{CONTROLS} guided new') for d in (1,2,4,6)]))
 
 # %% ../../nbs/89_stages.tables.ipynb #5c27c5f3
