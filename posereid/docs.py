@@ -51,10 +51,10 @@ def _split(source):
     n = next((i for i,o in enumerate(lines) if not _directive.match(o)), len(lines))
     return dict(_directive.match(o).groups() for o in lines[:n]), '\n'.join(lines[n:]).strip()
 
-def _output(o):
+def _output(o, folder):
     data = o.get('data', {})
     text = data.get('text/markdown')
-    if text is not None: return ''.join(text).strip()
+    if text is not None: return _text(''.join(text), folder)
     if 'image/png' in data: return ''  # a README cannot hold it
     plain = ''.join(o.get('text', data.get('text/plain', ''))).rstrip()
     return '\n'.join(f'    {l}' for l in plain.splitlines())
@@ -64,11 +64,11 @@ def _text(source, folder):
     text = _quarto.sub('', source)
     return _link.sub(lambda m: f'{m[1]}{folder}/{m[2]}', text).strip() if folder else text.strip()
 
-def _code(cell):
+def _code(cell, folder):
     marks,code = _split(''.join(cell['source']))
     if 'hide' in marks or marks.get('include')=='false' or 'default_exp' in marks: return []
     show = code and marks.get('echo')!='false' and 'export' not in marks
-    outs = [] if marks.get('output')=='false' else [_output(o) for o in cell.get('outputs', [])]
+    outs = [] if marks.get('output')=='false' else [_output(o, folder) for o in cell.get('outputs', [])]
     return [f'```python\n{code}\n```'] * bool(show) + [o for o in outs if o]
 
 def readme(
@@ -82,7 +82,7 @@ def readme(
     folder = nb.parent.name if folder is None else folder
     parts = [f'<!-- Written from {folder}/{nb.name}; edit there. -->' if folder else f'<!-- Written from {nb.name}; edit there. -->']
     for c in cells:
-        parts += _code(c) if c['cell_type']=='code' else [_text(''.join(c['source']), folder)]
+        parts += _code(c, folder) if c['cell_type']=='code' else [_text(''.join(c['source']), folder)]
     return '\n\n'.join(o for o in parts if o) + '\n'
 
 # %% ../nbs/99_docs.ipynb #c017
@@ -107,10 +107,10 @@ def captioned(
 _label = re.compile(r'^#\|\s*label:\s*(fig|tbl)-\S+$', re.M)
 
 def kept_captions(
-    cell # Of a notebook, as `read_nb` gives it
+    cell # Of a notebook, or a dict with its `outputs`
 ) -> list: # Captions that `captioned` kept in its outputs
     "Captions beside the outputs of a cell"
-    return [o.metadata.caption for o in cell.get('outputs', []) if 'caption' in o.get('metadata', {})]
+    return [o['metadata']['caption'] for o in cell.get('outputs', []) if 'caption' in o.get('metadata', {})]
 
 def _with_caption(source, text, page):
     found = _label.search(source)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd, pytest
 from execnb.nbio import read_nb
 from execnb.shell import CaptureShell
+from posereid.docs import kept_captions
 from posereid.stages.tables import TABLES, part_name, part_names, read_lines, run_name
 
 NBS = Path(__file__).parents[1]/'nbs'
@@ -40,8 +41,15 @@ def test_run_again_it_says_the_same(page, monkeypatch):
         a,b = numbers(said(old.outputs)),numbers(said(new))
         assert len(a)==len(b), f'{page.name}: {len(a)} numbers were saved, {len(b)} came\n{said(new)[:500]}'
         assert all(abs(x-y)<=.01*max(abs(x), abs(y))+1e-9 for x,y in zip(a, b)), f'{page.name}: {[o for o in zip(a, b) if o[0]!=o[1]][:5]}'
+        assert kept_captions(old)==kept_captions(dict(outputs=new)), f'{page.name}: a caption is out of date; run the page and posereid.docs.write_captions()'
         n += len(a)
     assert n or page.stem=='index', f'{page.name} shows no number'
+
+
+@pytest.mark.parametrize('page', sorted(NBS.rglob('*.ipynb')), ids=lambda o: o.stem)
+def test_a_caption_in_the_source_is_the_one_that_was_computed(page):
+    cells = [(c,o) for c in read_nb(page).cells if c.cell_type=='code' for o in kept_captions(c)]
+    for c,caption in cells: assert f'-cap: {json.dumps(caption, ensure_ascii=False)}' in c.source, f'{page.name}: run posereid.docs.write_captions()'
 
 
 def test_the_comparison_itself():
