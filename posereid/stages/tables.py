@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NS', 'EPSILONS', 'CONTROLS', 'TABLES', 'LINE', 'eps_rows', 'alpha_rows', 'n_rows', 'n_controls', 'best_eps',
            'find_table', 'part_rows', 'part_names', 'part_name', 'read_lines', 'append_lines', 'run_name', 'world_of',
-           'open_part', 'reproduce', 'picture_lines']
+           'open_part', 'reproduce', 'save_small', 'picture_lines']
 
 # %% ../../nbs/89_stages.tables.ipynb #f54d6fda
 from io import BytesIO
@@ -232,11 +232,16 @@ def _command(name, seed, row, kwargs):
     return ' '.join(w for w in words if w)
 
 # %% ../../nbs/89_stages.tables.ipynb #8f4db61e
-def _save_small(fig, path, colours=96):
-    "A figure as a PNG with a palette, which is a quarter of the size"
+def save_small(
+    fig,           # A matplotlib figure
+    path:Path,     # A PNG
+    colours:int=160# Of its palette
+):
+    "A figure as a PNG with a palette: a third of the size, and an octree keeps the few pixels of a skeleton's colours"
     made = BytesIO()
     fig.savefig(made, format='png', bbox_inches='tight')
-    with write_beside(path) as tmp: Image.open(made).convert('RGB').quantize(colours).save(tmp, format='PNG', optimize=True)
+    small = Image.open(made).convert('RGB').quantize(colours, method=Image.Quantize.FASTOCTREE)
+    with write_beside(path) as tmp: small.save(tmp, format='PNG', optimize=True)
 
 def picture_lines(
     exp:Experiment, # With rows that generate
@@ -249,5 +254,5 @@ def picture_lines(
     lines = exp.errors(poses=True).to_dict('records')
     shown = exp.transfers(8)
     if exp.inputs.world is not None: shown[1]['true rendering'] = exp.truth(shown[0])
-    _save_small(grid_figure(*shown), path.with_name(f'{path.stem}_seed{seed}.png'))
+    save_small(grid_figure(*shown), path.with_name(f'{path.stem}_seed{seed}.png'))
     return [dict(**same, name=o.pop('row'), **o, map_trap=np.nan, seed=seed) for o in lines]
