@@ -235,7 +235,7 @@ def _command(name, seed, row, kwargs):
 def save_small(
     fig,           # A matplotlib figure
     path:Path,     # A PNG
-    colours:int=160# Of its palette
+    colours:int=112# Of its palette
 ):
     "A figure as a PNG with a palette: a third of the size, and an octree keeps the few pixels of a skeleton's colours"
     made = BytesIO()
