@@ -78,7 +78,7 @@ TABLES = dict(
     fig5 = dict(title='N generated pictures for each real one', seeds=3, parts=[dict(part='tuning', validation=True, worlds=[0], rows=n_rows(NS, EPSILONS, 'try')), dict(part='fixed', rows=n_rows()), dict(part='controls', rows=n_controls()),
                 dict(part='tuned', rows=best_eps, names=[f'tuned_{n}' for n in NS], after='tuning')]),
     fig6 = dict(title='How far generated pictures are trusted', seeds=3, parts=[dict(part='ε', rows=[*pick_rows(CONTROLS), *eps_rows()]), dict(part='α', recipe='R-Tri', rows=[*pick_rows(CONTROLS), *alpha_rows()])]),
-    controls = dict(title='Controls that the paper lacks', seeds=3, parts=[dict(rows=f'{CONTROLS} jitter jitter_smoothed reconstructed shuffled any_camera guided own_0 own new_0 new')]),
+    controls = dict(title='Controls that the paper lacks', seeds=5, parts=[dict(rows=f'{CONTROLS} jitter jitter_smoothed reconstructed shuffled any_camera guided own_0 own new_0 new')]),
     beside = dict(title='Beside LSRO, random erasing and re-ranking', seeds=3, parts=[dict(rows=f'{CONTROLS} lsro guided_lsro erasing erasing_smoothed guided_erasing reranked reranked_smoothed guided_reranked guided')]),
     beyond = dict(title='A diverse bank, an ε for each picture, generators from scratch', seeds=3, parts=[dict(rows=f'{CONTROLS} guided diverse trusted'),
         dict(part='from scratch', opts=['rows.init='], rows=f'{CONTROLS} unguided_04 guided')]),
