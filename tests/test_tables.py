@@ -1,14 +1,16 @@
 "The engine's further rows, and tables that go on where they stopped"
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch
 from posereid import cli
 from posereid.core import InputError
+from posereid.data.sampler import pk_shape
 from posereid.data.block import ReIDBatch, TripletBatch, colour_jitter, random_erase, reid_dls
-from posereid.stages.experiments import COLUMNS, Experiment, class_probability, doubt, pick_rows
+from posereid.stages.experiments import COLUMNS, Experiment, class_probability, doubt, pick_rows, row_settings
 from posereid.stages.presets import experiment_settings
-from posereid.evaluate.results import gains, scores_table, verdict
+from posereid.evaluate.results import difference, finding, scores_table, verdict, verdicts
 from posereid.stages.tables import EPSILONS, LINE, NS, TABLES, n_rows, open_part, part_names, part_rows, read_lines, reproduce, run_name
 
 SMALL = ['world.n_train=6', 'world.per_train=4', 'world.n_source=4', 'world.per_source=8', 'world.n_test=4', 'world.per_test=5', 'world.n_junk=2',
@@ -78,6 +80,17 @@ def test_an_epsilon_for_each_picture(exp, table):
     assert torch.allclose(batch.eps, torch.tensor([0.]*24+eps.tolist()))
     triplets = TripletBatch(union, exp.inputs.store((64,32)), exp.labels, P=3, K_real=2, K_generated=2)
     assert torch.equal(triplets.eps>0, torch.tensor([False]*24+[True]*48)) # there an ε only tells who is generated
+
+
+def test_the_smoothed_control_is_as_soft_as_the_augmented_row(exp):
+    smoothed,guided = pick_rows('smoothed guided')
+    _,real,new = pk_shape(128, 6, 2) # six people: as many pictures of each as fit
+    alone,mixed = real*(real-1),new*(real+new-1)
+    for loss,eps,margin in (('ce', .4*2/3, 1.), ('triplet', 0., (alone+.5*mixed)/(alone+mixed))):
+        g = row_settings(smoothed, {**exp.groups, 'reid':replace(exp.groups['reid'], loss=loss, bs=128, eps_generated=.4, margin=1., margin_generated=.5)})
+        g['generate'] = replace(g['generate'], n_each=2)
+        s,ours = exp.recipe(smoothed, g),exp.recipe(guided, g)
+        assert (s.eps_real, s.margin)==pytest.approx((eps, margin), abs=1e-6) and (ours.eps_real, ours.margin)==(0., 1.)
 
 
 def test_doubt():
@@ -189,13 +202,14 @@ def test_pictures_of_a_table(tmp_path):
 
 def test_what_may_be_said():
     df = pd.DataFrame([dict(part='', seed=s, name=n, row=n, steps=1, rank1=m, map_trap=m, map_mean=m) for s in range(4) for n,m in (('a',1.+s),('b',3.+s+.1*(s%2)),('c',1.+s-.2*(-1)**s))])
-    g = gains(df, 'a')
-    assert 'above' in verdict('B','A',g.loc['b']) and 'cannot be told' in verdict('C','A',g.loc['c'])
-    assert 'below' in verdict('A','B',gains(df, 'b').loc['a'])
-    assert 'nothing follows' in verdict('B','A',gains(df[df.seed==0], 'a').loc['b'])
+    assert 'above' in verdict('B', 'A', difference(df, 'b', 'a')) and 'cannot be told' in verdict('C', 'A', difference(df, 'c', 'a'))
+    assert 'below' in verdict('A', 'B', difference(df, 'a', 'b'))
+    assert 'nothing follows' in verdict('B', 'A', difference(df[df.seed==0], 'b', 'a'))
+    assert finding(df, 'a', ['b','c']) == '“a” is below “b”; it cannot be told from “c”.'
+    assert verdicts(df, [('b','a')]).endswith('In rank-1: +2.0 [+2.0, +2.1], above.')
     t = scores_table(df, 'a', paper=dict(a='1/2'))
     assert [c for c in t if 'context' in c]==['the paper, Market-1501 (context)'] and t.iloc[:,-1].tolist()==['1/2']+['not measured there']*2
-    with pytest.raises(InputError, match="no row 'd'"): gains(df, 'd')
+    with pytest.raises(InputError, match="no row 'd'"): difference(df, 'a', 'd')
 
 
 def test_command(tmp_path, capsys):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'TERMINAL', 'STYLE', 'ERROR_HEADS', 'TABLE_NOTE', 'GRID_NOTE', 'TEST_POSES', 'ERROR_NOTE', 'show_value',
-           'text_table', 'plain_table', 'html_table', 'png', 'plot_scores', 'plot_logs', 'page', 'grid_figure',
+           'text_table', 'plain_table', 'html_table', 'png', 'plot_scores', 'plot_logs', 'page', 'sheet', 'save_small',
            'report']
 
 # %% ../../nbs/85_stages.report.ipynb #c002
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from matplotlib.figure import Figure
 from ..core import COLORS, figure_style, to_json, write_beside
 from ..evaluate.plots import plot_grid
@@ -142,13 +143,6 @@ def _pre(s): return f'<pre>{html.escape(s)}</pre>'
 
 ERROR_HEADS = dict(row='pictures', l1='L1', l1_person='L1 on the person', ssim='SSIM', sharpness='sharpness', guider='known to the guider (seen by G)', independent='known to an independent net', control='known to the control')
 
-def grid_figure(
-    todo:pd.DataFrame, # Rows of a plan
-    columns:dict       # Title → `(n, 3, h, w)` uint8
-) -> Figure:           # A row a transfer, a column a title
-    "Appearance, skeleton, every generator's picture and the true rendering, side by side"
-    return plot_grid(torch.stack(list(columns.values()), 1), row_titles=[f'{p:04d}' for p in todo.pid], col_titles=[k.replace(' ', '\n') for k in columns])
-
 def _logs(exp):
     "Title → log.csv, each training once: generators first"
     logs = {}
@@ -169,6 +163,27 @@ ERROR_NOTE = ("Mean absolute difference to the true rendering on the scale from 
               "Known to: percent of the pictures in which a net names the right one of the training people: the guider, whom the guided generator was trained to please; "
               "an independent one of another architecture and start; the control at equal steps.")
 
+# %% ../../nbs/85_stages.report.ipynb #0a50c7ec
+def sheet(
+    exp,       # An `Experiment`
+    n:int=8    # Transfers, evenly over the plan
+) -> Figure:   # A row a transfer, a column a kind of picture
+    "Appearance, skeleton, every generator's picture and, of synthetic people, the true rendering, side by side"
+    todo,columns = exp.transfers(n)
+    if exp.inputs.world: columns['true rendering'] = exp.truth(todo)
+    return plot_grid(torch.stack(list(columns.values()), 1), row_titles=[f'{p:04d}' for p in todo.pid], col_titles=[k.replace(' ', '\n') for k in columns])
+
+def save_small(
+    fig,           # A matplotlib figure
+    path:Path,     # A PNG
+    colours:int=112# Of its palette
+):
+    "A figure as a PNG with a palette: a third of the size, and an octree keeps the few pixels of a skeleton's colours"
+    made = io.BytesIO()
+    fig.savefig(made, format='png', bbox_inches='tight')
+    small = Image.open(made).convert('RGB').quantize(colours, method=Image.Quantize.FASTOCTREE)
+    with write_beside(path) as tmp: small.save(tmp, format='PNG', optimize=True)
+
 # %% ../../nbs/85_stages.report.ipynb #c024
 def report(
     exp,            # An `Experiment` after `results()`
@@ -176,14 +191,13 @@ def report(
     n:int=8         # Rows of the picture grid
 ) -> Path:          # report.html
     "Write the page of a run"
-    figs,(todo,columns),errors = exp.run/'figures',exp.transfers(n),exp.errors()
+    figs,errors = exp.run/'figures',exp.errors()
     figs.mkdir(exist_ok=True)
-    if exp.inputs.world: columns['true rendering'] = exp.truth(todo)
     if len(errors): errors.to_csv(exp.run/'errors.csv', index=False, float_format='%.4f', lineterminator='\n')
     kept = json.loads((exp.run/'settings.json').read_text())
     sections = {
         'Rows': html_table(exp.table) + png(plot_scores(exp.table), figs/'scores.png', 'mAP of each row as points, the two controls as lines') + _note(TABLE_NOTE),
-        'Pictures': png(grid_figure(todo, columns), figs/'grid.png', 'A grid of people: '+', '.join(columns)) + _note(GRID_NOTE + TEST_POSES*exp.groups['generate'].test_poses),
+        'Pictures': png(sheet(exp, n), figs/'grid.png', 'A grid of people, a row a transfer: appearance, skeleton and pictures of it') + _note(GRID_NOTE + TEST_POSES*exp.groups['generate'].test_poses),
         'Error to the true rendering': len(errors) and html_table(errors, ERROR_HEADS) + _note(ERROR_NOTE),
         'Losses': png(plot_logs(_logs(exp)), figs/'losses.png', 'Losses of each training over its epochs'),
         'Protocol': _note(exp.table.protocol.iloc[0]),

@@ -5,15 +5,13 @@
 # %% auto #0
 __all__ = ['NS', 'EPSILONS', 'CONTROLS', 'TABLES', 'LINE', 'eps_rows', 'alpha_rows', 'n_rows', 'n_controls', 'best_eps',
            'find_table', 'part_rows', 'part_names', 'part_name', 'read_lines', 'append_lines', 'run_name', 'world_of',
-           'open_part', 'reproduce', 'save_small', 'picture_lines']
+           'open_part', 'reproduce', 'picture_lines']
 
 # %% ../../nbs/89_stages.tables.ipynb #f54d6fda
-from io import BytesIO
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from ..core import InputError, hash_settings, nearest, write_beside
 from .experiments import COLUMNS, Experiment, pick_rows
 from .inputs import folder_inputs
@@ -232,17 +230,6 @@ def _command(name, seed, row, kwargs):
     return ' '.join(w for w in words if w)
 
 # %% ../../nbs/89_stages.tables.ipynb #8f4db61e
-def save_small(
-    fig,           # A matplotlib figure
-    path:Path,     # A PNG
-    colours:int=112# Of its palette
-):
-    "A figure as a PNG with a palette: a third of the size, and an octree keeps the few pixels of a skeleton's colours"
-    made = BytesIO()
-    fig.savefig(made, format='png', bbox_inches='tight')
-    small = Image.open(made).convert('RGB').quantize(colours, method=Image.Quantize.FASTOCTREE)
-    with write_beside(path) as tmp: small.save(tmp, format='PNG', optimize=True)
-
 def picture_lines(
     exp:Experiment, # With rows that generate
     seed:int,       # Of the run
@@ -250,9 +237,7 @@ def picture_lines(
     same:dict       # What all lines have
 ) -> list:          # Dicts
     "Errors of each generator, and a sheet of the same transfers by all of them"
-    from posereid.stages.report import grid_figure
+    from posereid.stages.report import save_small, sheet
     lines = exp.errors(poses=True).to_dict('records')
-    shown = exp.transfers(8)
-    if exp.inputs.world is not None: shown[1]['true rendering'] = exp.truth(shown[0])
-    save_small(grid_figure(*shown), path.with_name(f'{path.stem}_seed{seed}.png'))
+    save_small(sheet(exp), path.with_name(f'{path.stem}_seed{seed}.png'))
     return [dict(**same, name=o.pop('row'), **o, map_trap=np.nan, seed=seed) for o in lines]
