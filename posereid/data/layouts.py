@@ -8,8 +8,8 @@ __all__ = ['MarketName', 'DukeName', 'Cuhk03Name', 'MarsName', 'GRAMMAR', 'MARKE
            'read_market', 'account', 'reading_notes', 'pool_features', 'multi_query', 'read_duke', 'read_mat',
            'read_cuhk03', 'read_cuhk03_split', 'unpack_cuhk03', 'read_mars', 'mars_info', 'read_mars_tracks',
            'parse_msmt17_name', 'read_msmt17', 'read_generated', 'number_people', 'camera_rule', 'read_csv',
-           'read_folder', 'find_layout', 'load_dataset', 'reader_choices', 'there_are', 'check_train', 'matched',
-           'check_test']
+           'read_folder', 'find_layout', 'load_dataset', 'reader_choices', 'pose_choices', 'typed', 'there_are',
+           'check_train', 'matched', 'check_test']
 
 # %% ../../nbs/51_data.layouts.ipynb #c002
 import hashlib, inspect, math, os, re, struct, sys, zlib
@@ -839,10 +839,7 @@ def load_dataset(
                          f"{nearest(str(name), list(READERS))!r}?")
     root, read = Path(root).expanduser(), READERS[name]
     root = root/'manifest.csv' if name == 'csv' and root.is_dir() else root
-    takes = reader_choices(name)
-    if wrong := [k for k in kwargs if k not in takes]:
-        raise InputError(f"The reader of {name} has no choice {wrong[0]!r} but {', '.join(takes) or 'none'}; did you mean {nearest(wrong[0], list(takes))!r}?")
-    return read(root, **kwargs)
+    return read(root, **typed(kwargs, reader_choices(name), f'The reader of {name}'))
 
 def reader_choices(
     name:str # One of `READERS`
@@ -850,6 +847,32 @@ def reader_choices(
     "The choices of a reader, which commands take as `--read name=value`"
     fixed = getattr(READERS[name], 'keywords', {})
     return {k: o.default for k, o in list(inspect.signature(READERS[name]).parameters.items())[1:] if k not in fixed}
+
+def pose_choices() -> dict: # Name → default
+    "The choices of `read_poses`, which commands take as `--pose_read name=value`"
+    from posereid.pose.files import read_poses
+    return {k: o.default for k, o in inspect.signature(read_poses).parameters.items() if k not in ('path','names')}
+
+# %% ../../nbs/51_data.layouts.ipynb #70ed333e
+def typed(
+    choices:dict, # Name → value; a text is read as what the choice holds by default
+    known:dict,   # Name → default
+    whose:str='This reader', # How errors begin
+) -> dict:        # The same with their types
+    "Choices as a reader takes them, of a command line or of code; what it does not know is refused"
+    if wrong := [k for k in choices if k not in known]:
+        near = f'; did you mean {nearest(wrong[0], list(known))!r}?' if known else '.'
+        raise InputError(f"{whose} has no choice {wrong[0]!r} but {', '.join(known) or 'none'}{near}")
+    return {k: _typed(k, v, known[k]) for k, v in choices.items()}
+
+def _typed(k, v, like):
+    if not isinstance(v, str): return v
+    if v.lower() == 'none': return None
+    if (like is None or isinstance(like, bool)) and v.lower() in ('true','false','yes','no'): return v.lower() in ('true','yes')
+    if isinstance(like, bool): raise InputError(f"{k!r} is true or false, but got {v!r}.")
+    if isinstance(like, tuple) or k == 'splits' and v != 'all': return tuple(o.strip() for o in v.split(',') if o.strip())
+    try: return float(v) if isinstance(like, float) else v
+    except ValueError: raise InputError(f"{k!r} takes a number, such as {like}, but got {v!r}.") from None
 
 def there_are(
     root:Path,     # Folder of a set

@@ -26,7 +26,7 @@ from torch import nn
 from ..core import (InputError, RunFolder, default_device, hash_settings, load_weights, progress, save_weights,
                            seed_everything, to_json, write_beside)
 from ..data.block import reid_dls, triplet_dls
-from ..data.manifest import pick
+from ..data.manifest import pick, picture_keys
 from ..evaluate.protocol import extract_features
 from ..losses.identity import collapsed, lsr_loss, triplet_loss
 from ..models.reid import ReIDNet, reid_net
@@ -254,8 +254,8 @@ def frame_id(
     df # Manifest
 ) -> str: # 12 hex digits
     "A short name for the pictures of a manifest: their names, people, cameras and sizes on disk, and an ε of their own"
-    rows = [(Path(p).name, int(i), int(c), bool(g), Path(p).stat().st_size)
-            for p,i,c,g in zip(df.path, df.pid, df.camid, df.is_generated)]
+    rows = [(k, int(i), int(c), bool(g), Path(p).stat().st_size)
+            for k,p,i,c,g in zip(picture_keys(df.path), df.path, df.pid, df.camid, df.is_generated)]
     own = [f'{o:.6g}' for o in df.eps] if 'eps' in df else []
     return hash_settings(rows, *[own]*bool(own))
 

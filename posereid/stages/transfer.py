@@ -376,7 +376,7 @@ def poses_id(
     df     # Manifest
 ) -> str:  # 12 hex digits
     "A short name for the joints of a manifest's pictures"
-    joints = poses.get([Path(o).name for o in df.path])
+    joints = poses.of(df)
     return hashlib.sha256(joints.contiguous().numpy().tobytes()).hexdigest()[:12]
 
 def transfer_choices(
