@@ -902,6 +902,7 @@ def read_mediapipe(
     for i,o in _entries(path):
         where = found.say(i)
         try: name,frame,some = _slashes(o['file_name']), _frame_of(o, 'height', 'width'), _landmark_people(o['pose_landmarks'], where)
+        except InputError: raise
         except (TypeError, KeyError, AttributeError, ValueError):
             raise InputError(f"{where}: expected file_name, height, width and 33 pose_landmarks with x and y.") from None
         if name in found.row: raise InputError(f"{where}: {name} comes twice; keep one entry for each picture.")
