@@ -129,6 +129,20 @@ def fitted(self:PoseTable,
 def _all_frames(self:PoseTable): return torch.zeros(len(self),2) if self.frames is None else self.frames
 
 @patch
+def take(self:PoseTable,
+    rows, # Numbers of rows
+    names=None, # New names of these rows; `None`: their own
+) -> PoseTable: # These rows with their frames, and the notes that name them
+    "Some rows of the table"
+    rows = torch.as_tensor(rows, dtype=torch.long)
+    old = [self.names[i] for i in rows.tolist()]
+    out = PoseTable(old if names is None else names, self.joints[rows], frames=self._all_frames()[rows])
+    new = dict(zip(old, out.names))
+    notes = {what: [new[n] for n in some if n in new] for what,some in self.notes.items()}
+    out.notes = {what:some for what,some in notes.items() if some}
+    return out
+
+@patch
 def __add__(self:PoseTable, other:PoseTable):
     "One table with the rows, the frames and the notes of both"
     both = PoseTable(self.names+other.names, torch.cat([self.joints, other.joints]),
