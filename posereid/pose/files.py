@@ -770,6 +770,12 @@ def _yolo_line(line, where):
     if more==1 and score>1: score = None  # the number of a track
     return k, (k[:,2]>0).sum() if score is None else score
 
+def _labelled(k, path):
+    "Joints whose third number is COCO's v"
+    if not torch.isin(k[...,2], torch.arange(3.)).all():
+        raise InputError(f"{path}: the third number of a joint must be a confidence up to 1, or in labels 0, 1 or 2, throughout the folder.")
+    return torch.cat([k[...,:2], _V[k[...,2:].long()]], -1)
+
 def read_yolo(
     path, # A `.txt` file of one picture, or a folder of them
     names=None, # Names or paths of the pictures; `None`: stems with `.jpg`
@@ -787,9 +793,9 @@ def read_yolo(
             if abs(k[:,:2]).max()>3: raise InputError(f"{file}, line {i}: joints of YOLO are shares of the picture, "
                                                       f"but here is {abs(k[:,:2]).max():g}; divide by width and height.")
             k[:,:2] -= .5
-            found.add(file, k.ravel().tolist(), 'coco17', file, top>1, float(score))
+            found.add(file, k.ravel().tolist(), 'coco17', file, score=float(score))
     found.flush()
-    if top>1: found.kpts = [torch.cat([k[...,:2], _V[k[...,2:].long().clamp(0, 2)]], -1) for k in found.kpts]
+    if top>1: found.kpts = [_labelled(k, path) for k in found.kpts]
     return _of_files(found, keys, names, [True]*len(keys))
 
 # %% ../../nbs/11_pose.files.ipynb #a7a4a587
