@@ -50,7 +50,9 @@ def test_features_do_not_depend_on_batches_or_mode(net, pics):
     whole = extract_features(net.eval(), pics)
     assert whole.dtype==torch.float32 and whole.norm(dim=1).sub(1).abs().max()<1e-5
     for bs in (1,7,20): torch.testing.assert_close(extract_features(net.train(), pics, bs=bs), whole, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(whole, F.normalize(net.eval().embed(pics/127.5-1), dim=1).detach(), atol=1e-5, rtol=1e-4)
+    raw = net.eval().embed(pics/127.5-1).detach()
+    torch.testing.assert_close(whole, F.normalize(raw, dim=1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(extract_features(net, pics, bs=7, normalise=False), raw, atol=1e-5, rtol=1e-4)
 
 
 def test_features_leave_the_model_as_it_was(net, pics):
@@ -337,7 +339,9 @@ def test_negative_features_keep_their_maximum():
 
 def test_rows_are_what_is_ranked():
     df = films()
-    q,g = test_rows(df.sample(frac=1, random_state=0))
+    mixed = df.sample(frac=1, random_state=0)
+    q,g = test_rows(mixed)
+    assert [list(o.tracklet) for o in (q,g)]==[list(mixed.tracklet[mixed.split==o].unique()) for o in ('query','gallery')]
     assert len(q)==18 and len(g)==40 and g.n_frames.sum()==(df.split=='gallery').sum()
     first = df[(df.split=='gallery') & (df.frame==1)].set_index('tracklet').path
     assert (g.set_index('tracklet').path==first[g.tracklet]).all()
@@ -361,6 +365,7 @@ def test_pooling_is_asked_for_or_known():
     assert len(test_rows(df.assign(dataset='market1501'))[1])==(df.split=='gallery').sum()
     assert len(test_rows(df.drop(columns='dataset'))[1])==(df.split=='gallery').sum()
     assert len(test_rows(df.assign(dataset='own'), 'mean')[1])==40
+    assert len(test_rows(df.assign(dataset=df.dataset.where(df.index>0, 'own')))[1])==(df.split=='gallery').sum()
     bare = df.assign(tracklet=df.tracklet.where(df.index>0))
     assert 'frame by frame' in evaluate_reid(Loud(), bare, Store()).protocol
     for how in ('max','mean'):
@@ -405,6 +410,7 @@ def test_one_camera_is_said(net):
     own['camid'] = own.pid.clip(lower=1)
     with pytest.raises(InputError, match='one camera alone.*--no_cameras'): evaluate_reid(net, own, Store())
     with pytest.raises(InputError, match='one camera'): evaluate_reid(Loud(), films().assign(camid=4), Store())
+    evaluate_reid(net, df.assign(camid=0), Store())  # unknown cameras remove nothing
     one = own.copy()
     one.loc[one.index[one.split=='gallery'][0], ['pid','camid']] = [int(own.pid[0]), 9]
     assert evaluate_reid(net, one, Store()).n_good.max()==1
