@@ -96,15 +96,14 @@ def posereid_run(
     set:_set=None,         # Any settings, such as transfer.beta=0.5 reid.epochs=10
 ):
     "Train guider, generators and ReID models, compare the rows, write report.html"
-    line = _command_line('posereid_run', **{k:v for k,v in locals().items() if (k,v) not in _defaults.items() and k!='fresh'})
+    said = dict(locals())
+    line = _command_line('posereid_run', **{k:v for k,v in said.items() if (k,v) not in _defaults.items() and k!='fresh'})
     from posereid.stages.experiments import Experiment, pick_rows
     from posereid.stages.presets import experiment_settings
     from posereid.stages.report import report, text_table
     groups = experiment_settings(preset, seed, world, parse_size(size), validation, set, scratch=from_scratch or data is not None, recipe_name=recipe)
     wanted = pick_rows(rows, rendered=data is None)
-    reading = dict(source=source, poses=poses, source_poses=source_poses, ids=ids, convert=convert, no_cameras=no_cameras, layout=layout, read=read, pose_read=pose_read,
-                   source_layout=source_layout, source_read=source_read, source_pose_read=source_pose_read)
-    inputs = _run_inputs(data, reading, seed, validation, wanted, groups)
+    inputs = _run_inputs(data, {k: said[k] for k in _READING}, seed, validation, wanted, groups)
     out = Path(out or f"runs/{preset}-{Path(data).name if data else f'world{world}'}-seed{seed}" + f'-{recipe}'*bool(recipe) + '-validation'*validation)
     exp = Experiment(wanted, groups, out, inputs, fresh, tell)
     table = exp.results()
@@ -112,9 +111,10 @@ def posereid_run(
     page = report(exp, line)
     tell(f'\n{text_table(table)}\n\n{page}')
 
-_defaults = dict(out=None, preset='default', seed=0, world=0, size=None, recipe=None, rows='main', validation=False, from_scratch=False)
-
 # %% ../nbs/90_cli.ipynb #c010
+_defaults = dict(out=None, preset='default', seed=0, world=0, size=None, recipe=None, rows='main', validation=False, from_scratch=False)
+_READING = ('source','poses','source_poses','ids','convert','no_cameras','layout','read','pose_read','source_layout','source_read','source_pose_read')
+
 def _run_inputs(data, reading, seed, validation, rows, groups):
     "Inputs of `posereid_run`: None for a synthetic world"
     if data is None:

@@ -207,7 +207,7 @@ def _check_names(df, splits):
         [*train.path[train.pid.isin(both)][:3], *test.path[test.pid.isin(both)][:3]])
     if (df.split == 'query').any() and (df.split == 'gallery').any():
         q, ok = df.path[df.split == 'query'], matched(df)
-        one, none = test.camid.nunique() == 1 and test.camid.iloc[0] > 0, not ok.any()
+        one, none = bool(test.camid.nunique() == 1 and test.camid.iloc[0] > 0), not ok.any()
         add('queries', (~ok).any(), 'every query has a match in another camera', f'queries without a match in another camera: {(~ok).sum():,} of {len(ok):,}'
             + f'; all test pictures are from camera {test.camid.iloc[0] if one else 0}, which can be scored with --no_cameras only'*one, q[~ok], 'fail' if none else 'note')
     nobody = (df.split == 'train') & (df.pid < 1)

@@ -308,10 +308,20 @@ def poses_for(
     "Joints of the rows of a manifest"
     if missing not in ('skip', 'keep'):
         raise InputError(f"`missing` must be 'skip' or 'keep', not {missing!r}; choose one.")
+    _one_name_each(df, table)
     joints = table.of(df)
     kept = np.arange(len(df)) if missing == 'keep' else has_pose(joints).nonzero()[:,0].numpy()
     if not len(kept): raise InputError(_no_pose(df, table))
     return kept, joints[kept]
+
+def _one_name_each(df, table):
+    "A table by base names cannot serve two pictures of one name"
+    paths = df.path.unique()
+    first = {os.path.basename(p): p for p in paths[::-1]}
+    if len(first) == len(paths): return
+    for p in paths:
+        if (n := os.path.basename(p)) in table and first[n] != p:
+            raise InputError(f"{first[n]} and {p} have the same base name, by which this table knows poses; read the keypoint file with `load_poses` on both, or rename one.")
 
 def _no_pose(df, table):
     "Why nobody has a pose"
@@ -344,15 +354,16 @@ def load_poses(
     table = PoseTable(own, table.joints[keep], path, table.frames if table.frames is None else table.frames[keep])
     table = _in_frame(table, own, path, notes)
     table.notes = notes
-    return table if by_path else shorten(table)
+    return table if by_path else shorten(table, paths)
 
 def shorten(
     table:PoseTable, # By paths
-) -> PoseTable:      # The same by base names, if no two are alike
+    paths,           # All pictures that may ever be asked for, those without a pose too
+) -> PoseTable:      # The same by base names, if no two pictures share one
     "Base names as keys wherever they tell pictures apart"
-    names = [os.path.basename(o) for o in table.names]
-    if len(set(names)) < len(names): return table
-    res = PoseTable(names, table.joints)
+    paths = set(paths)
+    if len({os.path.basename(o) for o in paths}) < len(paths): return table
+    res = PoseTable([os.path.basename(o) for o in table.names], table.joints)
     res.notes = table.notes
     return res
 

@@ -17,6 +17,7 @@ from collections import namedtuple
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd
+from fastcore.basics import patch
 from pandas import DataFrame
 from ..core import InputError, cache_dir, locked, nearest, progress, write_beside
 from ..imagefiles import is_junk_folder, is_picture
@@ -168,24 +169,28 @@ class _Reading:
         self.parts.append(df.assign(path=[p for p, _ in rows], split=split, is_generated=False, own_id=own))
         return self.parts[-1]
 
-    def person(self, folder, split, parse):
-        "Read the folder of one person, which may hold no picture"
-        if any(_scan(folder)[i] for i in (0,2)): self.folder(folder.relative_to(self.root), split, parse, who=lambda _: folder.name)
-        else: self.ignored += _files_below(folder)
+# %% ../../nbs/51_data.layouts.ipynb #33a8d580
+@patch
+def person(self:_Reading, folder, split, parse):
+    "Read the folder of one person, which may hold no picture"
+    if any(_scan(folder)[i] for i in (0,2)): self.folder(folder.relative_to(self.root), split, parse, who=lambda _: folder.name)
+    else: self.ignored += _files_below(folder)
 
-    def nothing(self, folder, split, pics, bad):
-        "Why no picture of a folder can be read"
-        if tried := [*pics, *bad]:
-            return InputError(f"None of the {len(tried)} pictures of {folder} can be read, and the first, {tried[0]}, "
-                              f"{self.skipped[tried[0]]}.")
-        return InputError(f"{folder} should hold the {split} pictures of a {self.kind} set, but no picture "
-                          f"is there ({found(folder)}); unpack the set again or give another folder.")
+@patch
+def nothing(self:_Reading, folder, split, pics, bad):
+    "Why no picture of a folder can be read"
+    if tried := [*pics, *bad]:
+        return InputError(f"None of the {len(tried)} pictures of {folder} can be read, and the first, {tried[0]}, "
+                          f"{self.skipped[tried[0]]}.")
+    return InputError(f"{folder} should hold the {split} pictures of a {self.kind} set, but no picture "
+                      f"is there ({found(folder)}); unpack the set again or give another folder.")
 
-    def manifest(self, dataset, layout, drop=()):
-        "The checked table with its books in `attrs`"
-        df = make_manifest(pd.concat(self.parts, ignore_index=True), str(self.root)).drop(columns=list(drop)).assign(dataset=dataset)
-        df.attrs.update(layout=layout, ignored=self.ignored, skipped=self.skipped)
-        return df
+@patch
+def manifest(self:_Reading, dataset, layout, drop=()):
+    "The checked table with its books in `attrs`"
+    df = make_manifest(pd.concat(self.parts, ignore_index=True), str(self.root)).drop(columns=list(drop)).assign(dataset=dataset)
+    df.attrs.update(layout=layout, ignored=self.ignored, skipped=self.skipped)
+    return df
 
 # %% ../../nbs/51_data.layouts.ipynb #d4cf459e
 MARKET_FOLDERS = dict(train='bounding_box_train', query='query', gallery='bounding_box_test', multi='gt_bbox')

@@ -363,7 +363,7 @@ def score_model(
 ) -> dict:                 # Percent, and the protocol
     "Rank-1, rank-5 and both mAPs; with BatchNorm re-estimated on real train pictures, and on grey ones; each query's own in per_query.csv"
     file = path/f"scores{'_reranked'*rerank}.json"
-    if file.exists(): return json.loads(file.read_text())
+    if file.exists(): return json.loads(file.read_text(encoding='utf-8'))
     store,df = seen_by(inputs.store(settings.size), settings.crop),inputs.target
     kwargs = dict(dataset=inputs.name, rerank={} if rerank else None, cameras=inputs.cameras)
     score = lambda model, **more: evaluate_reid(model, df, store, **kwargs, **more)
@@ -373,7 +373,7 @@ def score_model(
     res = dict(rank1=r.rank(1), rank5=r.rank(5), map_trap=r.map_trap, map_mean=r.map_mean, rank1_bn=b.rank(1), map_trap_bn=b.map_trap,
                map_mean_bn=b.map_mean, rank1_grey=grey.rank(1), map_trap_grey=grey.map_trap)
     res = {**{k: 100*float(v) for k,v in res.items()}, 'protocol':r.protocol}
-    with write_beside(file) as p: p.write_text(to_json(res))
+    with write_beside(file) as p: p.write_text(to_json(res), encoding='utf-8')
     return res
 
 # %% ../../nbs/84_stages.experiments.ipynb #c047
@@ -390,7 +390,7 @@ def result(self:Experiment,
     sets = tuple(o for o in (extra, self.unlabelled(g) if row.get('also') else None) if o)
     path,model = self.reid(s, sets, title, self.own_eps(row, g, sets))
     self.made['folders', row['row']] = dict(reid=path, generator=self.generator(g)[0] if row.get('pictures')=='generator' else None)
-    m = json.loads((path/'metrics.json').read_text())
+    m = json.loads((path/'metrics.json').read_text(encoding='utf-8'))
     return dict(row=title, name=row['row'], pictures=m['n_pictures'], steps=m['steps'], eps_real=s.eps_real,
                 eps_generated=s.eps_generated if extra else np.nan, **score_model(model, self.inputs, s, path, bool(row.get('rerank'))),
                 net=net_name(s), loss=s.loss,

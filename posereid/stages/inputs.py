@@ -158,11 +158,12 @@ def folder_inputs(
     if need_poses: _add_poses(res, whole, data, poses, how['pose_read'])
     if share or ids or n_val: _share(res, whole, share_people(whole, seed, ids, share, n_val), seed)
     if source is not None: _add_source(res, Path(source), source_poses, need_poses, how)
-    if res.poses is not None: res.poses = shorten(res.poses)
+    if res.poses is not None: res.poses = shorten(res.poses, [*whole.path, *(() if res.source is None else res.source.path)])
     used = [res.target] if res.source is None else [res.target, res.source]
     res.store(size).preload(pd.concat(used), show=True)  # a broken picture is found before anything is trained
     return res
 
+# %% ../../nbs/86_stages.inputs.ipynb #64a517c8
 def _said_otherwise(cameras, layout, choices):
     "What was said of reading, if anything was: a run without it keeps its settings"
     said = dict(cameras=cameras, layout=layout, **(choices or {}))
@@ -210,7 +211,7 @@ def write_world_at(
     if out.exists() and not file.exists() and any(out.iterdir()):
         raise InputError(f"{out} exists and is not a world (it has no world.json); choose another --out.")
     if file.exists():
-        old,new = json.loads(file.read_text()),json.loads(to_json(settings))
+        old,new = json.loads(file.read_text(encoding='utf-8')),json.loads(to_json(settings))
         diff = [f'{k}: {old.get(k)} → {v}' for k,v in new.items() if old.get(k)!=v]
         if diff and not fresh: raise InputError(f"{out} holds another world ({', '.join(diff[:3])}); choose another --out, or --fresh to draw it again.")
         if fresh: shutil.rmtree(out)
@@ -220,7 +221,7 @@ def kind_of(
     file:Path # Settings that a stage left with its weights
 ) -> dict:    # `size` and `crop`
     "What pictures a net was trained on"
-    d = json.loads(Path(file).read_text())
+    d = json.loads(Path(file).read_text(encoding='utf-8'))
     return dict(size=tuple(d['size']), crop=tuple(d.get('crop', ())))
 
 def guider_for(
@@ -228,7 +229,7 @@ def guider_for(
     labels:dict  # Identity → label of the target
 ):               # The guider
     "A guider that knows exactly the people of the target"
-    n = json.loads((folder/'reid.json').read_text())['n_ids'] if (folder/'reid.json').exists() else None
+    n = json.loads((folder/'reid.json').read_text(encoding='utf-8'))['n_ids'] if (folder/'reid.json').exists() else None
     model = load_reid(folder)
     if n==len(labels): return model
     raise InputError(f"The guider in {folder} knows {n} people, but the target has {len(labels)}; train it on this target with posereid_guider.")
