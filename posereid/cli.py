@@ -155,12 +155,7 @@ def posereid_reproduce(
     t = find_table(name)
     if threads<1: raise InputError(f"--threads must be at least 1, but is {threads}.")
     torch.set_num_threads(threads)
-    real = dict(source=source, poses=poses, source_poses=source_poses, ids=ids, cameras=not no_cameras, layout=layout)
-    choices = dict(read=parse_choices(read), pose_read=parse_choices(pose_read))
-    real |= {'choices': {k: v for k,v in choices.items() if v}} if any(choices.values()) else {}
-    said = [k for k,v in real.items() if v and k!='cameras'] + ['no_cameras']*no_cameras
-    if data is None and said: raise InputError(f"--{said[0]} goes with --data, the target set.")
-    real = None if data is None else dict(data=data, **real)
+    real = _real_set(data, dict(source=source, poses=poses, source_poses=source_poses, ids=ids, layout=layout), no_cameras, read, pose_read)
     df = reproduce(name, out, runs, parse_seeds(seeds), preset, real, rows, set or (), tell)
     tell(f'\n{t["title"]}')
     for part in t['parts']:
@@ -169,6 +164,14 @@ def posereid_reproduce(
         if t.get('pictures'): tell('\n'+plain_table(picture_table(d))); continue
         tell(f'\n{part_name(part)}\n{plain_table(scores_table(d, "equal_steps" if "equal_steps" in list(d.name) else d.name.iloc[0]))}')
     tell(f"\n{Path(out)/f'{name}.csv'}")
+
+# %% ../nbs/90_cli.ipynb #402a2113
+def _real_set(data, args, no_cameras, read, pose_read):
+    "Arguments of `folder_inputs` for a real set, None for synthetic worlds"
+    choices = {k: parse_choices(v) for k,v in dict(read=read, pose_read=pose_read).items() if v}
+    said = [k for k,v in {**args, **choices, 'no_cameras':no_cameras}.items() if v]
+    if data is None and said: raise InputError(f"--{said[0]} goes with --data, the target set.")
+    return None if data is None else dict(data=data, **args, cameras=not no_cameras, **({'choices':choices} if choices else {}))
 
 def parse_seeds(
     s:str   # Such as 1,2,3

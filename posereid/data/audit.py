@@ -131,7 +131,7 @@ def _read(name, path, choices):
     return df, list(said.values())
 
 def _folders(path): # the folders of CUHK03, at `path` or one below
-    return any((path/o/'bounding_box_train').is_dir() for o in ('', 'labeled', 'detected'))
+    return any((path/o/f).is_dir() for o in ('', 'labeled', 'detected') for f in MARKET_FOLDERS.values())
 
 def count_splits(
     df:DataFrame, # Manifest

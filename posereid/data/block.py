@@ -347,7 +347,7 @@ def load_poses(
     if not has_pose(table.joints).any():
         raise InputError(f"{path}: not one of its {len(table)} poses has a joint (all are missing); estimate the poses again (posereid_pose), or take another file.")
     at = find_pictures(table.names, paths, where=path)
-    notes = {**table.notes, **_elsewhere(table, at, root, path)}
+    notes = {**table.notes, **_elsewhere(table, at, root, path, df.attrs.get('also', ()))}
     keep = np.flatnonzero(at >= 0)
     if not len(keep): raise InputError(f"{path}: not one of its {len(table)} poses is of a picture that was read here, such as {paths[0]}; is it the file of another part of the set?")
     own = [paths[i] for i in at[keep]]
@@ -368,11 +368,11 @@ def shorten(
     return res
 
 # %% ../../nbs/54_data.block.ipynb #c053
-def _elsewhere(table, at, root, path):
+def _elsewhere(table, at, root, path, also=()):
     "The names that are no rows: fine if they are pictures below `root`, and counted"
     lost = [table.names[i] for i in np.flatnonzero(at < 0)]
     if not lost: return {}
-    there = _base_names_below(root) if root is not None else ()
+    there = {*also, *(_base_names_below(root) if root is not None else ())}
     strange = [o for o in lost if o.replace('\\', '/').rsplit('/', 1)[-1] not in there]
     if strange:
         raise InputError(f"{path}: {len(strange)} of {len(table)} poses name no picture, among them {', '.join(strange[:3])}; names must be base names as on disk, with their "

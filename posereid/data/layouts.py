@@ -163,34 +163,33 @@ class _Reading:
         self.ignored += others
         for p, why in bad.items(): self.skip(p, why)
         rows = list(self.names(pics, parse))
-        if not rows: raise self.nothing(folder, split, pics, bad)
+        if not rows: raise self._nothing(folder, split, pics, bad)
         df = DataFrame([n for _, n in rows], columns=rows[0][1]._fields)
         own = [who(os.path.basename(p)) for p, _ in rows]
         self.parts.append(df.assign(path=[p for p, _ in rows], split=split, is_generated=False, own_id=own))
         return self.parts[-1]
 
+    def manifest(self, dataset, layout, drop=()):
+        "The checked table with its books in `attrs`"
+        df = make_manifest(pd.concat(self.parts, ignore_index=True), str(self.root)).drop(columns=list(drop)).assign(dataset=dataset)
+        df.attrs.update(layout=layout, ignored=self.ignored, skipped=self.skipped)
+        return df
+
 # %% ../../nbs/51_data.layouts.ipynb #33a8d580
 @patch
-def person(self:_Reading, folder, split, parse):
+def _person(self:_Reading, folder, split, parse):
     "Read the folder of one person, which may hold no picture"
     if any(_scan(folder)[i] for i in (0,2)): self.folder(folder.relative_to(self.root), split, parse, who=lambda _: folder.name)
     else: self.ignored += _files_below(folder)
 
 @patch
-def nothing(self:_Reading, folder, split, pics, bad):
+def _nothing(self:_Reading, folder, split, pics, bad):
     "Why no picture of a folder can be read"
     if tried := [*pics, *bad]:
         return InputError(f"None of the {len(tried)} pictures of {folder} can be read, and the first, {tried[0]}, "
                           f"{self.skipped[tried[0]]}.")
     return InputError(f"{folder} should hold the {split} pictures of a {self.kind} set, but no picture "
                       f"is there ({found(folder)}); unpack the set again or give another folder.")
-
-@patch
-def manifest(self:_Reading, dataset, layout, drop=()):
-    "The checked table with its books in `attrs`"
-    df = make_manifest(pd.concat(self.parts, ignore_index=True), str(self.root)).drop(columns=list(drop)).assign(dataset=dataset)
-    df.attrs.update(layout=layout, ignored=self.ignored, skipped=self.skipped)
-    return df
 
 # %% ../../nbs/51_data.layouts.ipynb #d4cf459e
 MARKET_FOLDERS = dict(train='bounding_box_train', query='query', gallery='bounding_box_test', multi='gt_bbox')
@@ -372,10 +371,12 @@ def _raw_mat(root):
     "Path of cuhk-03.mat below `root`, or None"
     return next((p for p in (root/'cuhk-03.mat', root/'cuhk03_release'/'cuhk-03.mat') if p.is_file()), None)
 
+def _has_boxes(folder): return any((folder/MARKET_FOLDERS[s]).is_dir() for s in ('train','query','gallery'))
+
 def _layout03(root):
     "Form and boxes of the CUHK03 sets at `root`: a list of (`np` or `raw`, boxes)"
-    np_ = [('np', b) for b in BOXES if (root/b/'bounding_box_train').is_dir()]
-    if (root/'bounding_box_train').is_dir(): np_ = [('np', root.name if root.name in BOXES else '')]
+    np_ = [('np', b) for b in BOXES if _has_boxes(root/b)]
+    if _has_boxes(root): np_ = [('np', root.name if root.name in BOXES else '')]
     return np_ + [('raw', b) for b in BOXES if _raw_mat(root) and _config03(root, b)]
 
 # %% ../../nbs/51_data.layouts.ipynb #f97e33cf
@@ -401,7 +402,7 @@ def read_cuhk03(
     form, boxes = fit[0][0], fit[0][1] or boxes or ''
     dataset = dataset or f'cuhk03-{boxes}'.rstrip('-')
     if form == 'raw': return _read_raw03(root, boxes, _splits(splits, root, 'CUHK03', dict.fromkeys(('train','query','gallery'), '.')), dataset, odd, unpack)
-    home = root/boxes if (root/boxes/'bounding_box_train').is_dir() else root
+    home = root/boxes if _has_boxes(root/boxes) else root
     return _read_boxes(home, splits, 'CUHK03', parse_cuhk03_name, dataset, f"CUHK03 folders, {boxes or 'boxes unknown'}", odd, links)
 
 def _no_cuhk03(root, boxes, have):
@@ -469,6 +470,7 @@ def unpack_cuhk03(
             raise InputError(f"{mat} cannot be read as the HDF5 file of CUHK03 with {boxes} boxes ({said}); download it again.") from None
     return folder
 
+# %% ../../nbs/51_data.layouts.ipynb #5d100714
 def _read_raw03(root, boxes, splits, dataset, odd, unpack):
     "The raw form: every picture that the split names must be in the file"
     t = read_cuhk03_split(_config03(root, boxes))
@@ -478,8 +480,11 @@ def _read_raw03(root, boxes, splits, dataset, odd, unpack):
     if lost := [n for n in t.name if n not in have]:
         raise InputError(f"{_config03(root, boxes)} names {len(lost)} pictures that {_raw_mat(root)} does not hold, first {lost[0]}; take the split of the {boxes} boxes.")
     for n in sorted(have - set(t.name)): r.skip(str(folder/n), f'is not named in {_config03(root, boxes).name}')
-    r.parts.append(t.assign(path=[str(folder/n) for n in t.name], is_generated=False)[t.split.isin(splits)].drop(columns='name'))
-    return r.manifest(dataset, f'CUHK03 raw file, {boxes}')
+    rows = t.assign(path=[str(folder/n) for n in t.name], is_generated=False, own_id=t.name.str[:5])  # camera pair and person
+    r.parts.append(rows[t.split.isin(splits)].drop(columns='name'))
+    df = r.manifest(dataset, f'CUHK03 raw file, {boxes}')
+    df.attrs['also'] = sorted({n for b in BOXES if (file := _config03(root, b)) for n in read_cuhk03_split(file).name})
+    return df
 
 # %% ../../nbs/51_data.layouts.ipynb #cdc879ac
 def read_mars(
@@ -593,6 +598,7 @@ def _msmt17_list(file):
         if len(o) != 2 or not o[1].isdecimal(): raise InputError(f"{file}, line {i}: {' '.join(o)!r} should be a path and the number of a person; copy the list again.")
     return [p for p, _ in rows], [int(i) for _, i in rows]
 
+# %% ../../nbs/51_data.layouts.ipynb #bb6354ae
 def read_msmt17(
     root:Path,              # Folder of train and test (or mask_train_v2 and mask_test_v2) and of the lists
     splits:tuple=('train','query','gallery'), # Which to read, or `'all'`
@@ -612,6 +618,7 @@ def read_msmt17(
     df.attrs['notes'] = [f'{K} training people are numbered 1 to {K}, test people from {K+1}; the numbers of the set, which start twice at 0, are in the column own_id']
     return df
 
+# %% ../../nbs/51_data.layouts.ipynb #2750a092
 def _msmt17_lists(root, val):
     "Files that list each split"
     more = [root/'list_val.txt'] if val and (root/'list_val.txt').is_file() else []
@@ -780,7 +787,7 @@ def read_folder(
     people, said = _numbers(homes, str(root), own_ids)
     wanted = _splits(splits, root, 'A set of folders', {s: s if there else '.' for s in there or ['train']})
     for s, f in homes:
-        if s in wanted and any(True for _ in os.scandir(f)): r.person(f, s, _own_name(people[f.name], rx))
+        if s in wanted and any(True for _ in os.scandir(f)): r._person(f, s, _own_name(people[f.name], rx))
     if not r.parts: raise InputError(f"{root}: the {len(homes)} folders hold no picture; copy the set again.")
     r.ignored += [str(f) for s in there or [''] for f in sorted((root/s).iterdir()) if f.is_file()]
     r.ignored += [p for s in there or [''] for f in (root/s).iterdir() if f.is_dir() and is_junk_folder(f.name) for p in _files_below(f)]

@@ -21,7 +21,7 @@ from ..pose.joints import scale_joints
 from ..pose.judge import JointNet, find_joints, fit_joints, pose_error
 from ..metrics.images import l1_error, ssim
 from ..metrics.stats import write_per_query
-from ..data.manifest import label_of, train_labels
+from ..data.manifest import label_of, picture_keys, train_labels
 from ..data.layouts import read_generated
 from ..data.block import PictureStore, centre_crop
 from ..synth.world import WorldSettings, render_as
@@ -368,7 +368,7 @@ def score_model(
     kwargs = dict(dataset=inputs.name, rerank={} if rerank else None, cameras=inputs.cameras)
     score = lambda model, **more: evaluate_reid(model, df, store, **kwargs, **more)
     r,q = score(model),test_rows(df, cameras=inputs.cameras)[0]
-    write_per_query(r, q.path, q.pid, q.camid, path/f"per_query{'_reranked'*rerank}.csv")
+    write_per_query(r, picture_keys(q.path), q.pid, q.camid, path/f"per_query{'_reranked'*rerank}.csv")
     b,grey = score(reestimate_bn(model, store.get(inputs.train))),score(model, grey=True)
     res = dict(rank1=r.rank(1), rank5=r.rank(5), map_trap=r.map_trap, map_mean=r.map_mean, rank1_bn=b.rank(1), map_trap_bn=b.map_trap,
                map_mean_bn=b.map_mean, rank1_grey=grey.rank(1), map_trap_grey=grey.map_trap)

@@ -213,6 +213,7 @@ def generate(
 ) -> pd.DataFrame:             # Manifest of the generated set
     "Step three's new pictures: N poses of the source on each picture of the target (§4.2)"
     todo,by = plan(target_df, source_df, poses, settings) if todo is None else todo,weights_hash(G)
+    one_of('names', names, ('source','market1501'))
     if names=='market1501': market_names(todo)  # refused before anything is painted
     how = dict(generate=settings, generator=by, plan=plan_id(todo), **({} if names=='source' else dict(names=names)))
     run = open_run(folder, how, fresh)
