@@ -131,7 +131,7 @@ def _read(name, path, choices):
     return df, list(said.values())
 
 def _folders(path): # the folders of CUHK03, at `path` or one below
-    return any((path/o/f).is_dir() for o in ('', 'labeled', 'detected') for f in MARKET_FOLDERS.values())
+    return any((path/o/MARKET_FOLDERS[s]).is_dir() for o in ('', 'labeled', 'detected') for s in ('train','gallery'))
 
 def count_splits(
     df:DataFrame, # Manifest

@@ -371,7 +371,7 @@ def _raw_mat(root):
     "Path of cuhk-03.mat below `root`, or None"
     return next((p for p in (root/'cuhk-03.mat', root/'cuhk03_release'/'cuhk-03.mat') if p.is_file()), None)
 
-def _has_boxes(folder): return any((folder/MARKET_FOLDERS[s]).is_dir() for s in ('train','query','gallery'))
+def _has_boxes(folder): return any((folder/MARKET_FOLDERS[s]).is_dir() for s in ('train','gallery'))
 
 def _layout03(root):
     "Form and boxes of the CUHK03 sets at `root`: a list of (`np` or `raw`, boxes)"
