@@ -245,7 +245,7 @@ def test_yolo_labels_and_unsure_joints(tmp_path):
     save(tmp_path/'p'/'a.txt', yolo(k))
     assert not read_yolo(tmp_path/'p')['a.jpg'][0].any()
 
-@pytest.mark.parametrize('text,says', [(yolo([.5]*50), 'found 55 words'), (yolo([.5]*51, 1, 1, 1), 'found 59'), ('0 x'+yolo([.5]*51)[3:], 'found 56'), (yolo([30.,12.,.9]*17), 'here is 30; divide by')])
+@pytest.mark.parametrize('text,says', [(yolo([.5]*50), 'found 55'), (yolo([.5]*51, 1, 1, 1), 'found 59'), ('0 x'+yolo([.5]*51)[3:], 'found 56'), (yolo([30.,12.,.9]*17), 'here is 30; divide by')])
 def test_mutated_yolo(tmp_path, text, says):
     save(tmp_path/'a.txt', yolo([.5]*51)+'\n'+text)
     with pytest.raises(InputError, match=says) as e: read_poses(tmp_path)
