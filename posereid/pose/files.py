@@ -30,7 +30,7 @@ class PoseTable:
         names, # Base names of the pictures, or paths with `/` where base names repeat, each once
         joints, # `(n, 18, 3)` x, y, confidence (0 = missing)
         where='pose table', # What to call it in an error
-        frames=None, # `(n, 2)` height and width in which rows are given; 0: the picture's; 1: shares
+        frames=None, # `(n, 2)` height and width of the frame; 0: the picture's; 1: shares
     ):
         self.names,self.joints,self.notes = list(names),check_joints(joints),{}
         if len(self.names)!=len(self.joints):
@@ -1090,6 +1090,7 @@ def _folder_formats(path):
     if ends('.txt'): kinds.add(_first(at(ends('.txt')), _txt_format, 'fdgan'))
     return kinds
 
+# %% ../../nbs/11_pose.files.ipynb #c24539cc
 def find_format(
     path, # A file or folder of poses
 ) -> str: # One of `FORMATS`
