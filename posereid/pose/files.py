@@ -339,7 +339,7 @@ def _value(self:_Json):
             if cut and self.more(): continue
             self.fail(e.msg, e.pos)
         except (ValueError, RecursionError) as e: self.fail(' '.join(str(e).split())[:60], self.at)
-        if end==len(self.buf) and self.more(): continue  # a number may go on
+        if end>len(self.buf)-8 and self.more(): continue  # a number may go on: 1.5e-3
         self.at = end
         return v
 
