@@ -5,8 +5,8 @@ from torch import nn
 from posereid.core import InputError
 from posereid.evaluate.plots import plot_cmc, plot_grid, plot_intervals, plot_ranking
 from posereid.evaluate.protocol import (batches, eval_mode, evaluate_reid, extract_features, identity_scores,
-    protocol_string, rank_pictures, reestimate_bn, to_input)
-from posereid.metrics.retrieval import retrieval
+    protocol_string, rank_pictures, reestimate_bn, test_rows, to_input, tracklet_features)
+from posereid.metrics.retrieval import euclidean_distance, retrieval, score_features, single_shot_cmc
 from posereid.metrics.stats import mean_interval
 
 
@@ -50,7 +50,9 @@ def test_features_do_not_depend_on_batches_or_mode(net, pics):
     whole = extract_features(net.eval(), pics)
     assert whole.dtype==torch.float32 and whole.norm(dim=1).sub(1).abs().max()<1e-5
     for bs in (1,7,20): torch.testing.assert_close(extract_features(net.train(), pics, bs=bs), whole, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(whole, F.normalize(net.eval().embed(pics/127.5-1), dim=1).detach(), atol=1e-5, rtol=1e-4)
+    raw = net.eval().embed(pics/127.5-1).detach()
+    torch.testing.assert_close(whole, F.normalize(raw, dim=1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(extract_features(net, pics, bs=7, normalise=False), raw, atol=1e-5, rtol=1e-4)
 
 
 def test_features_leave_the_model_as_it_was(net, pics):
@@ -225,3 +227,293 @@ def test_junk_is_nobodys_neighbour(net):
 def test_rerank_settings_are_checked(net, several):
     with pytest.raises(InputError, match='k1'): evaluate_reid(net, several, Store(), rerank=dict(k1=0))
     with pytest.raises((InputError, TypeError)): evaluate_reid(net, several, Store(), rerank=dict(k3=1))
+
+
+# --- tracklets, as MARS ---
+
+class Loud(nn.Module):
+    "Features whose lengths differ much, so that it matters whether frames are normalised before they are pooled"
+    def embed(self, x):
+        f = torch.cat([h.mean((2,3)) for h in x.chunk(2, dim=-1)], 1)
+        return f*(1+20*x[:,:1,0,0].abs()) - .3
+
+
+def films(seed=0, n_people=6, junk=2, strangers=2):
+    "Tracklets of 1 to 5 frames; a query for each person in each camera, in the gallery too, as in MARS"
+    rng,rows = np.random.default_rng(seed),[]
+    who = [(p,c,t) for p in range(1, n_people+1) for c in (1,2,3) for t in (1,2)]
+    who += [(-1,1,t) for t in range(junk)] + [(0,2,t) for t in range(strangers)]
+    for p,c,t in who:
+        for f in range(1, int(rng.integers(2, 6))):
+            rows.append(dict(pid=p, camid=c, tracklet=f'{p:04d}C{c}T{t:04d}', frame=f, split='gallery', dataset='mars'))
+    g = pd.DataFrame(rows)
+    g.insert(0, 'path', [str(o) for o in rng.permutation(len(g))])
+    asked = g.tracklet.str.endswith('T0001') & (g.pid>0)
+    return pd.concat([g[asked].assign(split='query'), g], ignore_index=True)
+
+
+def raw(model, paths): return torch.stack([model.embed(Store().get([p])/127.5-1)[0] for p in paths])
+
+
+def pooled_by_hand(model, df, how='max', split='gallery', before=lambda f: f):
+    "Tracklet features one after the other, all frames of one at a time"
+    groups = df[df.split==split].groupby('tracklet', sort=False)
+    f = [before(raw(model, g.path)) for _,g in groups]
+    f = torch.stack([o.amax(0) if how=='max' else o.mean(0) for o in f])
+    heads = groups.first()
+    return F.normalize(f, dim=1), heads.pid.to_numpy(), heads.camid.to_numpy()
+
+
+@pytest.mark.parametrize('how', ['auto','max','mean'])
+def test_tracklets_by_hand(how):
+    df, by = films(), 'mean' if how=='mean' else 'max'
+    r = evaluate_reid(Loud(), df, Store(), tracklets=how, bs=7)
+    (q,qp,qc),(g,gp,gc) = (pooled_by_hand(Loud(), df, by, o) for o in ('query','gallery'))
+    want = retrieval(torch.cdist(q.double(), g.double()), qp, gp, qc, gc)
+    assert r.ap_trap==pytest.approx(want.ap_trap, abs=1e-9) and (r.ranks==want.ranks).all()
+    assert f'tracklets pooled by {by}, 18 query tracklets of 6 people, 38 gallery tracklets (2 distractors; 2 junk removed)' in r.protocol
+    assert ('MARS as its authors score it' in r.protocol)==(by=='max') and r.n_query==18
+
+
+def test_each_rule_of_pooling_matters():
+    "Max is not mean, and frames are not normalised before they are pooled: three different rankings"
+    df = films(n_people=12)
+    unit = lambda f: F.normalize(f, dim=1)
+    q,g = (pooled_by_hand(Loud(), df, 'max', o) for o in ('query','gallery'))
+    others = [pooled_by_hand(Loud(), df, 'mean'), pooled_by_hand(Loud(), df, 'max', before=unit)]
+    for o in others: assert (g[0]-o[0]).abs().max()>.05
+    r = evaluate_reid(Loud(), df, Store())
+    bad = [pooled_by_hand(Loud(), df, 'max', o, unit) for o in ('query','gallery')]
+    bad = retrieval(torch.cdist(bad[0][0], bad[1][0]), q[1], g[1], q[2], g[2])
+    assert abs(r.map_trap-bad.map_trap)>1e-3 and abs(r.map_trap-evaluate_reid(Loud(), df, Store(), tracklets='mean').map_trap)>1e-3
+
+
+def test_the_query_is_removed_by_its_camera():
+    "Every tracklet of the person in that camera is out, the query's own among them; other queries may be found"
+    df = films()
+    r = evaluate_reid(Loud(), df, Store())
+    assert (r.n_good==4).all() and r.n_gallery==6*6+2
+    fewer = df[(df.split=='query') | ~df.tracklet.isin(df.tracklet[df.split=='query'])]
+    assert (evaluate_reid(Loud(), fewer, Store()).n_good==2).all()
+
+
+def test_frames_are_read_in_batches_and_forgotten():
+    "The store never gives more than a batch, and each gallery frame is read once; queries are not read again"
+    class Counting(Store):
+        def __init__(self): self.read,self.most = [],0
+        def get(self, paths):
+            self.read += list(paths); self.most = max(self.most, len(paths))
+            return super().get(paths)
+    df, store = films(), Counting()
+    want = evaluate_reid(Loud(), df, store, bs=5)
+    assert store.most==5 and sorted(store.read)==sorted(df.path[df.split=='gallery'])
+    part = df.drop(index=df.index[df.split=='query'][df[df.split=='query'].tracklet.duplicated()])  # queries of one frame
+    other = Counting()
+    r = evaluate_reid(Loud(), part, other, bs=5)
+    assert len(other.read)==len(part) and r.ap_trap!=pytest.approx(want.ap_trap)
+
+
+def test_tracklet_features_in_any_order():
+    df = films()
+    g = df[df.split=='gallery']
+    which = g.groupby('tracklet', sort=False).ngroup().to_numpy()
+    want = pooled_by_hand(Loud(), df)[0]
+    mixed = np.random.default_rng(1).permutation(len(g))
+    for bs in (1,4,1000):
+        got = tracklet_features(Loud(), Store().get(g.path.iloc[mixed]), which[mixed], bs=bs)
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+    for bad in (which[:-1], np.r_[which,0], which+1, which-1, np.zeros(0)):
+        with pytest.raises(InputError): tracklet_features(Loud(), Store().get(g.path), bad)
+    with pytest.raises(InputError, match='median'): tracklet_features(Loud(), Store().get(g.path), which, 'median')
+
+
+def test_negative_features_keep_their_maximum():
+    "A maximum below zero is not lifted to zero"
+    class Below(nn.Module):
+        def embed(self, x): return x.mean((2,3))-3
+    pics = Store().get(range(6))
+    got = tracklet_features(Below(), pics, [0,0,0,1,1,1])
+    f = Below().embed(pics/127.5-1)
+    torch.testing.assert_close(got, F.normalize(torch.stack([f[:3].amax(0), f[3:].amax(0)]), dim=1), atol=1e-5, rtol=1e-4)
+
+
+def test_rows_are_what_is_ranked():
+    df = films()
+    mixed = df.sample(frac=1, random_state=0)
+    q,g = test_rows(mixed)
+    assert [list(o.tracklet) for o in (q,g)]==[list(mixed.tracklet[mixed.split==o].unique()) for o in ('query','gallery')]
+    assert len(q)==18 and len(g)==40 and g.n_frames.sum()==(df.split=='gallery').sum()
+    first = df[(df.split=='gallery') & (df.frame==1)].set_index('tracklet').path
+    assert (g.set_index('tracklet').path==first[g.tracklet]).all()
+    q,g = test_rows(df, 'none')
+    assert len(g)==(df.split=='gallery').sum() and (g.n_frames==1).all() and list(q.path)==list(df.path[df.split=='query'])
+    r = evaluate_reid(Loud(), df, Store())
+    q,g = test_rows(df)
+    one = q.iloc[3:4]
+    alone = pd.concat([df[(df.split=='query') & (df.tracklet==one.tracklet.iloc[0])], df[df.split=='gallery']])
+    assert evaluate_reid(Loud(), alone, Store()).ap_trap[0]==pytest.approx(r.ap_trap[3])
+
+
+def test_the_same_name_of_two_people_is_two_tracklets():
+    df = films().assign(dataset='own', tracklet='T1')
+    q,g = test_rows(df, 'max')
+    assert len(g)==6*3+2 and not g.duplicated(['pid','camid']).any()
+
+
+def test_pooling_is_asked_for_or_known():
+    df = films()
+    assert len(test_rows(df.assign(dataset='market1501'))[1])==(df.split=='gallery').sum()
+    assert len(test_rows(df.drop(columns='dataset'))[1])==(df.split=='gallery').sum()
+    assert len(test_rows(df.assign(dataset='own'), 'mean')[1])==40
+    assert len(test_rows(df.assign(dataset=df.dataset.where(df.index>0, 'own')))[1])==(df.split=='gallery').sum()
+    bare = df.assign(tracklet=df.tracklet.where(df.index>0))
+    assert 'frame by frame' in evaluate_reid(Loud(), bare, Store()).protocol
+    for how in ('max','mean'):
+        with pytest.raises(InputError, match='1 of .* name none'): test_rows(bare, how)
+    with pytest.raises(InputError, match="'auto'"): test_rows(df, 'median')
+    with pytest.raises(InputError, match='`multi`'): evaluate_reid(Loud(), df, Store(), multi='max')
+
+
+# --- no cameras ---
+
+def test_without_cameras_queries_leave_the_gallery(net):
+    df = manifest(40).assign(camid=1)
+    twice = pd.concat([df, df[df.split=='query'][:3].assign(split='gallery')], ignore_index=True)
+    a,b = (evaluate_reid(net, o, Store(), cameras=False) for o in (df, twice))
+    assert (a.ranks==b.ranks).all() and b.n_gallery==a.n_gallery
+    assert '3 gallery pictures that are queries dropped' in b.protocol and '; 0 gallery pictures that are' in a.protocol
+    assert 'no cameras: every other picture of the person counts' in b.protocol
+    assert 'same camera' not in b.protocol and 'unknown camera' not in b.protocol
+    assert len(test_rows(twice, cameras=False)[1])==len(df[df.split=='gallery'])
+    q,g = (df[df.split==o] for o in ('query','gallery'))
+    f = [extract_features(net, Store().get(o.path)) for o in (q,g)]
+    want = retrieval(torch.cdist(*f), q.pid, g.pid, q.camid*0, g.camid*0)
+    assert b.ap_mean==pytest.approx(want.ap_mean, abs=1e-9) and (b.n_good>0).any()
+    known = manifest(40)  # cameras are there, but do not count
+    free = evaluate_reid(net, known, Store(), cameras=False)
+    assert free.n_good.tolist()==[int((known.pid[8:]==p).sum()) for p in known.pid[:8]]
+
+
+def test_without_cameras_tracklets_leave_the_gallery():
+    df = films().assign(camid=1)
+    r = evaluate_reid(Loud(), df.assign(camid=0), Store(), cameras=False)
+    assert (r.n_good==3).all() and r.n_gallery==6*3+2
+    assert '18 gallery tracklets that are queries dropped' in r.protocol
+    same = films()
+    assert len(test_rows(same, cameras=False)[1])==22
+
+
+def test_one_camera_is_said(net):
+    df = manifest(40).assign(camid=1)
+    with pytest.raises(InputError, match=r'one camera \(1\).*--no_cameras'): evaluate_reid(net, df, Store())
+    own = manifest(40)
+    own['camid'] = own.pid.clip(lower=1)
+    with pytest.raises(InputError, match='one camera alone.*--no_cameras'): evaluate_reid(net, own, Store())
+    with pytest.raises(InputError, match='one camera'): evaluate_reid(Loud(), films().assign(camid=4), Store())
+    evaluate_reid(net, df.assign(camid=0), Store())  # unknown cameras remove nothing
+    one = own.copy()
+    one.loc[one.index[one.split=='gallery'][0], ['pid','camid']] = [int(own.pid[0]), 9]
+    assert evaluate_reid(net, one, Store()).n_good.max()==1
+    itself = df[df.split=='query']
+    with pytest.raises(InputError, match='queries themselves'):
+        evaluate_reid(net, pd.concat([itself, itself.assign(split='gallery')]), Store(), cameras=False)
+    with pytest.raises(InputError, match='no_cameras'):
+        evaluate_reid(net, pd.concat([itself, df, itself.assign(split='gallery')]).assign(camid=0), Store())
+
+
+# --- single shots, and names of protocols ---
+
+@pytest.mark.parametrize('kwargs', [{}, dict(rerank=dict(k1=4, k2=2)), dict(distance='cosine'), dict(cameras=False)])
+def test_single_shots_by_hand(net, kwargs):
+    df = manifest(40)
+    r,plain = (evaluate_reid(net, df, Store(), single_shot=n, **kwargs) for n in (30,0))
+    q,g = (df[df.split==o] for o in ('query','gallery'))
+    f = [extract_features(net, Store().get(o.path)) for o in (q,g)]
+    d = euclidean_distance(*f)
+    if 'rerank' in kwargs:
+        from posereid.metrics.rerank import rerank_features
+        d = torch.ones_like(d)
+        keep = torch.as_tensor((g.pid!=-1).to_numpy().copy())
+        d[:,keep] = rerank_features(f[0], f[1][keep], k1=4, k2=2)
+    cams = [o.camid*(0 if kwargs.get('cameras') is False else 1) for o in (q,g)]
+    np.testing.assert_allclose(r.single_shot, single_shot_cmc(d, q.pid, g.pid, *cams, repeats=30))
+    assert (r.ranks==plain.ranks).all() and plain.single_shot is None and 'single_shot' not in plain.to_dict()
+    assert r.to_dict()['single_shot']==r.single_shot.tolist() and 'mean over 30 draws' in r.protocol
+    assert (r.under('skip').single_shot==r.single_shot).all() and 'one of each person' in r._repr_markdown_()
+    assert 'draws' not in plain.protocol
+
+
+@pytest.mark.parametrize('bad', [-1, 1.5, True])
+def test_single_shots_are_a_number(net, bad):
+    with pytest.raises(InputError, match='single_shot'): evaluate_reid(net, manifest(), Store(), single_shot=bad)
+
+
+def test_single_shots_are_written(net, tmp_path):
+    import json
+    evaluate_reid(net, manifest(), Store(), single_shot=5).write_json(tmp_path/'s.json')
+    d = json.loads((tmp_path/'s.json').read_text())
+    assert len(d['single_shot'])==50 and 'single_shot' not in d['both']['skip']
+
+
+TODAY = ('tiny: 8 queries of 4 people, 21 gallery pictures (2 distractors; 1 junk removed); single query, same person in same '
+         'camera removed; euclidean distance of L2-normalised features; no re-ranking; AP by trapezoid (map_trap) and as mean '
+         'precision (map_mean); ties in gallery order; queries without a match count 0; pictures 12×8')
+
+@pytest.mark.parametrize('name', [None,'market1501','dukemtmc','own','mars2',float('nan')])
+def test_sentences_of_other_sets_stay_as_they_are(net, name):
+    df = manifest()
+    df.loc[:3, 'pid'] = [1,2,3,4]
+    df = df if name is None else df.assign(dataset=name)
+    assert evaluate_reid(net, df, Store(), dataset='tiny').protocol==TODAY
+
+
+@pytest.mark.parametrize('name,says', [('cuhk03-labeled','CUHK03 new protocol (767/700), labeled boxes'), ('msmt17','MSMT17'),
+    ('cuhk03-detected','CUHK03 new protocol (767/700), detected boxes'), ('cuhk03','CUHK03 new protocol (767/700), boxes unknown'),
+    ('mars','MARS frame by frame')])
+def test_sets_with_a_protocol_of_their_own(net, name, says):
+    df = manifest().assign(dataset=name)
+    assert f'; {says}' in evaluate_reid(net, df, Store()).protocol
+    df.loc[0, 'dataset'] = 'other'
+    assert says not in evaluate_reid(net, df, Store()).protocol
+
+
+# --- features of zero ---
+
+class Dead(nn.Module):
+    "Zero for dark pictures"
+    def embed(self, x): return (x.mean((2,3))).clamp_min(0)
+
+
+def test_features_of_zero_stay_and_are_counted():
+    df = manifest()
+    class Dim(Store):
+        def get(self, paths):
+            dark = torch.tensor([int(p)%5==0 for p in paths]).byte()
+            return super().get(paths)//(1+3*dark)[:,None,None,None]
+    n = int((extract_features(Dead(), Dim().get(df.path))==0).all(1).sum())
+    assert 0<n<len(df)
+    for distance in ('euclidean','cosine'):
+        r = evaluate_reid(Dead(), df, Dim(), distance=distance)
+        assert np.isfinite(r.map_trap) and f'{n} features are zero' in r.protocol
+    class Nothing(nn.Module):
+        def embed(self, x): return x.new_zeros(len(x), 4)
+    for rerank in (None, {}):
+        r = evaluate_reid(Nothing(), df, Store(), rerank=rerank)
+        assert np.isfinite([r.map_trap, *r.cmc]).all() and '30 features are zero' in r.protocol
+
+
+def test_zero_features_rank_as_their_matrix_does():
+    rng = np.random.default_rng(0)
+    q,g = (torch.as_tensor(rng.normal(size=(n,3))).float() for n in (20,60))
+    g[::7] = 0; q[3] = 0
+    ids = [rng.integers(1, 6, 20), rng.integers(1, 6, 60), np.ones(20, int), np.full(60, 2)]
+    unit = [F.normalize(o, dim=1) for o in (q,g)]
+    a = score_features(q*3, g*5, *ids, normalise=True)
+    b = retrieval(euclidean_distance(*unit), *ids)
+    live = np.arange(20)!=3  # all is equally far from a query of zero
+    assert a.ap_mean[live]==pytest.approx(b.ap_mean[live])
+    assert b.ap_mean[live]!=pytest.approx(score_features(q, g, *ids, distance='cosine').ap_mean[live])
+
+
+def test_statistics_need_pictures(net, pics):
+    with pytest.raises(InputError, match='there are none'): reestimate_bn(net, pics[:0])

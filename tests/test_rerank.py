@@ -89,3 +89,64 @@ def test_bad_input(change, says):
 
 def test_bad_features():
     with pytest.raises(InputError, match='one length'): rerank_features(np.ones((2,3)), np.ones((2,4)))
+
+
+# --- distances of zero ---
+
+def old_D(x, n_query):
+    "Rows of D as they were computed before rows of zeros had a rule"
+    d = torch.as_tensor(dist(x, x)).square().float()
+    return (d/d.amax(1, keepdim=True))[:n_query,n_query:]
+
+
+@pytest.mark.parametrize('ties', ['argsort','stable'])
+@pytest.mark.parametrize('n,k1,k2', [(40,20,6), (40,3,2), (40,1,1), (6,20,6), (700,20,6)])
+def test_all_alike_is_finite(n, k1, k2, ties):
+    "All identical: D is 0, and the new distance is (1 − lam) times Jaccard's, from features and from distances"
+    x = np.ones((n,3))
+    a = rerank_features(x[:n//2], x[n//2:], k1, k2, ties=ties)
+    b = rerank(*three(x[:n//2], x[n//2:]), k1, k2, ties=ties)
+    assert a.isfinite().all() and torch.equal(a, b) and a.min()>=0 and a.max()<=.7+1e-6
+    whole = rerank_features(x[:n//2], x[n//2:], k1, k2, lam=1., ties=ties)
+    assert (whole==0).all()  # nothing but the old distance, which stays 0
+
+
+def test_all_alike_by_hand():
+    "Four pictures, k1=1, ties by index: everybody's neighbours are the first two, who choose each other"
+    x = np.ones((4,2))
+    got = rerank_features(x[:1], x[1:], k1=1, k2=1, lam=.3, ties='stable')
+    assert got[0].tolist()==pytest.approx([0, .7, .7], abs=1e-6)
+
+
+def test_a_cluster_of_twins_among_others_is_as_ever():
+    rng = np.random.default_rng(0)
+    x = np.r_[np.tile(rng.normal(size=(1,6)), (30,1)), rng.normal(size=(42,6))]
+    x = x[rng.permutation(len(x))]
+    d = three(x[:30], x[30:])
+    for ties,sort in (('argsort',None), ('stable','stable')):
+        assert abs(rerank(*d, 20, 6, .3, ties).numpy()-by_sets(*d, 20, 6, .3, sort)).max()<1e-6
+
+
+@pytest.mark.parametrize('scale', [1e-12,.01,1])
+@pytest.mark.parametrize('kind', ['random','clusters','twins','grid'])
+def test_other_rows_keep_their_bits(kind, scale):
+    "However near all pictures lie: only a largest distance of exactly 0 is divided by 1"
+    x = points(kind)*scale
+    assert torch.equal(rerank(*three(x[:30], x[30:]), lam=1.), old_D(x, 30))
+
+
+def test_one_row_of_zeros_leaves_the_others():
+    "An asymmetric matrix in which one picture alone has only zeros: its row is 0, the rest is finite"
+    x = points('random', 20)
+    qg,qq,gg = three(x[:8], x[8:])
+    qg[:,2] = 0; gg[:,2] = 0  # rows of D are columns of what is given
+    got = rerank(qg, qq, gg, k1=4, k2=2, lam=1.)
+    want = np.block([[qq,qg],[qg.T,gg]])**2
+    want = (want/np.where(want.max(0)==0, 1, want.max(0))).T[:8,8:]
+    assert got.isfinite().all() and abs(got.numpy()-want).max()<1e-6
+
+
+def test_too_large_to_square():
+    far = np.eye(6)*1e25
+    with pytest.raises(InputError, match='too large'): rerank_features(far[:2], far[2:])
+    with pytest.raises(InputError, match='too large'): rerank(*three(far[:2], far[2:]))

@@ -61,11 +61,13 @@ def _neighbours(source, k, ties, chunk):
     edges = [*range(0, q, chunk), *range(q, n, chunk), n]
     for a,b in zip(edges, edges[1:]):
         d = source.rows(slice(a,b))
-        top[a:b] = d.amax(1)
-        d /= d.amax(1, keepdim=True)
+        most = d.amax(1, keepdim=True)
+        d /= most.masked_fill_(most==0, 1)  # who is at distance 0 from everyone stays so
+        top[a:b] = most[:,0]
         rank[a:b] = _nearest(d, k, ties)
         if b<=q: D[a:b] = d[:,q:]
-    return rank, top, D
+    if top.isfinite().all(): return rank, top, D
+    raise InputError('Some distances are not finite when they are squared, because they are too large; normalise the features.')
 
 # %% ../../nbs/41_metrics.rerank.ipynb #36222b98
 def _reciprocal(rank):

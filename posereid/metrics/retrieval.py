@@ -10,7 +10,7 @@ __all__ = ['DISTANCES', 'ap_trapezoid', 'ap_mean', 'gallery_masks', 'positive_ra
 # %% ../../nbs/40_metrics.retrieval.ipynb #c002
 import numpy as np, torch
 import torch.nn.functional as F
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fastcore.basics import patch
 from torch import Tensor
 from typing import NamedTuple
@@ -147,6 +147,7 @@ class RetrievalResult:
     ranks:np.ndarray      # `(n_good.sum(),)` ranks of all good pictures, query after query
     n_good:np.ndarray     # `(n_query,)` pictures to find
     empty:str             # `zero` or `skip`: what a query with nothing to find does to the means
+    single_shot:np.ndarray=None # `(max_rank,)` CMC with one gallery picture of each person, where it was asked for
 
     def rank(self,
         k:int=1 # How many of the list's first pictures are looked at
@@ -254,7 +255,8 @@ def under(self:RetrievalResult,
     "The scores if queries with nothing to find counted 0 (`zero`) or were left out (`skip`)"
     _check_empty(empty)
     old,new = (f'without a match {o}' for o in (('are skipped','count 0') if empty=='zero' else ('count 0','are skipped')))
-    return _result(self.ranks, self.n_good, self.n_gallery, len(self.cmc), empty, self.protocol.replace(old, new))
+    res = _result(self.ranks, self.n_good, self.n_gallery, len(self.cmc), empty, self.protocol.replace(old, new))
+    return replace(res, single_shot=self.single_shot)
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #c033
 @patch
@@ -262,7 +264,8 @@ def to_dict(self:RetrievalResult) -> dict: # Plain numbers, fractions, and the p
     "The scores for a metrics file or a row of a table"
     ranks = {f'rank{k}': self.rank(k) for k in (1,5,10,20)}
     names = 'map_trap map_mean minp n_query n_valid n_gallery protocol'.split()
-    return {**ranks, **{k: getattr(self, k) for k in names}}
+    shots = {} if self.single_shot is None else dict(single_shot=self.single_shot.tolist())
+    return {**ranks, **{k: getattr(self, k) for k in names}, **shots}
 
 @patch
 def write_json(self:RetrievalResult,
@@ -282,6 +285,12 @@ def __repr__(self:RetrievalResult):
 # %% ../../nbs/40_metrics.retrieval.ipynb #c035
 def _cells(r): return [f'{100*o:.1f}' for o in (r.rank(1), r.rank(5), r.rank(10), r.map_trap, r.map_mean, r.minp)]
 
+def _with_shots(r, cols, lines):
+    "One more line of the table, for the CMC of single shots"
+    if len(cols)==6: cols,lines = ['',*cols], [['all gallery pictures',*o] for o in lines]
+    at = [f'{100*r.single_shot[min(k, len(r.single_shot))-1]:.1f}' for k in (1,5,10)]
+    return cols, [*lines, ['one of each person', *at, '', '', '']]
+
 @patch
 def _repr_markdown_(self:RetrievalResult):
     cols,lines = ['rank-1','rank-5','rank-10','mAP (trapezoid)','mAP (mean precision)','mINP'], [_cells(self)]
@@ -289,6 +298,7 @@ def _repr_markdown_(self:RetrievalResult):
         n = self.n_query-self.n_valid
         cols,lines = [f'{n:,} of {self.n_query:,} queries without a match', *cols], [[name, *_cells(self.under(o))] for o,name in
                                                                                     (('zero','count 0'), ('skip','are skipped'))]
+    if self.single_shot is not None: cols,lines = _with_shots(self, cols, lines)
     return '\n'.join(f'| {" | ".join(r)} |' for r in [cols, ['---:']*len(cols), *lines]) + f'\n\n{self.protocol}'
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #c038
@@ -335,6 +345,9 @@ def _feature_pair(q, g, distance):
 def _blocks(q, g, distance, normalise, chunk):
     "Yields slices of the queries and the keys of their gallery, one after the other in the same memory"
     squares = _squares(q, g)
+    if normalise and distance!='cosine' and not squares.all():  # a zero feature stays zero, at distance 1
+        q,g,normalise = F.normalize(q, dim=1), F.normalize(g, dim=1), False
+        squares = _squares(q, g)
     unit = -squares[0].sqrt().clamp_min(1e-12) if normalise or distance=='cosine' else None
     chunk = min(chunk or max(64, 2**22//max(len(g), 1)), len(q))
     out = q.new_empty(chunk, len(g))
@@ -401,7 +414,8 @@ def single_shot_cmc(
     _check_sought(sought)
     rng,valid = np.random.default_rng(seed), [i for i,o in enumerate(sought.good) if len(o)]
     if not valid: raise InputError('No query has a picture to find in the gallery; check pids and cameras.')
-    ranks = np.concatenate([_shot(dist[valid], ids[0][valid], ids[1], [sought.good[i] for i in valid], rng) for _ in range(repeats)])
+    dist,good = dist[valid], [sought.good[i] for i in valid]
+    ranks = np.concatenate([_shot(dist, ids[0][valid], ids[1], good, rng) for _ in range(repeats)])
     return np.bincount(np.minimum(ranks, max_rank+1), minlength=max_rank+2)[1:max_rank+1].cumsum()/len(ranks)
 
 def _shot(dist, q_pids, g_pids, good, rng):
