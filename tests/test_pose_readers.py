@@ -129,7 +129,7 @@ def test_the_coco_results_by_number(tmp_path):
     got = read_poses(f, names=['/s/000003.jpg','/s/000012.jpg','/s/000013.jpg'])
     same(got, '000012.jpg'); assert got['000003.jpg'][0,0]==32 and len(got)==2
 
-@pytest.mark.parametrize('names', [None, [], ['a.jpg','b.jpg','c.jpg'], ['1.jpg','3.jpg','a.jpg'], ['3.jpg','12.jpg','012.jpg'], ['3.jpg','13.jpg']])
+@pytest.mark.parametrize('names', [None, [], ['a.jpg','b.jpg','c.jpg'], ['12.jpg','3.jpg','a.jpg'], ['3.jpg','12.jpg','012.jpg'], ['3.jpg','13.jpg']])
 def test_numbers_that_say_nothing_are_refused(tmp_path, names):
     "Never in the order of names"
     f = save(tmp_path/'r.json', results(12, 3))
@@ -245,7 +245,7 @@ def test_yolo_labels_and_unsure_joints(tmp_path):
     save(tmp_path/'p'/'a.txt', yolo(k))
     assert not read_yolo(tmp_path/'p')['a.jpg'][0].any()
 
-@pytest.mark.parametrize('text,says', [(yolo([.5]*50), 'found 55 words'), (yolo([.5]*51, 1, 1, 1), 'found 59'), ('0 x'+yolo([.5]*51)[3:], 'found 56'), (yolo([30.,12.,.9]*17), 'here is 30; divide by')])
+@pytest.mark.parametrize('text,says', [(yolo([.5]*50), 'found 55'), (yolo([.5]*51, 1, 1, 1), 'found 59'), ('0 x'+yolo([.5]*51)[3:], 'found 56'), (yolo([30.,12.,.9]*17), 'here is 30; divide by')])
 def test_mutated_yolo(tmp_path, text, says):
     save(tmp_path/'a.txt', yolo([.5]*51)+'\n'+text)
     with pytest.raises(InputError, match=says) as e: read_poses(tmp_path)
@@ -336,6 +336,7 @@ def test_pixels_are_no_shares(tmp_path):
     f = tmp_path/'a.csv'
     write_poses(f, PoseTable(['a.jpg','b.jpg'], tiny)); assert read_poses(f).frames is None
     tiny[1,0,1] = 2; write_poses(f, PoseTable(['a.jpg','b.jpg'], tiny)); assert read_poses(f).frames.tolist()==[[1,1]]*2
+    tiny[0,0,0] = -.9; write_poses(f, PoseTable(['a.jpg','b.jpg'], tiny)); assert read_poses(f).frames is not None, 'a share a little outside'
     tiny[0,0,0] = -1.5; write_poses(f, PoseTable(['a.jpg','b.jpg'], tiny)); assert read_poses(f).frames is None
     one = torch.zeros(1,18,3); one[0,0] = torch.tensor([1.,1.,1.])
     write_poses(f, PoseTable(['a.jpg'], one)); assert read_poses(f).frames is None, 'one joint says nothing'
@@ -435,6 +436,14 @@ def test_json_in_blocks_is_json(tmp_path, monkeypatch, block):
         with pytest.raises(InputError, match=r'no whole JSON \(.*, line 1 column \d+\); the file may be cut short'): read_coco(f)
     save(f, '[{"image_id": "a.jpg"},\n  {"image_id" 3}]')
     with pytest.raises(InputError, match='entry 0|line 2 column 15'): read_coco(f)
+
+@pytest.mark.parametrize('block', [1,2,5])
+def test_numbers_that_a_block_cuts(tmp_path, monkeypatch, block):
+    import posereid.pose.files as files
+    monkeypatch.setattr(files, '_BLOCK', block)
+    data = dict(a=12345, b=[678,-1.5e-3,True,'x\\y'], c={})
+    assert [(k,i,v) for k,i,v in files._walk(save(tmp_path/'n.json', data)) if i is not None or k!='b']==[('a',None,12345),*[('b',i,v) for i,v in enumerate(data['b'])],('c',None,{})]
+    assert list(files._walk(save(tmp_path/'n.json', '12345')))==[(None,None,12345)]
 
 def test_the_place_of_a_mistake_in_a_large_file(tmp_path, monkeypatch):
     import posereid.pose.files as files

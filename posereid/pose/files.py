@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ..core import InputError, nearest, progress, write_beside
 from ..imagefiles import ENDINGS, is_junk_folder, is_picture
-from .joints import JOINT_SETS, JOINTS, check_joints, from_openpose, inside, scale_joints, to_openpose
+from .joints import JOINT_SETS, JOINTS, check_joints, from_openpose, inside
+from .joints import scale_joints, to_openpose
 
 # %% ../../nbs/11_pose.files.ipynb #c006
 class PoseTable:
@@ -29,7 +30,7 @@ class PoseTable:
         names, # Base names of the pictures, or paths with `/` where base names repeat, each once
         joints, # `(n, 18, 3)` x, y, confidence (0 = missing)
         where='pose table', # What to call it in an error
-        frames=None, # `(n, 2)` height and width in which a row is given; `(0,0)`: the stored picture's; `(1,1)`: shares
+        frames=None, # `(n, 2)` height and width of the frame; 0: the picture's; 1: shares
     ):
         self.names,self.joints,self.notes = list(names),check_joints(joints),{}
         if len(self.names)!=len(self.joints):
@@ -42,17 +43,21 @@ class PoseTable:
         self.frames = _checked_frames(frames, len(self.names), where)
     def __len__(self): return len(self.names)
     def __contains__(self, name): return name in self._row
-    def __repr__(self): return f'PoseTable({len(self)} poses, {int((self.joints[...,2]>0).sum())} joints)'
+    def __repr__(self):
+        return f'PoseTable({len(self)} poses, {int((self.joints[...,2]>0).sum())} joints)'
 
 def _checked_frames(frames, n, where):
     "`(n, 2)` float32, or None where no row has a frame of its own"
     if frames is None: return None
     frames = torch.as_tensor(frames, dtype=torch.float32).reshape(-1,2)
-    if len(frames)!=n: raise InputError(f"{where}: {len(frames)} frames but {n} poses; give a height and a width for each.")
+    if len(frames)!=n:
+        raise InputError(f"{where}: {len(frames)} frames but {n} poses; give a height and a width "
+                         "for each.")
     good = (frames>0).all(1) & frames.isfinite().all(1) | (frames==0).all(1)
     if not good.all():
         i = (~good).nonzero()[0].item()
-        raise InputError(f"{where}: the frame of pose {i} is {frames[i].tolist()}; height and width must be above 0, or both 0.")
+        raise InputError(f"{where}: the frame of pose {i} is {frames[i].tolist()}; height and "
+                         "width must be above 0, or both 0.")
     return frames if frames.any() else None
 
 # %% ../../nbs/11_pose.files.ipynb #c011
@@ -61,7 +66,8 @@ def __getitem__(self:PoseTable, name):
     "The pose of one picture, `(18, 3)`"
     if name in self._row: return self.joints[self._row[name]]
     near = nearest(name, self.names)
-    raise InputError(f"No pose for {name}{near and f'; the nearest name is {near}'}. `get` gives absent pictures an empty pose.")
+    raise InputError(f"No pose for {name}{near and f'; the nearest name is {near}'}. `get` gives "
+                     "absent pictures an empty pose.")
 
 # %% ../../nbs/11_pose.files.ipynb #c014
 @patch
@@ -113,10 +119,12 @@ def fitted(self:PoseTable,
     "Joints as pixels of the pictures as they are stored"
     joints = self.joints
     if self.frames is not None:
-        if sizes is None: raise InputError("Some joints are shares, or pixels of a resized picture; "
-                                           "give `sizes`, the height and width of each picture.")
+        if sizes is None:
+            raise InputError("Some joints are shares, or pixels of a resized picture; "
+                             "give `sizes`, the height and width of each picture.")
         sizes = torch.as_tensor(sizes, dtype=torch.float32).reshape(-1,2)
-        if len(sizes)!=len(self): raise InputError(f"{len(sizes)} sizes for {len(self)} poses; give one for each row.")
+        if len(sizes)!=len(self):
+            raise InputError(f"{len(sizes)} sizes for {len(self)} poses; give one for each row.")
         own = self.frames[:,0]>0
         joints = joints.clone()
         joints[own] = scale_joints(joints[own], self.frames[own], sizes[own])
@@ -126,7 +134,8 @@ def fitted(self:PoseTable,
 
 # %% ../../nbs/11_pose.files.ipynb #c017
 @patch
-def _all_frames(self:PoseTable): return torch.zeros(len(self),2) if self.frames is None else self.frames
+def _all_frames(self:PoseTable):
+    return torch.zeros(len(self),2) if self.frames is None else self.frames
 
 @patch
 def take(self:PoseTable,
@@ -136,7 +145,8 @@ def take(self:PoseTable,
     "Some rows of the table"
     rows = torch.as_tensor(rows, dtype=torch.long)
     old = [self.names[i] for i in rows.tolist()]
-    out = PoseTable(old if names is None else names, self.joints[rows], frames=self._all_frames()[rows])
+    names = old if names is None else names
+    out = PoseTable(names, self.joints[rows], frames=self._all_frames()[rows])
     new = dict(zip(old, out.names))
     notes = {what: [new[n] for n in some if n in new] for what,some in self.notes.items()}
     out.notes = {what:some for what,some in notes.items() if some}
@@ -147,12 +157,13 @@ def __add__(self:PoseTable, other:PoseTable):
     "One table with the rows, the frames and the notes of both"
     both = PoseTable(self.names+other.names, torch.cat([self.joints, other.joints]),
                      frames=torch.cat([self._all_frames(), other._all_frames()]))
-    both.notes = {k: self.notes.get(k, [])+other.notes.get(k, []) for k in {**self.notes, **other.notes}}
+    both.notes = {k: self.notes.get(k, [])+other.notes.get(k, [])
+                  for k in {**self.notes, **other.notes}}
     return both
 
 # %% ../../nbs/11_pose.files.ipynb #c020
 def _ends(paths, shown, k):
-    "Number of the first path with each end of `k`+1 parts; and of which ends there are two different ones"
+    "Number of the first path with each end of `k`+1 parts, and the ends that two paths share"
     first,clash = {},{}
     for i,p in enumerate(paths):
         end = _base(p) if not k else '/'.join(p.rsplit('/', k+1)[-k-1:])
@@ -186,14 +197,16 @@ def find_pictures(
     names,paths = [_slashes(n) for n in names], [str(p).replace('\\', '/') for p in paths]
     if any(map(os.path.isabs, names)): paths = [os.path.abspath(p) for p in paths]
     def clash(n, a, b):
-        return InputError(f"{where}: {n} may mean {a} or {b}; write names relative to the folder of the set, "
+        return InputError(f"{where}: {n} may mean {a} or {b}; write names relative to the folder "
+                          "of the set, "
                           f"such as {_apart(a, b)}.")
     at = np.array(_find(names, paths, paths, clash), dtype=np.int64)
     some,n = np.unique(at[at>=0], return_counts=True)
     if (n>1).any():
         i = some[n>1][0]
         a,b = (names[j] for j in np.flatnonzero(at==i)[:2])
-        raise InputError(f"{where}: {a} and {b} both mean {paths[i]}; keep one entry for each picture.")
+        raise InputError(f"{where}: {a} and {b} both mean {paths[i]}; keep one entry for each "
+                         "picture.")
     return at
 
 # %% ../../nbs/11_pose.files.ipynb #add04161
@@ -204,16 +217,20 @@ def _numbers(text):
     "Eighteen finite numbers in brackets, or `None`"
     try: v = json.loads(text)
     except ValueError: return None
-    good = isinstance(v, list) and len(v)==18 and all(isinstance(e, (int,float)) and abs(e)<1e30 for e in v)
-    return v if good else None
+    plain = lambda e: isinstance(e, (int,float)) and abs(e)<1e30
+    return v if isinstance(v, list) and len(v)==18 and all(map(plain, v)) else None
 
 def _read_row(line, n_fields, where):
     "The name and the lists of numbers of one line"
     name,*lists = line.rsplit(':', n_fields-1)
-    if len(lists)!=n_fields-1: raise InputError(f"{where}: expected {n_fields} fields between colons but found {len(lists)+1}.")
+    if len(lists)!=n_fields-1:
+        raise InputError(f"{where}: expected {n_fields} fields between colons but found "
+                         f"{len(lists)+1}.")
     numbers = [_numbers(o) for o in lists]
     for field,o in zip(_HEADER[1:], numbers):
-        if o is None: raise InputError(f"{where}: {field} must be a list of 18 numbers, one a joint, such as [-1, 12, …].")
+        if o is None:
+            raise InputError(f"{where}: {field} must be a list of 18 numbers, one a joint, such as "
+                             "[-1, 12, …].")
     return name.strip(), numbers
 
 def _read_rows(lines, n_fields, where):
@@ -233,19 +250,22 @@ def read_market_csv(
     "Read `name:keypoints_y:keypoints_x`, with `keypoints_conf` if it is there"
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such keypoint file; expected a text file with the header {':'.join(_HEADER[:3])}.")
+        raise InputError(f"{path}: no such keypoint file; expected a text file with the header "
+                         f"{':'.join(_HEADER[:3])}.")
     names,parts = [],[]
     with open(path, encoding='utf-8-sig', errors='replace') as f:
         first = f.readline().rstrip('\n')
         fields = tuple(o.strip() for o in first.split(':'))
         if fields not in (_HEADER[:3], _HEADER):
-            raise InputError(f"{path}: the first line must be {':'.join(_HEADER[:3])} but is {first[:60]!r}; "
+            raise InputError(f"{path}: the first line must be {':'.join(_HEADER[:3])} but is "
+                             f"{first[:60]!r}; "
                              "fields stand between colons, lists in brackets.")
         lines = ((i,l) for i,l in enumerate(f, 2) if l.strip())
         while some := list(islice(lines, _CHUNK)):
             new,v = _read_rows(some, len(fields), path)
             names += new; parts.append(v)
-    v = torch.from_numpy(np.concatenate(parts) if parts else np.zeros((0,len(fields)-1,18), np.float32))
+    none = np.zeros((0,len(fields)-1,18), np.float32)
+    v = torch.from_numpy(np.concatenate([none, *parts]))
     y,x = v[:,0],v[:,1]
     conf = v[:,2] if len(fields)==4 else ((x!=-1) & (y!=-1)).float()
     return PoseTable(names, torch.stack([x,y,conf], -1), where=path)
@@ -267,7 +287,8 @@ def write_market_csv(
     lists = [y,x] if plain else [y,x,conf]
     lines = [':'.join(_HEADER[:len(lists)+1])]
     lines += [': '.join([name, *map(_text, o)]) for name,*o in zip(table.names, *lists)]
-    with write_beside(Path(path)) as tmp: Path(tmp).write_text('\n'.join(lines)+'\n', encoding='utf-8')
+    with write_beside(Path(path)) as tmp:
+        Path(tmp).write_text('\n'.join(lines)+'\n', encoding='utf-8')
 
 # %% ../../nbs/11_pose.files.ipynb #2f3f0d51
 _BLOCK = 1<<22
@@ -276,7 +297,9 @@ _decode = json.JSONDecoder().raw_decode
 
 class _Json:
     "A JSON file, of which one block is in memory"
-    def __init__(self, file, path): self.file,self.path,self.buf,self.at,self.line,self.col = file,path,'',0,1,1
+    def __init__(self, file, path):
+        self.file,self.path = file,path
+        self.buf,self.at,self.line,self.col = '',0,1,1  # the block, how far, where it begins
     def more(self):
         "Drop what was used and take another block; False at the end of the file"
         new = self.file.read(max(_BLOCK, len(self.buf)-self.at))
@@ -288,7 +311,8 @@ class _Json:
         return True
     def fail(self, why, at):
         n,last = self.buf.count('\n', 0, at), self.buf.rfind('\n', 0, at)
-        raise InputError(f"{self.path}: no whole JSON ({why}, line {self.line+n} column {at-last if n else self.col+at}); "
+        raise InputError(f"{self.path}: no whole JSON ({why}, line {self.line+n} column "
+                         f"{at-last if n else self.col+at}); "
                          "the file may be cut short: write it again.")
     def peek(self):
         "The next character that is no space, or '' at the end"
@@ -299,13 +323,13 @@ class _Json:
     def take(self, chars):
         "Go past one of these characters"
         c = self.peek()
-        if not c or c not in chars: self.fail(f"Expecting '{chars[0]}' or '{chars[-1]}'" if len(chars)>1 else f"Expecting '{chars}'", self.at)
+        if not c or c not in chars: self.fail(f"Expecting one of {chars}", self.at)
         self.at += 1
         return c
 
 # %% ../../nbs/11_pose.files.ipynb #a865e425
 @patch
-def value(self:_Json):
+def _value(self:_Json):
     "The next value, whole"
     self.peek()
     while True:
@@ -315,53 +339,55 @@ def value(self:_Json):
             if cut and self.more(): continue
             self.fail(e.msg, e.pos)
         except (ValueError, RecursionError) as e: self.fail(' '.join(str(e).split())[:60], self.at)
-        if end==len(self.buf) and self.more(): continue  # a number may go on
+        if end>len(self.buf)-8 and self.more(): continue  # a number may go on: 1.5e-3
         self.at = end
         return v
 
+# %% ../../nbs/11_pose.files.ipynb #7a6edc51
 @patch
-def top(self:_Json):
-    "`(key, number, value)` of what lies at the top; a list is told first, as `(key, None, [])`, then its elements"
+def _top(self:_Json):
+    "`(key, number, value)` of what lies at the top; a list is told first, as `(key, None, [])`"
     if self.peek()=='[':
         self.at += 1
         yield None,None,[]
-        yield from self.items(None)
-    elif self.peek()=='{': yield from self.pairs()
-    else: yield None,None,self.value()
+        yield from self._items(None)
+    elif self.peek()=='{': yield from self._pairs()
+    else: yield None,None,self._value()
     if self.peek(): self.fail('Extra data', self.at)
 
 @patch
-def pairs(self:_Json):
+def _pairs(self:_Json):
     self.take('{')
     while self.peek()!='}':
-        key = self.value()
+        key = self._value()
         if not isinstance(key, str): self.fail('Expecting a name in double quotes', self.at)
         self.take(':')
         if self.peek()=='[':
             self.at += 1
             yield key,None,[]
-            yield from self.items(key)
-        else: yield key,None,self.value()
+            yield from self._items(key)
+        else: yield key,None,self._value()
         if self.take(',}')=='}': return
         if self.peek()=='}': self.fail('Expecting a name in double quotes', self.at)
     self.at += 1
 
 @patch
-def items(self:_Json, key):
+def _items(self:_Json, key):
     if self.peek()==']':
         self.at += 1
         return
     for i in count():
-        yield key,i,self.value()
+        yield key,i,self._value()
         if self.take(',]')==']': return
 
-# %% ../../nbs/11_pose.files.ipynb #7a6edc51
-def _no_text(path): return InputError(f"{path}: this is no text, so no JSON; expected a file that a pose detector wrote.")
+# %% ../../nbs/11_pose.files.ipynb #58fd3fb9
+def _no_text(path): return InputError(f"{path}: this is no text, so no JSON; expected a file that "
+                                      "a pose detector wrote.")
 
 def _walk(path):
     "What lies at the top of a JSON file, one thing at a time"
     try:
-        with open(path, encoding='utf-8-sig') as f: yield from _Json(f, path).top()
+        with open(path, encoding='utf-8-sig') as f: yield from _Json(f, path)._top()
     except UnicodeDecodeError: raise _no_text(path) from None
 
 def _read_json(path):
@@ -376,15 +402,16 @@ def _read_json(path):
 
 # %% ../../nbs/11_pose.files.ipynb #bd0b94f4
 _RULES = ('best','first','error')
-_BODIES = {17:'coco17', 26:'halpe26', 133:'coco17', 136:'halpe26'}  # whole-body sets begin with the body
+_BODIES = {17:'coco17', 26:'halpe26', 133:'coco17', 136:'halpe26'}  # of the whole body the first
 _V = torch.tensor([0.,.5,1.])  # of COCO's v: not labelled, hidden, seen
 
 class _People:
     "All people of a file or folder, and the picture that each is in"
     def __init__(self, path, rule):
-        if rule not in _RULES: raise InputError(f"`people` must be 'best', 'first' or 'error', but got '{rule}'.")
+        if rule not in _RULES:
+            raise InputError(f"`people` must be 'best', 'first' or 'error', but got '{rule}'.")
         self.path,self.rule = path,rule
-        self.row,self.first,self.frames = {},[],{}   # of pictures: number by key, where first met, frame by number
+        self.row,self.first,self.frames = {},[],{}   # pictures: number by key, first entry, frame
         self.owner,self.entries,self.notes = array('q'),[],{}   # of people
         self.kpts,self.scores = [],[]   # of chunks of people
         self.group,self.numbers,self.own = None,array('f'),[]
@@ -397,30 +424,32 @@ class _People:
     def add(self, key, numbers, kind, entry, labels=False, score=None):
         "One person: `numbers` are x, y and confidence of each joint, those of `kind` first"
         if self.group!=(kind,labels,len(numbers)) or len(self.own)>=_CHUNK:
-            self.flush()
+            self._flush()
             self.group = kind,labels,len(numbers)
         self.owner.append(self.picture(key, entry))
         self.entries.append(entry)
         self.own.append(score)
         try: self.numbers.extend(numbers)
-        except OverflowError: raise InputError(f"{self.say(entry)}: a number is too large for a joint.") from None
+        except OverflowError:
+            raise InputError(f"{self.say(entry)}: a number is too large for a joint.") from None
     def say(self, entry): # the number of an entry, ~number of an image, or words
         if not isinstance(entry, int): return str(entry)
         return f'{self.path}, entry {entry}' if entry>=0 else f'{self.path}, image {~entry}'
 
 # %% ../../nbs/11_pose.files.ipynb #5b2577e5
 @patch
-def flush(self:_People):
+def _flush(self:_People):
     "Turn the numbers that have come into joints"
     if not self.own: return
     (kind,labels,n),entries = self.group, self.entries[-len(self.own):]
     k = torch.from_numpy(np.frombuffer(self.numbers, np.float32)).reshape(len(entries), n//3, 3)
     k = k[:,:len(JOINT_SETS[kind])].clone()
-    if labels: k[...,2] = self.seen_of(k[...,2], entries)
+    if labels: k[...,2] = self._seen_of(k[...,2], entries)
     bad = ((k[...,2]!=0) & ~k.isfinite().all(-1)).nonzero()
     if len(bad):
         i,j = bad[0].tolist()
-        raise InputError(f"{self.say(entries[i])}: joint {j} is not a finite number; write missing joints with confidence 0.")
+        raise InputError(f"{self.say(entries[i])}: joint {j} is not a finite number; write missing "
+                         "joints with confidence 0.")
     k = torch.where(k[...,2:]>0, k, 0.)
     own = [s if s is not None else t for s,t in zip(self.own, k[...,2].double().sum(1).tolist())]
     self.kpts.append(to_openpose(k, kind))
@@ -428,15 +457,17 @@ def flush(self:_People):
     self.numbers,self.own = array('f'),[]
 
 @patch
-def seen_of(self:_People, v, entries):
+def _seen_of(self:_People, v, entries):
     "Confidences of COCO's v"
     bad = ~torch.isin(v, torch.arange(3.)).all(1)
-    if bad.any(): raise InputError(f"{self.say(entries[bad.nonzero()[0].item()])}: v of a COCO annotation is 0, 1 or 2.")
+    if bad.any():
+        raise InputError(f"{self.say(entries[bad.nonzero()[0].item()])}: v of a COCO annotation is "
+                         "0, 1 or 2.")
     return _V[v.long()]
 
 @patch
-def chosen(self:_People):
-    "Of each picture that has people, its number and the number of the person to keep; and how many each picture has"
+def _chosen(self:_People):
+    "Numbers of the pictures that have people, and of whom to keep; how many each picture has"
     owner = np.frombuffer(self.owner, np.int64) if self.owner else np.zeros(0, np.int64)
     better = -np.array(self.scores) if self.rule=='best' else np.zeros(len(owner))
     order = np.lexsort((np.arange(len(owner)), better, owner))
@@ -445,18 +476,19 @@ def chosen(self:_People):
 
 # %% ../../nbs/11_pose.files.ipynb #3008f481
 @patch
-def table(self:_People, names):
-    "The table of the people to keep; `names` are those of the pictures, in the order in which they came"
-    self.flush()
-    pics,people,n = self.chosen()
+def _table(self:_People, names):
+    "The table of the people to keep; `names` are the pictures', in the order in which they came"
+    self._flush()
+    pics,people,n = self._chosen()
     if self.rule=='error' and (n>1).any():
         i = int(np.flatnonzero(n>1)[0])
         where = f'{self.path}, {names[i]}' if isinstance(self.first[i], int) else self.first[i]
-        raise InputError(f"{where}: {n[i]} people; `people='best'` takes the one with the highest sum of confidences.")
+        raise InputError(f"{where}: {n[i]} people; `people='best'` takes the one with the highest "
+                         "sum of confidences.")
     joints = torch.zeros(len(names),18,3)
     if len(people): joints[torch.from_numpy(pics)] = torch.cat(self.kpts)[torch.from_numpy(people)]
     frames = torch.zeros(len(names),2)
-    if self.frames: frames[list(self.frames)] = torch.tensor(list(self.frames.values()), dtype=torch.float32)
+    if self.frames: frames[list(self.frames)] = torch.tensor([*self.frames.values()]).float()
     out = PoseTable(names, joints, self.path, frames)
     kept = zip(pics.tolist(), people.tolist()) if self.notes else ()
     out.notes = {'nobody found': [names[i] for i in np.flatnonzero(n==0)],
@@ -468,35 +500,41 @@ def table(self:_People, names):
 
 def _flat(values, counts, where):
     "A flat list of 3k plain numbers, k one of `counts`"
-    good = isinstance(values, list) and len(values)%3==0 and len(values)//3 in counts and set(map(type, values))<={int,float}
-    if good: return values
-    raise InputError(f"{where}: expected {' or '.join(str(3*k) for k in counts)} numbers, x, y and confidence of each joint, "
-                     f"but got {f'{len(values)} values' if isinstance(values, list) else type(values).__name__}.")
+    n = len(values) if isinstance(values, list) else -1
+    if n%3==0 and n//3 in counts and set(map(type, values))<={int,float}: return values
+    came = f'{n} values' if n>=0 else type(values).__name__
+    raise InputError(f"{where}: expected {' or '.join(str(3*k) for k in counts)} numbers, x, y and "
+                     "confidence of each joint, "
+                     f"but got {came}.")
 
 # %% ../../nbs/11_pose.files.ipynb #b76450df
 def _keys(written, names, wheres, what):
-    "Keys of names as a file writes them: base names, or all that was written where base names repeat"
+    "Keys of names as written: base names, or all that was written where base names repeat"
     written = [_slashes(o) for o in written]
     bases = [_base(o) for o in written]
     alone = len(set(bases))==len(bases)
-    if alone and (names is None or len({_base(_slashes(o)) for o in names})==len(names)): return bases
+    alone = alone and (names is None or len({_base(_slashes(o)) for o in names})==len(names))
+    if alone: return bases
     n,seen = Counter(bases), Counter(written)
     for b,w,where in zip(bases, written, wheres):
         if n[b]>1 and (b==w or seen[w]>1):
-            raise InputError(f"{where}: {b} has a second {what}; keep one for each picture, or tell them apart by their folders.")
+            raise InputError(f"{where}: {b} has a second {what}; keep one for each picture, or "
+                             "tell them apart by their folders.")
     return written
 
 def _stem_clash(where, cut):
     def clash(stem, a, b):
-        if cut(a)==cut(b): return InputError(f"{a} and {b} differ in their extension alone, which this format drops; rename one.")
-        return InputError(f"{where}: {stem} may mean {a} or {b}; put the files into folders like those of the pictures, "
+        if cut(a)==cut(b): return InputError(f"{a} and {b} differ in their extension alone, which "
+                                             "this format drops; rename one.")
+        return InputError(f"{where}: {stem} may mean {a} or {b}; put the files into folders like "
+                          "those of the pictures, "
                           f"such as {_stem(_apart(a, b))}.")
     return clash
 
 def _first_dot(name): return name[:len(name)-len(_base(name))] + _base(name).split('.')[0]
 
 def _by_stem(stems, names, path, wheres, cut=_stem):
-    "Keys of files by their stems: the picture with that stem, or the stem with `.jpg`; and of which there is no picture"
+    "The picture of each stem, or the stem with `.jpg`; and those of which there is no picture"
     if names is None: return [o+'.jpg' for o in _keys(stems, None, wheres, 'file')], []
     plain = [_slashes(o) for o in names]
     keys = _keys(stems, names, wheres, 'file')
@@ -505,27 +543,30 @@ def _by_stem(stems, names, path, wheres, cut=_stem):
         at = [j if i<0 else i for i,j in zip(at, _find(keys, plain, plain, _stem_clash(path, str)))]
     lost = [k+'.jpg' for k,i in zip(keys, at) if i<0]
     if lost and len(lost)==len(keys):
-        near = nearest(keys[0], [cut(o) for o in plain[:5000]])
-        raise InputError(f"{path}: none of its {len(keys)} files is called like a picture of this set: {keys[0]} is the first, "
-                         f"{near or 'of no picture'} the nearest picture; is it the folder of another set?")
+        near = nearest(keys[0], [cut(o) for o in plain[:5000]]) or 'none'
+        raise InputError(f"{path}: none of its {len(keys)} files is called like a picture of this "
+                         f"set: {keys[0]} is the first, "
+                         f"{near} the nearest picture; is it the folder of another set?")
     return [str(names[i]) if i>=0 else k+'.jpg' for k,i in zip(keys, at)], lost
 
 # %% ../../nbs/11_pose.files.ipynb #1e766aa3
 def _scan(folder):
-    "Files below a folder, relative to it, sorted; folders of other programs and hidden files are passed over"
+    "Files below a folder, relative to it, sorted; hidden ones and folders of programs left out"
     out,todo = [],['']
     while todo:
         rel = todo.pop()
         with os.scandir(os.path.join(folder, rel)) as entries:
             for e in entries:
-                if e.is_dir(follow_symlinks=False): todo += [] if is_junk_folder(e.name) else [f'{rel}{e.name}/']
+                if e.is_dir(follow_symlinks=False):
+                    if not is_junk_folder(e.name): todo.append(f'{rel}{e.name}/')
                 elif e.name[0]!='.': out.append(rel+e.name)
     return sorted(out)
 
 _LISTS = ('classes.txt','readme.txt')  # beside YOLO's labels
+_FOLDERS = ('openpose','alphapose','mmpose','openpifpaf','yolo','fdgan')
 
 def _files(path, *endings):
-    "`(file, stem)` of the files below a folder with the first ending that any has, or of the file itself"
+    "`(file, stem)` of the files with the first ending that any has, or of the file itself"
     path = Path(path)
     if path.is_file(): return [(str(path), _cut(path.name, endings))]
     if not path.is_dir(): raise InputError(f"{path}: no such keypoint file or folder.")
@@ -540,18 +581,20 @@ def _cut(name, endings):
     return next((name[:-len(e)] for e in endings if name.lower().endswith(e)), name)
 
 def _of_files(found, keys, names, stems, cut=_stem):
-    "The table of people that were found in a file a picture; `keys` are names, or stems where `stems` says so"
+    "People found in a file a picture; `keys` are names, or stems where `stems` says so"
     wheres = found.first
     own = [k for k,s in zip(keys, stems) if not s]
     named = iter(_keys(own, names, [w for w,s in zip(wheres, stems) if not s], 'file'))
     cuts = [k for k,s in zip(keys, stems) if s]
-    by,lost = _by_stem(cuts, names, found.path, [w for w,s in zip(wheres, stems) if s], cut) if cuts else ([],[])
+    at = [w for w,s in zip(wheres, stems) if s]
+    by,lost = _by_stem(cuts, names, found.path, at, cut) if cuts else ([],[])
     by = iter(by)
     out = [next(by) if s else next(named) for s in stems]
     twice = Counter(out)
     for name,where in zip(out, wheres):
-        if twice[name]>1: raise InputError(f"{where}: {name} has a second file; keep one for each picture.")
-    table = found.table(out)
+        if twice[name]>1:
+            raise InputError(f"{where}: {name} has a second file; keep one for each picture.")
+    table = found._table(out)
     if lost: table.notes['no picture of this name'] = lost
     return table
 
@@ -559,10 +602,12 @@ def _of_files(found, keys, names, stems, cut=_stem):
 def _people_of(data, where):
     "Flat lists of the people of one picture, as OpenPose and AlphaPose's `cmu` form write them"
     if isinstance(data, list) and len(data)==1: data = data[0]  # as ComfyUI saves one picture
-    key,inner = ('bodies','joints') if isinstance(data, dict) and 'bodies' in data else ('people','pose_keypoints_2d')
+    cmu = isinstance(data, dict) and 'bodies' in data
+    key,inner = ('bodies','joints') if cmu else ('people','pose_keypoints_2d')
     found = data.get(key) if isinstance(data, dict) else None
     if not isinstance(found, list) or not all(isinstance(p, dict) for p in found):
-        raise InputError(f"{where}: expected {{\"people\": [{{\"pose_keypoints_2d\": […]}}]}}, as OpenPose writes it.")
+        raise InputError(f"{where}: expected {{\"people\": [{{\"pose_keypoints_2d\": […]}}]}}, as "
+                         "OpenPose writes it.")
     return data, [_flat(p.get(inner), (18,25), where) for p in found]
 
 def _frame_of(o, height, width):
@@ -577,7 +622,8 @@ def _read_people_files(files, path, names, people, cut=_stem):
     for file,stem in files:
         data,some = _people_of(_read_json(file), file)
         own = data.get('image')
-        keys.append(own if isinstance(own, str) and own else stem); stems.append(keys[-1] is not own)
+        named = isinstance(own, str) and own!=''
+        keys.append(own if named else stem); stems.append(not named)
         found.picture(file, file, _frame_of(data, 'canvas_height', 'canvas_width'))
         for p in some: found.add(file, p, _OPENPOSE[len(p)], file)
     return _of_files(found, keys, names, stems, cut)
@@ -602,15 +648,17 @@ def _add_result(found, a, i):
     flat,scores = a.get('keypoints'), a.get('keypoint_scores')
     flat = _flat(flat, _BODIES, found.say(i))
     if scores is not None: flat[2::3] = _scores(scores, len(flat)//3, found.say(i))
-    labels = scores is None and ('num_keypoints' in a or 'area' in a or 'iscrowd' in a)  # results have scores instead
+    labels = scores is None and ('num_keypoints' in a or 'area' in a or 'iscrowd' in a)  # no result
     found.add(a['image_id'], flat, _BODIES[len(flat)//3], i, labels)
 
 def _add_image(images, o, where):
     "One entry of `images`: name and frame by id"
     try: key,name,frame = o['id'], str(o['file_name']), _frame_of(o, 'height', 'width')
-    except (TypeError, KeyError, AttributeError): raise InputError(f"{where}: each of `images` needs an `id` and a `file_name`.") from None
+    except (TypeError, KeyError, AttributeError):
+        raise InputError(f"{where}: each of `images` needs an `id` and a `file_name`.") from None
     if key in images:
-        raise InputError(f"{where}: the id {key} belongs to {images[key][0]} and to {name}; give each of `images` its own.")
+        raise InputError(f"{where}: the id {key} belongs to {images[key][0]} and to {name}; give "
+                         "each of `images` its own.")
     images[key] = name,frame
 
 def _coco_images(path):
@@ -620,42 +668,49 @@ def _coco_images(path):
         if key!='images': continue
         if i is None: images = {}
         if i is not None or v!=[]: _add_image(images, v, path)
-    if images is None: raise InputError(f"{path}: holds no `images`; give the annotation file by which the results were numbered.")
+    if images is None:
+        raise InputError(f"{path}: holds no `images`; give the annotation file by which the "
+                         "results were numbered.")
     return images
 
 # %% ../../nbs/11_pose.files.ipynb #9e659ba0
-def _by_number(ids, names, path, wheres):
+def _by_number(numbers, names):
     "The picture of each id, where pictures are called by numbers"
     by = {}
     for o in names or ():
         stem = _stem(_base(_slashes(o)))
         by.setdefault(int(stem) if stem.isascii() and stem.isdigit() else None, []).append(str(o))
-    for i,where in zip(ids, wheres):
+    for i,where in numbers:
         if None in by or len(by.get(i, ()))!=1:
-            raise InputError(f"{where}: this names its picture by the number {i} alone; give `images`, the annotation file that holds "
-                             f"`images`, or `names` of pictures that are all called by their numbers, such as {i:06d}.jpg.")
-    return {i: (by[i][0],None) for i in ids}
+            raise InputError(f"{where}: this names its picture by the number {i} alone; give "
+                             "`images`, the annotation file that holds "
+                             "`images`, or `names` of pictures that are all called by their numbers, "
+                             f"such as {i:06d}.jpg.")
+    return {i: (by[i][0],None) for i,_ in numbers}
 
 def _coco_table(found, images, names):
     "The table of people by ids"
     ids,where = list(found.row), [found.say(o) for o in found.first]
     if images is None:
         numbers = [(i,w) for i,w in zip(ids, where) if isinstance(i, int)]
-        images = _by_number([i for i,_ in numbers], names, found.path, [w for _,w in numbers]) if numbers else {}
+        images = _by_number(numbers, names)
     for i,w in zip(ids, where):
-        if i not in images and not isinstance(i, str): raise InputError(f"{w}: no picture has the id {i}; is `images` of another set?")
+        if i not in images and not isinstance(i, str):
+            raise InputError(f"{w}: no picture has the id {i}; is `images` of another set?")
     written = [images[i][0] if i in images else i for i in ids]
     first = {}
     for w,i,o in zip(where, ids, written):
         if (j := first.setdefault(_slashes(o), i))!=i:
-            raise InputError(f"{w}: {o} has two ids, {j} and {i}; keep one of `images` for each picture.")
+            raise InputError(f"{w}: {o} has two ids, {j} and {i}; keep one of `images` for each "
+                             "picture.")
     for n,i in enumerate(ids):
         if i in images and images[i][1]: found.frames[n] = images[i][1]
-    return found.table(_keys(written, names, where, 'entry'))
+    return found._table(_keys(written, names, where, 'entry'))
 
+# %% ../../nbs/11_pose.files.ipynb #61934ef7
 def read_coco(
     path, # A JSON file of annotations or results
-    names=None, # Names or paths of the pictures, for results with numbers alone whose pictures are called by these
+    names=None, # Names or paths of the pictures, where they are called by the numbers of results
     people:str='best', # Of several: `best` (highest sum of confidences), `first`, or `error`
     images=None, # An annotation file that holds `images`, for results with numbers alone
 ) -> PoseTable: # One row a picture; frames where `images` tells sizes
@@ -665,7 +720,9 @@ def read_coco(
     for key,i,v in _walk(path):
         if key in (None,'annotations'):
             if i is not None: _add_result(found, v, i)
-            elif v!=[]: raise InputError(f"{path}: {'`annotations`' if key else 'this'} must be a list but is {type(v).__name__}.")
+            elif v!=[]:
+                raise InputError(f"{path}: {'`annotations`' if key else 'this'} must be a list but "
+                                 f"is {type(v).__name__}.")
         elif key=='images':
             if i is None: known = own
             if i is not None or v!=[]: _add_image(own, v, path)
@@ -683,16 +740,17 @@ def read_alphapose(
     "Read what AlphaPose writes, in its plain form, `open` or `cmu`"
     path = Path(path)
     if (path/'alphapose-results.json').is_file(): path = path/'alphapose-results.json'
-    if path.is_dir(): return _read_people_files(_files(path, '.json'), path, names, people, _first_dot)
+    files = lambda: _read_people_files(_files(path, '.json'), path, names, people, _first_dot)
+    if path.is_dir(): return files()
     found = _People(path, people)
     for key,i,v in _walk(path):
         if key is None: return read_coco(path, names, people, images)
-        if key in ('people','bodies'): return _read_people_files(_files(path, '.json'), path, names, people, _first_dot)
+        if key in ('people','bodies'): return files()
         if not isinstance(v, dict): continue  # `version`
         where = f'{path}, {key}'
         found.picture(key, where)
         for p in _people_of(v, where)[1]: found.add(key, p, _OPENPOSE[len(p)], where)
-    return found.table(_keys(found.row, names, found.first, 'entry'))
+    return found._table(_keys(found.row, names, found.first, 'entry'))
 
 # %% ../../nbs/11_pose.files.ipynb #a78eae45
 def _instances(data, file):
@@ -700,13 +758,18 @@ def _instances(data, file):
     demo = isinstance(data, dict) and 'instance_info' in data
     if demo:
         joints = (data.get('meta_info') or {}).get('keypoint_id2name') or {}
-        odd = [str(o) for i,o in sorted(joints.items(), key=lambda o: int(o[0])) if int(i)<17 and o.replace('_', ' ')!=JOINT_SETS['coco17'][int(i)]]
-        if odd: raise InputError(f"{file}: its joints are not COCO's, {odd[0]} being among the first 17; take a model of people's 17, 26 or 133 joints.")
+        theirs = [str(joints.get(str(i), o)) for i,o in enumerate(JOINT_SETS['coco17'])]
+        odd = [a for a,b in zip(theirs, JOINT_SETS['coco17']) if a.replace('_', ' ')!=b]
+        if odd:
+            raise InputError(f"{file}: its joints are not COCO's, {odd[0]} being among the first 17; "
+                             "take a model of people's 17, 26 or 133 joints.")
         data = data['instance_info']
-    if isinstance(data, list) and len(data)==1 and isinstance(data[0], list): data = data[0]  # a batch of one
+    if isinstance(data, list) and [type(o) for o in data]==[list]: data = data[0]  # a batch of one
     if not isinstance(data, list) or not all(isinstance(o, dict) for o in data):
-        raise InputError(f"{file}: expected a list of people with keypoints and keypoint_scores, as MMPose writes it.")
-    if any('instances' in o for o in data): raise InputError(f"{file}: the frames of a video; run MMPose on pictures, one file each.")
+        raise InputError(f"{file}: expected a list of people with keypoints and keypoint_scores, "
+                         "as MMPose writes it.")
+    if any('instances' in o for o in data):
+        raise InputError(f"{file}: the frames of a video; run MMPose on pictures, one file each.")
     return data, demo
 
 def _instance(o, file):
@@ -714,7 +777,8 @@ def _instance(o, file):
     pairs,scores = o.get('keypoints'), o.get('keypoint_scores')
     good = isinstance(pairs, list) and isinstance(scores, list) and len(pairs)==len(scores)
     if not good or not all(isinstance(p, list) and len(p)==2 for p in pairs):
-        raise InputError(f"{file}: expected keypoints as pairs [x, y], and as many keypoint_scores.")
+        raise InputError(f"{file}: expected keypoints as pairs [x, y], and as many "
+                         "keypoint_scores.")
     return _flat([v for p,s in zip(pairs, scores) for v in (*p, s)], _BODIES, file)
 
 def read_mmpose(
@@ -737,7 +801,7 @@ def read_mmpose(
 # %% ../../nbs/11_pose.files.ipynb #ab95d0f2
 def read_openpifpaf(
     path, # A JSON file of one picture, or a folder of `….predictions.json`
-    names=None, # Names or paths of the pictures; `None`: as the files say, with `.jpg` where no extension is left
+    names=None, # Names or paths of the pictures; `None`: as the files are called
     people:str='best', # Of several: `best` (highest sum of confidences), `first`, or `error`
 ) -> PoseTable: # One row a file
     "Read what OpenPifPaf's `--json-output` writes"
@@ -745,7 +809,8 @@ def read_openpifpaf(
     for file,stem in _files(path, '.predictions.json', '.json'):
         data = _read_json(file)
         if not isinstance(data, list) or not all(isinstance(o, dict) for o in data):
-            raise InputError(f"{file}: expected a list of people with keypoints, as OpenPifPaf writes it.")
+            raise InputError(f"{file}: expected a list of people with keypoints, as OpenPifPaf "
+                             "writes it.")
         keys.append(stem)
         found.picture(file, file)
         for o in data:
@@ -756,14 +821,17 @@ def read_openpifpaf(
     return _of_files(found, keys, names, [not w for w in whole])
 
 # %% ../../nbs/11_pose.files.ipynb #dbbee427
+def _plain_text(file): return Path(file).read_text(encoding='utf-8', errors='replace')
+
 def _yolo_line(line, where):
     "`(17, 3)` shares and a score, or None, of one line"
     try: v = np.array(line.split(), np.float64)
     except ValueError: v = np.zeros(0)
     per,more = (3,len(v)-56) if len(v)>=56 else (2,len(v)-39)
     if not 0<=more<=2 or not np.isfinite(v).all():
-        raise InputError(f"{where}: expected a class, a box and 17 joints of 2 or 3 numbers, that is 39 or 56 numbers and at most "
-                         f"a confidence and a track after them, but found {len(line.split())} words.")
+        raise InputError(f"{where}: expected a class, a box and 17 joints of 2 or 3 numbers, that "
+                         "is 39 or 56 numbers and at most "
+                         f"a confidence and a track after them, but found {len(line.split())}.")
     k = np.concatenate([v[5:5+17*per].reshape(17,per), np.ones((17,3-per))], 1)
     k[(k[:,:2]==0).all(1),2] = 0
     score = v[5+17*per] if more else None
@@ -773,7 +841,8 @@ def _yolo_line(line, where):
 def _labelled(k, path):
     "Joints whose third number is COCO's v"
     if not torch.isin(k[...,2], torch.arange(3.)).all():
-        raise InputError(f"{path}: the third number of a joint must be a confidence up to 1, or in labels 0, 1 or 2, throughout the folder.")
+        raise InputError(f"{path}: the third number of a joint must be a confidence up to 1, or in "
+                         "labels 0, 1 or 2, throughout the folder.")
     return torch.cat([k[...,:2], _V[k[...,2:].long()]], -1)
 
 def read_yolo(
@@ -786,29 +855,32 @@ def read_yolo(
     for file,stem in _files(path, '.txt'):
         keys.append(stem)
         found.picture(file, file, (1.,1.))
-        for i,line in enumerate(Path(file).read_text(encoding='utf-8', errors='replace').splitlines(), 1):
+        for i,line in enumerate(_plain_text(file).splitlines(), 1):
             if not line.strip(): continue
             k,score = _yolo_line(line, f'{file}, line {i}')
             top = max(top, k[:,2].max())
-            if abs(k[:,:2]).max()>3: raise InputError(f"{file}, line {i}: joints of YOLO are shares of the picture, "
-                                                      f"but here is {abs(k[:,:2]).max():g}; divide by width and height.")
+            if abs(k[:,:2]).max()>3:
+                raise InputError(f"{file}, line {i}: joints of YOLO are shares of the picture, "
+                                 f"but here is {abs(k[:,:2]).max():g}; divide by width and height.")
             k[:,:2] -= .5
             found.add(file, k.ravel().tolist(), 'coco17', file, score=float(score))
-    found.flush()
+    found._flush()
     if top>1: found.kpts = [_labelled(k, path) for k in found.kpts]
     return _of_files(found, keys, names, [True]*len(keys))
 
 # %% ../../nbs/11_pose.files.ipynb #a7a4a587
 def _fdgan_file(file):
     "Eighteen times x, y, confidence, of a text file"
-    text = Path(file).read_text(encoding='utf-8', errors='replace')
-    lines = [o for o in text.replace(',', ' ').splitlines() if o.strip()]
+    lines = [o for o in _plain_text(file).replace(',', ' ').splitlines() if o.strip()]
     try: yx = np.array([[float(v) for v in o.split()] for o in lines])
     except ValueError: yx = np.zeros(0)
-    if yx.shape!=(18,2): raise InputError(f"{file}: expected 18 lines of two numbers, y and x of a joint, "
-                                          f"but found {len(lines)} lines, first {lines[:1]}.")
+    if yx.shape!=(18,2):
+        raise InputError(f"{file}: expected 18 lines of two numbers, y and x of a joint, "
+                         f"but found {len(lines)} lines, first {lines[:1]}.")
     bad = np.isnan(yx).any(1)
-    if bad.any(): raise InputError(f"{file}: joint {bad.argmax()} is not a number; write -1 -1 for a missing one.")
+    if bad.any():
+        raise InputError(f"{file}: joint {bad.argmax()} is not a number; write -1 -1 for a missing "
+                         "one.")
     return np.concatenate([yx[:,::-1], (yx>=0).all(1)[:,None]], 1)
 
 def read_fdgan(
@@ -828,7 +900,9 @@ def read_fdgan(
 def _library(name, path):
     "An optional package, or a sentence that says how to get it"
     try: return importlib.import_module(name)
-    except ImportError: raise InputError(f"{path} needs the package {name.split('.')[0]}; `pip install {name.split('.')[0]}`.") from None
+    except ImportError:
+        raise InputError(f"{path} needs the package {name.split('.')[0]}; `pip install "
+                         f"{name.split('.')[0]}`.") from None
 
 def _read_mat(path):
     "The variable `pp`, `(n, 28)`"
@@ -837,11 +911,15 @@ def _read_mat(path):
         if b'MATLAB 7.3' in head or head[512:516]==b'\x89HDF' or head[:4]==b'\x89HDF':
             with _library('h5py', path).File(path) as f: pp = f['pp'][()]
         else: pp = _library('scipy.io', path).loadmat(path)['pp']
-    except KeyError: raise InputError(f"{path}: holds no `pp`; expected the 14 points of Market-1501.") from None
+    except KeyError:
+        raise InputError(f"{path}: holds no `pp`; expected the 14 points of Market-1501.") from None
     except InputError: raise
-    except Exception as e: raise InputError(f"{path}: no whole .mat file ({type(e).__name__}: {e}); copy it again.") from None
+    except Exception as e:
+        why = f'{type(e).__name__}: {e}'
+        raise InputError(f"{path}: no whole .mat file ({why}); copy it again.") from None
     if pp.ndim==2 and pp.shape[1]!=28: pp = pp.T
-    if pp.ndim!=2 or pp.shape[1]!=28: raise InputError(f"{path}: `pp` must be 28 numbers a picture, but is {pp.shape}.")
+    if pp.ndim!=2 or pp.shape[1]!=28:
+        raise InputError(f"{path}: `pp` must be 28 numbers a picture, but is {pp.shape}.")
     return torch.as_tensor(pp.astype('float32'))
 
 def read_market14(
@@ -850,16 +928,23 @@ def read_market14(
 ) -> PoseTable: # Neck to ankles; head missing
     "Read the 14 points of Market-1501, in the order of sorted names"
     path = Path(path)
-    if names is None: raise InputError(f"{path} does not name its pictures; give `names`: their folder, or their names.")
+    if names is None:
+        raise InputError(f"{path} does not name its pictures; give `names`: their folder, or their "
+                         "names.")
     names = sorted(map(str, list_names(names)), key=lambda o: (_base(_slashes(o)), o))
     xy = _read_mat(path).view(-1,2,14).mT - 1
     if len(xy)!=len(names):
-        raise InputError(f"{path} has {len(xy)} poses but there are {len(names)} pictures; give those of its folder alone.")
+        raise InputError(f"{path} has {len(xy)} poses but there are {len(names)} pictures; give "
+                         "those of its folder alone.")
     bad = xy.isinf().any(-1).nonzero()
-    if len(bad): raise InputError(f"{path}, {names[bad[0,0]]}: joint {bad[0,1]} is not a finite number; write NaN for a missing one.")
+    if len(bad):
+        raise InputError(f"{path}, {names[bad[0,0]]}: joint {bad[0,1]} is not a finite number; "
+                         "write NaN for a missing one.")
     seen = ~xy.isnan().any(-1, keepdim=True)
-    return PoseTable(names, to_openpose(torch.cat([xy.nan_to_num(), seen.float()], -1), 'market14'), path)
+    k = torch.cat([xy.nan_to_num(), seen.float()], -1)
+    return PoseTable(names, to_openpose(k, 'market14'), path)
 
+# %% ../../nbs/11_pose.files.ipynb #e8e8e417
 def list_names(
     names, # A folder, or names
 ) -> list: # Base names, sorted if of a folder
@@ -879,6 +964,7 @@ def from_mediapipe(
     return to_openpose(torch.cat([lm[...,:2]*wh-.5, lm[...,-1:]], -1), 'mediapipe33')
 
 _USED = [name in JOINTS for name in JOINT_SETS['mediapipe33']]
+_OUT = 'joints out of the picture, taken as missing'
 
 def _landmark_people(lm, where):
     "`(33, 4)` x, y, visibility, presence of each person"
@@ -887,15 +973,17 @@ def _landmark_people(lm, where):
     people = lm if isinstance(lm[0], list) else [lm]
     for p in people:
         if len(p)!=33: raise InputError(f"{where}: expected 33 landmarks but found {len(p)}.")
-    return [np.array([[o['x'],o['y'],o.get('visibility', 1.),o.get('presence', 1.)] for o in p], np.float64) for p in people]
+    four = lambda o: [o['x'], o['y'], o.get('visibility', 1.), o.get('presence', 1.)]
+    return [np.array([four(o) for o in p], np.float64) for p in people]
 
 def _add_landmarks(found, name, lm, i, min_visible):
     "One person of one picture"
     sure = (lm[:,2:]>=min_visible).all(1) & (lm[:,2]!=0)
     if not np.isfinite(lm[sure]).all():
-        raise InputError(f"{found.say(i)}: joint {(~np.isfinite(lm).all(1) & sure).argmax()} is not a finite number; write missing joints with visibility 0.")
+        raise InputError(f"{found.say(i)}: joint {(~np.isfinite(lm).all(1) & sure).argmax()} is "
+                         "not a finite number; write missing joints with visibility 0.")
     inside = ((lm[:,:2]>=0) & (lm[:,:2]<=1)).all(1)
-    if (sure & ~inside)[_USED].any(): found.notes[len(found.owner)] = 'joints out of the picture, taken as missing'
+    if (sure & ~inside)[_USED].any(): found.notes[len(found.owner)] = _OUT
     k = np.c_[lm[:,:2]-.5, lm[:,2]]
     k[~(sure & inside)] = 0
     found.add(name, k.ravel().tolist(), 'mediapipe33', i)
@@ -921,24 +1009,36 @@ def read_mediapipe(
     found = _People(path, people)
     for i,o in _entries(path):
         where = found.say(i)
-        try: name,frame,some = _slashes(o['file_name']), _frame_of(o, 'height', 'width'), _landmark_people(o['pose_landmarks'], where)
+        try:
+            name,frame = _slashes(o['file_name']), _frame_of(o, 'height', 'width')
+            some = _landmark_people(o['pose_landmarks'], where)
         except InputError: raise
         except (TypeError, KeyError, AttributeError, ValueError):
-            raise InputError(f"{where}: expected file_name, height, width and 33 pose_landmarks with x and y.") from None
-        if name in found.row: raise InputError(f"{where}: {name} comes twice; keep one entry for each picture.")
+            raise InputError(f"{where}: expected file_name, height, width and 33 pose_landmarks "
+                             "with x and y.") from None
+        if name in found.row:
+            raise InputError(f"{where}: {name} comes twice; keep one entry for each picture.")
         found.picture(name, i, frame or (1.,1.))
         for lm in some: _add_landmarks(found, name, lm, i, min_visible)
-    table = found.table(_keys(found.row, names, map(found.say, found.first), 'entry'))
+    table = found._table(_keys(found.row, names, map(found.say, found.first), 'entry'))
     if len(table): table.joints = scale_joints(table.joints, (1,1), table.frames)
     return table
 
 # %% ../../nbs/11_pose.files.ipynb #b029ee9c
-FORMATS = dict(market='a csv with the header name:keypoints_y:keypoints_x', openpose='OpenPose JSON, a file a picture',
-               coco='one JSON of COCO annotations or results', alphapose='AlphaPose results in one JSON, or a folder sep-json',
-               mmpose='a folder of MMPose JSON', openpifpaf='a folder of .predictions.json', yolo='a folder of YOLO-pose .txt',
-               fdgan='a folder of .txt with 18 lines y x', market14='a .mat of 14 points', mediapipe='one JSON of landmarks')
+FORMATS = dict(
+    market='a csv with the header name:keypoints_y:keypoints_x',
+    openpose='OpenPose JSON, a file a picture',
+    coco='one JSON of COCO annotations or results',
+    alphapose='AlphaPose results in one JSON, or a folder sep-json',
+    mmpose='a folder of MMPose JSON',
+    openpifpaf='a folder of .predictions.json',
+    yolo='a folder of YOLO-pose .txt',
+    fdgan='a folder of .txt with 18 lines y x',
+    market14='a .mat of 14 points',
+    mediapipe='one JSON of landmarks')
 
-_TOP = dict(annotations='coco', images='coco', bodies='alphapose', pose_landmarks='mediapipe', instance_info='mmpose')
+_TOP = dict(annotations='coco', images='coco', bodies='alphapose', pose_landmarks='mediapipe',
+            instance_info='mmpose')
 
 def _list_format(o):
     "Which format has such an element in its list"
@@ -947,10 +1047,11 @@ def _list_format(o):
     if keys & {'people','pose_landmarks'}: return 'openpose' if 'people' in keys else 'mediapipe'
     if 'keypoints' not in keys: return None
     k = o['keypoints']
-    if 'keypoint_scores' in keys and isinstance(k, list) and k and isinstance(k[0], list): return 'mmpose'
+    n = len(k) if isinstance(k, list) else 0
+    if n and isinstance(k[0], list) and 'keypoint_scores' in keys: return 'mmpose'
     if 'image_id' not in keys: return 'openpifpaf'
-    alpha = isinstance(o['image_id'], str) and (keys & {'box','idx'} or isinstance(k, list) and len(k) in (78,399,408))
-    return 'alphapose' if alpha else 'coco'
+    alpha = keys & {'box','idx'} or n in (78,399,408)
+    return 'alphapose' if alpha and isinstance(o['image_id'], str) else 'coco'
 
 def _json_format(path):
     "The format of a JSON file, None if it is of none, '' if it is an empty list"
@@ -967,9 +1068,10 @@ def _json_format(path):
 
 # %% ../../nbs/11_pose.files.ipynb #5090c73e
 def _txt_format(file):
-    "`yolo` if a line has as many numbers as it writes, else `fdgan`"
+    "`yolo` if a line has as many numbers as it writes, '' if there is none, else `fdgan`"
     with open(file, encoding='utf-8', errors='replace') as f:
-        return 'yolo' if len(next((l for l in f if l.strip()), '').split())>=39 else 'fdgan'
+        line = next((l for l in f if l.strip()), '')
+    return '' if not line else 'yolo' if len(line.split())>=39 else 'fdgan'
 
 def _first(files, kind_of, empty):
     "The format of the first file that tells one"
@@ -978,15 +1080,17 @@ def _first(files, kind_of, empty):
 
 def _folder_formats(path):
     "The formats that files below a folder have"
-    have = [o for o in _scan(path) if o.lower().endswith(('.json','.txt')) and _base(o).lower() not in _LISTS]
+    have = [o for o in _scan(path) if _base(o).lower() not in _LISTS]
     ends = lambda end: [o for o in have if o.lower().endswith(end)]
     if 'alphapose-results.json' in have: return {'alphapose'}
-    kinds = {kind for kind,end in dict(openpose='_keypoints.json', openpifpaf='.predictions.json').items() if ends(end)}
+    kinds = {'openpose'} if ends('_keypoints.json') else set()
+    if ends('.predictions.json'): kinds.add('openpifpaf')
     at = lambda files: (os.path.join(path, o) for o in files[:100])
     if not kinds and ends('.json'): kinds.add(_first(at(ends('.json')), _json_format, 'mmpose'))
-    if ends('.txt'): kinds.add(_first(at(ends('.txt')), lambda f: _txt_format(f) if os.path.getsize(f) else '', 'fdgan'))
+    if ends('.txt'): kinds.add(_first(at(ends('.txt')), _txt_format, 'fdgan'))
     return kinds
 
+# %% ../../nbs/11_pose.files.ipynb #c24539cc
 def find_format(
     path, # A file or folder of poses
 ) -> str: # One of `FORMATS`
@@ -995,8 +1099,11 @@ def find_format(
     if not path.exists(): raise InputError(f"{path}: no such keypoint file or folder.")
     if path.is_dir():
         kinds = _folder_formats(path)
-        if len(kinds)>1: raise InputError(f"{path} holds files of several formats ({', '.join(sorted(map(str, kinds)))}); give the file or folder of one.")
-        kind = next(iter(kinds & {'openpose','alphapose','mmpose','openpifpaf','yolo','fdgan'}), None)
+        if len(kinds)>1:
+            raise InputError(f"{path} holds files of several formats "
+                             f"({', '.join(sorted(map(str, kinds)))}); give the file or folder of "
+                             "one.")
+        kind = next((k for k in kinds if k in _FOLDERS), None)
     elif path.suffix.lower()=='.mat': kind = 'market14'
     else:
         with open(path, 'rb') as f: head = f.read(4096).lstrip(b'\xef\xbb\xbf \t\r\n')
@@ -1005,14 +1112,17 @@ def find_format(
             kind = _json_format(path)
             if kind=='': kind = 'coco'
         elif head.startswith(b'name') or path.suffix.lower()=='.csv': kind = 'market'
-        elif path.suffix.lower()=='.txt': kind = _txt_format(path)
+        elif path.suffix.lower()=='.txt': kind = _txt_format(path) or 'fdgan'
     if kind: return kind
-    raise InputError(f"{path}: no format of poses that is known here; it may be {'; '.join(f'{k} ({v})' for k,v in FORMATS.items())}; "
+    raise InputError(f"{path}: no format of poses that is known here; it may be "
+                     f"{'; '.join(f'{k} ({v})' for k,v in FORMATS.items())}; "
                      "name one with `format` if it is.")
 
 # %% ../../nbs/11_pose.files.ipynb #3be1d632
-_READERS = dict(market=read_market_csv, openpose=read_openpose, coco=read_coco, alphapose=read_alphapose, mmpose=read_mmpose,
-                openpifpaf=read_openpifpaf, yolo=read_yolo, fdgan=read_fdgan, market14=read_market14, mediapipe=read_mediapipe)
+_READERS = dict(
+    market=read_market_csv, openpose=read_openpose, coco=read_coco, alphapose=read_alphapose,
+    mmpose=read_mmpose, openpifpaf=read_openpifpaf, yolo=read_yolo, fdgan=read_fdgan,
+    market14=read_market14, mediapipe=read_mediapipe)
 _TAKES = dict(market=(), fdgan=('names',), market14=('names',), coco=('names','people','images'),
               alphapose=('names','people','images'), mediapipe=('names','people','min_visible'))
 _SHARES = 'shares of the picture, scaled'
@@ -1025,7 +1135,8 @@ def _note_scale(table, kind):
     if n<2 or kind in ('yolo','mediapipe','market14'): return table
     low,high = table.joints[...,:2][seen].aminmax()
     if low<-1 or high>2: return table
-    out = PoseTable(table.names, torch.cat([table.joints[...,:2]-.5, table.joints[...,2:]], -1), frames=torch.ones(len(table),2))
+    k = torch.cat([table.joints[...,:2]-.5, table.joints[...,2:]], -1)
+    out = PoseTable(table.names, k, frames=torch.ones(len(table),2))
     out.notes = {**table.notes, _SHARES: table.names}
     return out
 
@@ -1039,19 +1150,24 @@ def read_poses(
 ) -> PoseTable: # With `notes` of what had to be decided; `fitted` if it has `frames`
     "Read the poses of pictures in any of the formats"
     kind = format or find_format(path)
-    if kind not in FORMATS: raise InputError(f"There is no format '{kind}'; the formats are {', '.join(FORMATS)}.")
+    if kind not in FORMATS:
+        raise InputError(f"There is no format '{kind}'; the formats are {', '.join(FORMATS)}.")
     if not Path(path).exists(): raise InputError(f"{path}: no such keypoint file or folder.")
-    if people not in _RULES: raise InputError(f"`people` must be 'best', 'first' or 'error', but got '{people}'.")
+    if people not in _RULES:
+        raise InputError(f"`people` must be 'best', 'first' or 'error', but got '{people}'.")
     takes = _TAKES.get(kind, ('names','people'))
     if images is not None and 'images' not in takes:
-        raise InputError(f"{path}: `images` is for COCO results that give numbers alone; this is {kind}, leave it out.")
-    given = dict(names=None if names is None else list_names(names), people=people, images=images, min_visible=min_visible)
+        raise InputError(f"{path}: `images` is for COCO results that give numbers alone; this is "
+                         f"{kind}, leave it out.")
+    names = None if names is None else list_names(names)
+    given = dict(names=names, people=people, images=images, min_visible=min_visible)
     return _note_scale(_READERS[kind](path, **{k: given[k] for k in takes}), kind)
 
 # %% ../../nbs/11_pose.files.ipynb #c335c570
 def _openpose_files(table, root, kind):
     for name,k in zip(table.names, from_openpose(table.joints, kind)):
-        people = [dict(person_id=[-1], pose_keypoints_2d=k.flatten().tolist())] if (k[:,2]>0).any() else []
+        person = dict(person_id=[-1], pose_keypoints_2d=k.flatten().tolist())
+        people = [person]*bool((k[:,2]>0).any())
         text = json.dumps(dict(version=1.3, image=name, people=people))
         _in_folder(root, f'{_stem(name)}_keypoints.json').write_text(text, encoding='utf-8')
 
@@ -1062,36 +1178,44 @@ def _in_folder(root, name):
 def _coco_file(table, path):
     k = from_openpose(table.joints, 'coco17')
     v = torch.where(k[...,2]>.5, 2., 1.)*(k[...,2]>0)
+    xyv = torch.cat([k[...,:2], v[...,None]], -1).flatten(1)
     notes = [dict(id=i, image_id=i, category_id=1, iscrowd=0, num_keypoints=int((v[i]>0).sum()),
-                  keypoints=torch.cat([k[i,:,:2], v[i,:,None]], 1).flatten().tolist(), keypoint_scores=k[i,:,2].tolist())
+                  keypoints=xyv[i].tolist(), keypoint_scores=k[i,:,2].tolist())
              for i in range(len(k)) if (v[i]>0).any()]
-    data = dict(images=[dict(id=i, file_name=name) for i,name in enumerate(table.names)], annotations=notes,
-                categories=[dict(id=1, name='person', keypoints=[o.replace(' ', '_') for o in JOINT_SETS['coco17']])])
+    images = [dict(id=i, file_name=name) for i,name in enumerate(table.names)]
+    joints = [o.replace(' ', '_') for o in JOINT_SETS['coco17']]
+    data = dict(images=images, annotations=notes,
+                categories=[dict(id=1, name='person', keypoints=joints)])
     path.write_text(json.dumps(data), encoding='utf-8')
 
 def _fdgan_files(table, root):
     for name,k in zip(table.names, table.joints):
         yx = torch.where(k[:,2:]>0, k[:,[1,0]], -1.).numpy()
-        _in_folder(root, f'{_stem(name)}.txt').write_text('\n'.join(f'{y} {x}' for y,x in yx)+'\n', encoding='utf-8')
+        text = '\n'.join(f'{y} {x}' for y,x in yx)+'\n'
+        _in_folder(root, f'{_stem(name)}.txt').write_text(text, encoding='utf-8')
 
 def _mat_file(table, path):
-    k = from_openpose(table.joints, 'market14')[[i for _,i in sorted(zip(table.names, range(len(table))))]]
+    k = from_openpose(table.joints, 'market14')
+    k = k[sorted(range(len(table)), key=lambda i: (_base(table.names[i]), table.names[i]))]
     xy = torch.where(k[...,2:]>0, k[...,:2]+1, float('nan')).mT.flatten(1)
     with path.open('wb') as f: _library('scipy.io', path).savemat(f, dict(pp=xy.double().numpy()))
 
 def _mediapipe_file(table, path, sizes):
-    if sizes is None: raise InputError("MediaPipe's landmarks are shares of a picture; give `sizes`, the height and width of each picture.")
+    if sizes is None:
+        raise InputError("MediaPipe's landmarks are shares of a picture; give `sizes`, the height "
+                         "and width of each picture.")
     hw = torch.as_tensor(sizes, dtype=torch.float64).reshape(-1,2).expand(len(table), 2)
     k = from_openpose(table.joints, 'mediapipe33').double()
     xy = torch.where(k[...,2:]>0, (k[...,:2]+.5)/hw.flip(1)[:,None], 0.)
-    lm = [[dict(x=x, y=y, z=0., visibility=c) for (x,y),c in zip(p.tolist(), q.tolist())] for p,q in zip(xy, k[...,2])]
+    lm = [[dict(x=x, y=y, z=0., visibility=c) for (x,y),c in zip(p.tolist(), q.tolist())]
+          for p,q in zip(xy, k[...,2])]
     data = [dict(file_name=n, height=h, width=w, pose_landmarks=l if q.any() else None)
             for n,(h,w),l,q in zip(table.names, hw.tolist(), lm, k[...,2])]
     path.write_text(json.dumps(data), encoding='utf-8')
 
 # %% ../../nbs/11_pose.files.ipynb #1518d9cb
-_KINDS = dict(market='openpose18', openpose='openpose18', body25='body25', coco='coco17', fdgan='openpose18',
-              market14='market14', mediapipe='mediapipe33')
+_KINDS = dict(market='openpose18', openpose='openpose18', body25='body25', coco='coco17',
+              fdgan='openpose18', market14='market14', mediapipe='mediapipe33')
 
 def _losses(table, format):
     "What a format cannot hold of a table: a count of joints for each reason"
@@ -1099,40 +1223,52 @@ def _losses(table, format):
     back = to_openpose(from_openpose(k, kind), kind)
     seen,again = k[...,2]>0, back[...,2]>0
     lost = {f'{JOINTS[j]} left out': int((seen & ~again)[:,j].sum()) for j in range(18)}
-    lost['neck put between the shoulders'] = int(((back-k).abs().amax(-1)[:,1]>0)[seen[:,1] & again[:,1]].sum())
+    moved = ((back-k)[:,1].abs().amax(-1)>0) & seen[:,1] & again[:,1]
+    lost['neck put between the shoulders'] = int(moved.sum())
     lost['neck added'] = int((again & ~seen).sum())
     if format in ('fdgan','market14'): lost['confidence'] = int((seen & (k[...,2]!=1)).sum())
-    if format=='fdgan': lost['outside the picture, so missing'] = int((seen & (k[...,:2]<0).any(-1)).sum())
-    if format in ('fdgan','market14'): lost['extension'] = sum(not n.endswith('.jpg') for n in table.names) if format=='fdgan' else 0
+    if format=='fdgan':
+        lost['outside the picture, so missing'] = int((seen & (k[...,:2]<0).any(-1)).sum())
+        lost['extension'] = sum(not n.endswith('.jpg') for n in table.names)
     if format=='market14': lost['names'] = len(table)
     return {k: n for k,n in lost.items() if n}
+
+# %% ../../nbs/11_pose.files.ipynb #cfdbcc34
+_A_FILE_EACH = ('openpose','body25','fdgan')
 
 def _check_stems(names):
     "Names that files of their own can bear"
     stems = {}
     for name in names:
-        if os.path.isabs(name): raise InputError(f"{name} is a whole path; a file a picture needs names relative to a folder.")
+        if os.path.isabs(name):
+            raise InputError(f"{name} is a whole path; a file a picture needs names relative to a "
+                             "folder.")
         other = stems.setdefault(_stem(name), name)
-        if other!=name: raise InputError(f"{other} and {name} differ in their extension alone, which this format drops; rename one.")
+        if other!=name:
+            raise InputError(f"{other} and {name} differ in their extension alone, which this "
+                             "format drops; rename one.")
 
 def write_poses(
     path, # File or folder to write; it appears whole or not at all
     table:PoseTable, # Names and joints
-    format:str='market', # `market`, `openpose`, `body25`, `coco`, `fdgan`, `market14` or `mediapipe`
-    sizes=None, # Height and width of the pictures, two numbers or `(n, 2)`: for `mediapipe`, and for a table with `frames`
+    format:str='market', # market, openpose, body25, coco, fdgan, market14 or mediapipe
+    sizes=None, # Height and width of the pictures, for `mediapipe` and for a table with `frames`
 ) -> dict: # What was lost: how many joints or names for each reason
     "Write poses in one of the formats, and say what it cannot hold"
-    if format not in _KINDS: raise InputError(f"There is no format '{format}' to write; the formats are {', '.join(_KINDS)}.")
-    if format in ('openpose','body25','fdgan'): _check_stems(table.names)
-    if table.frames is not None and sizes is not None: sizes = torch.as_tensor(sizes).reshape(-1,2).expand(len(table), 2)
+    if format not in _KINDS:
+        raise InputError(f"There is no format '{format}' to write; the formats are "
+                         f"{', '.join(_KINDS)}.")
+    if format in _A_FILE_EACH: _check_stems(table.names)
+    if sizes is not None: sizes = torch.as_tensor(sizes).reshape(-1,2).expand(len(table), 2)
     table = table.fitted(sizes)
-    folder = dict(openpose=lambda p: _openpose_files(table, p, 'openpose18'), body25=lambda p: _openpose_files(table, p, 'body25'),
-                  fdgan=lambda p: _fdgan_files(table, p)).get(format)
-    file = dict(market=lambda p: write_market_csv(p, table), coco=lambda p: _coco_file(table, p), market14=lambda p: _mat_file(table, p),
-                mediapipe=lambda p: _mediapipe_file(table, p, sizes)).get(format)
+    write = dict(openpose=lambda p: _openpose_files(table, p, 'openpose18'),
+                 body25=lambda p: _openpose_files(table, p, 'body25'),
+                 fdgan=lambda p: _fdgan_files(table, p), market14=lambda p: _mat_file(table, p),
+                 market=lambda p: write_market_csv(p, table), coco=lambda p: _coco_file(table, p),
+                 mediapipe=lambda p: _mediapipe_file(table, p, sizes))[format]
     with write_beside(Path(path)) as tmp:
-        if folder: Path(tmp).mkdir(); folder(Path(tmp))
-        else: file(Path(tmp))
+        if format in _A_FILE_EACH: Path(tmp).mkdir()
+        write(Path(tmp))
     return _losses(table, format)
 
 # %% ../../nbs/11_pose.files.ipynb #c030
@@ -1145,8 +1281,10 @@ def check_poses(
     row = {name:i for i,name in enumerate(names)}
     lost = [name for name in table.names if name not in row]
     if lost:
-        raise InputError(f"{len(lost)} of {len(table)} poses name no picture, among them {', '.join(lost[:3])}; names must be "
-                         "base names as on disk, with their extension: is it the keypoint file of another set?")
+        raise InputError(f"{len(lost)} of {len(table)} poses name no picture, among them "
+                         f"{', '.join(lost[:3])}; names must be "
+                         "base names as on disk, with their extension: is it the keypoint file of "
+                         "another set?")
     if sizes is None or not len(table): return
     sizes = torch.as_tensor(sizes)[[row[name] for name in table.names]]
     joints = table.fitted(sizes).joints
@@ -1154,5 +1292,7 @@ def check_poses(
     if not len(bad): return
     i,j = bad[0].tolist()
     (x,y,_),(h,w) = joints[i,j].tolist(), sizes[i].tolist()
-    raise InputError(f"{table.names[i]}: the {JOINTS[j]} at x={x:g}, y={y:g} lies outside the picture of "
-                     f"height {h:g} and width {w:g} ({len(bad)} such joints in all); scale the joints to the pictures, or give them confidence 0.")
+    raise InputError(f"{table.names[i]}: the {JOINTS[j]} at x={x:g}, y={y:g} lies outside the "
+                     "picture of "
+                     f"height {h:g} and width {w:g} ({len(bad)} such joints in all); scale the joints "
+                     "to the pictures, or give them confidence 0.")
