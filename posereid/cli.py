@@ -8,6 +8,7 @@ __all__ = ['tell', 'parse_size', 'parse_choices', 'posereid_run', 'posereid_repr
            'posereid_audit', 'posereid_pose', 'posereid_compare']
 
 # %% ../nbs/90_cli.ipynb #c002
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -406,15 +407,24 @@ def posereid_pose(
     "Estimate the poses of a folder of pictures; the same command continues what was interrupted"
     from posereid.core import default_device
     from posereid.pose.estimate import estimate_folder, list_pictures_in, make_estimator
-    from posereid.pose.files import read_poses
     folders = [o.strip() for o in folders.split(',')] if folders else None
     names = sorted(list_pictures_in(root, folders))
-    known = None if against is None else read_poses(against, names=names)
+    known = None if against is None else _known(root, folders, against, names)
     est = make_estimator(estimator, weights, names, default_device())
     table = estimate_folder(root, out, est, folders, batch, fresh, skip_unreadable, not no_sheet)
     tell(f'{out}: {table}')
     for what,some in table.notes.items(): tell(f"{what}: {len(some)}, among them {', '.join(some[:3])}")
     if known is not None: _tell_pck(table, known, root, against)
+
+def _known(root, folders, against, names):
+    "Known joints in pixels of the pictures"
+    from posereid.imagefiles import picture_sizes
+    from posereid.pose.estimate import list_pictures_in, make_estimator
+    table = make_estimator('known', against, names).table
+    files = list_pictures_in(root, folders)
+    table = table.take([i for i,o in enumerate(table.names) if o in files])
+    sizes = picture_sizes([files[o] for o in table.names])
+    return table.fitted([sizes[os.path.abspath(files[o])] for o in table.names]) if len(table) else table
 
 def _tell_pck(table, known, root, against):
     "How far the estimates are from known joints"

@@ -347,7 +347,8 @@ def load_poses(
     if not has_pose(table.joints).any():
         raise InputError(f"{path}: not one of its {len(table)} poses has a joint (all are missing); estimate the poses again (posereid_pose), or take another file.")
     at = find_pictures(table.names, paths, where=path)
-    notes = {**table.notes, **_elsewhere(table, at, root, path, df.attrs.get('also', ()))}
+    also = _elsewhere(table, at, root, path, df.attrs.get('also', ()))
+    notes = {**table.notes, **also}
     keep = np.flatnonzero(at >= 0)
     if not len(keep): raise InputError(f"{path}: not one of its {len(table)} poses is of a picture that was read here, such as {paths[0]}; is it the file of another part of the set?")
     own = [paths[i] for i in at[keep]]
@@ -373,10 +374,13 @@ def _elsewhere(table, at, root, path, also=()):
     lost = [table.names[i] for i in np.flatnonzero(at < 0)]
     if not lost: return {}
     there = {*also, *(_base_names_below(root) if root is not None else ())}
-    strange = [o for o in lost if o.replace('\\', '/').rsplit('/', 1)[-1] not in there]
+    bare = lambda o: o.replace('\\', '/').rsplit('/', 1)[-1]
+    stems = {os.path.splitext(o)[0] for o in there} if 'no picture of this name' in table.notes else ()  # a file a picture drops the ending
+    strange = [o for o in lost if bare(o) not in there and os.path.splitext(bare(o))[0] not in stems]
     if strange:
         raise InputError(f"{path}: {len(strange)} of {len(table)} poses name no picture, among them {', '.join(strange[:3])}; names must be base names as on disk, with their "
                          "ending, or paths within the set: is it the keypoint file of another set?")
+    table.notes.pop('no picture of this name', None)
     return {'pictures of the set that are not read here': lost}
 
 def _base_names_below(root):

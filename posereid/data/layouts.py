@@ -29,11 +29,11 @@ DukeName   = namedtuple('DukeName', 'pid camid frame')
 Cuhk03Name = namedtuple('Cuhk03Name', 'pid camid frame')
 MarsName   = namedtuple('MarsName', 'pid camid tracklet frame')
 GRAMMAR = dict(  # pattern of a base name, what it gives, an example, the parts
-    market1501=(re.compile(r'(-1|[0-9]{4})_c([1-9])s([0-9])_([0-9]+)_([0-9]+)(?=[._])'), MarketName, '0002_c1s1_000451_03.jpg',
+    market1501=(re.compile(r'(-1|[0-9]{4})_c([1-9])s([0-9])_([0-9]+)_([0-9]+)(?=[._]|$)'), MarketName, '0002_c1s1_000451_03.jpg',
                 'identity, camera, sequence, frame, box'),
-    dukemtmc=(re.compile(r'([0-9]{4})_c([1-8])_f([0-9]{7})(?=[._])'), DukeName, '0001_c2_f0046182.jpg', 'identity, camera, frame'),
-    cuhk03=(re.compile(r'([0-9]{4})_c([12])_([0-9]+)(?=[._])'), Cuhk03Name, '0001_c1_1.png', 'identity, camera, number'))
-_mars = re.compile(r'([0-9]{4}|00-1)C([1-9])T([0-9]{4})F([0-9]{3,})\.')
+    dukemtmc=(re.compile(r'([0-9]{4})_c([1-8])_f([0-9]{7})(?=[._]|$)'), DukeName, '0001_c2_f0046182.jpg', 'identity, camera, frame'),
+    cuhk03=(re.compile(r'([0-9]{4})_c([12])_([0-9]+)(?=[._]|$)'), Cuhk03Name, '0001_c1_1.png', 'identity, camera, number'))
+_mars = re.compile(r'([0-9]{4}|00-1)C([1-9])T([0-9]{4})F([0-9]{3,})(?:\.|$)')
 
 # %% ../../nbs/51_data.layouts.ipynb #c007
 def _parse(kind, name):
@@ -153,7 +153,8 @@ class _Reading:
         for p in paths:
             try: yield p, parse(os.path.basename(p))
             except InputError as e:
-                self.skip(p, f'is not named {str(e).partition("named ")[2].rstrip(".")}', str(e).replace(os.path.basename(p), p, 1))
+                said = str(e).replace(os.path.basename(p), p, 1).rstrip('.')
+                self.skip(p, f'is not named {str(e).partition("named ")[2].rstrip(".")}', f"{said}, or read the set with odd='skip' (commands: --read odd=skip).")
 
     def folder(self, name, split, parse, deep=False, who=_printed):
         "Read one folder of pictures; `who` says how a base name prints its person"

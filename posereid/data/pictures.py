@@ -83,12 +83,14 @@ def _decode_all(self:PictureStore, paths, out, show=False):
     "Decode `paths` into the rows of `out`, a few threads at a time"
     arr, step = out.numpy(), 64
     def some(j):
-        for i in range(j, min(j+step, len(paths))): arr[i] = self._decode(paths[i]).transpose(2, 0, 1)
+        rows = range(j, min(j+step, len(paths)))
+        for i in rows: arr[i] = self._decode(paths[i]).transpose(2, 0, 1)
+        return rows
     jobs = range(0, len(paths), step)
     if len(jobs) <= 1: return [some(j) for j in jobs]
     with ThreadPoolExecutor(self.threads) as pool:
-        done = pool.map(some, jobs)
-        for _ in (progress(done, total=len(jobs), desc='decoding') if show else done): pass
+        done = (i for rows in pool.map(some, jobs) for i in rows)
+        for _ in (progress(done, total=len(paths), desc='decoding') if show else done): pass
 
 # %% ../../nbs/55_data.pictures.ipynb #4a6ccf0a
 @patch

@@ -1,0 +1,273 @@
+"What people really bring: links, other picture files, folders that programs made, keypoints of other tools and frames, consoles that know no ε"
+import json, os, shutil, subprocess, sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from posereid import cli
+from posereid.core import InputError
+from posereid.data.layouts import find_layout, load_dataset, reading_notes
+from posereid.data.manifest import pick
+from posereid.pose.files import PoseTable, read_poses, write_market_csv, write_poses
+from posereid.stages.inputs import folder_inputs
+from posereid.synth.sets import toy_sets
+
+slow = pytest.mark.slow
+REID = ['reid.width=4', 'reid.epochs=1', 'reid.bs=8']
+GAN = ['transfer.width=4', 'transfer.d_width=4', 'transfer.pairs=16', 'transfer.parts=1', 'transfer.bs=8', 'transfer.beta=0']
+
+
+@pytest.fixture(scope='module')
+def sets():
+    os.environ['POSEREID_QUIET'] = '1'
+    return toy_sets()
+
+
+@pytest.fixture
+def market(sets, tmp_path): return Path(shutil.copytree(sets/'Market-1501', tmp_path/'market'))
+
+
+@pytest.fixture
+def refused(capsys):
+    "Status 2, and one sentence with these words"
+    def _f(f, *args, says=(), **kwargs):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as e: f(*args, **kwargs)
+        err = capsys.readouterr().err.strip()
+        assert e.value.code==2 and len(err.splitlines())==1, err
+        for o in [says] if isinstance(says, str) else says: assert o in err, (o, err)
+        return err
+    return _f
+
+
+@pytest.fixture
+def audited(capsys):
+    "Exit status and text of an audit"
+    def _f(*args, **kwargs):
+        capsys.readouterr()
+        try: cli.posereid_audit(*args, **kwargs)
+        except SystemExit as e: return e.code,capsys.readouterr().out
+        return 0,capsys.readouterr().out
+    return _f
+
+
+def guider(data, out, **kwargs): cli.posereid_guider(data, out=out, preset='smoke', set=REID, **kwargs)
+def trained(out): return json.loads((out/'metrics.json').read_text())['n_pictures']
+def train_pictures(root): return sorted((root/'bounding_box_train').iterdir())
+
+
+def table_of(sets, df=None):
+    "Known joints of the toy Market-1501"
+    table = read_poses(sets/'Market-1501_poses.csv')
+    names = [n for n in table.names if df is None or n in {Path(p).name for p in df.path}]
+    return PoseTable(names, table.get(names))
+
+# --- pictures ---
+
+def test_a_hub_snapshot_is_all_links(sets, tmp_path, refused):
+    root,blobs = tmp_path/'snapshots'/'market',tmp_path/'blobs'
+    blobs.mkdir()
+    for i,p in enumerate(sorted((sets/'Market-1501').rglob('*.jpg'))):
+        link = root/p.relative_to(sets/'Market-1501')
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(p, blobs/f'{i:040x}')  # no ending
+        link.symlink_to(os.path.relpath(blobs/f'{i:040x}', link.parent))
+    refused(guider, root, tmp_path/'o', says=['is a link out of the set', '--read links=true'])
+    refused(guider, root, tmp_path/'o', read=['odd=skip'], says=['None of the', 'is a link out of the set', '--read links=true'])
+    guider(root, tmp_path/'o', read=['links=true'])
+    assert trained(tmp_path/'o')==len(train_pictures(root))
+
+
+def test_links_within_a_set(market, tmp_path):
+    p = train_pictures(market)[0]
+    (market/'store').mkdir()
+    p.rename(market/'store'/p.name)
+    p.symlink_to(Path('..')/'store'/p.name)
+    guider(market, tmp_path/'o')
+    assert trained(tmp_path/'o')==len(train_pictures(market))
+
+
+def test_every_kind_of_picture_is_trained_on(market, tmp_path):
+    n = len(train_pictures(market))
+    kinds = ('webp','tiff','png','bmp','ppm','jpeg2000')
+    ends = dict(webp='.webp', tiff='.tif', png='.png', bmp='.bmp', ppm='.ppm', jpeg2000='.jp2')
+    for i,p in enumerate(train_pictures(market)[:12]):
+        kind = kinds[i%6]
+        Image.open(p).save(p.with_suffix('' if i>=6 else ends[kind]), kind)  # half of them without an ending
+        p.unlink()
+    df = load_dataset(market)
+    assert (df.split=='train').sum()==n and not df.attrs['skipped'] and len(df.attrs['ignored'])<=1  # counts.json
+    guider(market, tmp_path/'o')
+    assert trained(tmp_path/'o')==n
+
+
+def test_pictures_without_an_ending(sets, tmp_path):
+    for i,p in enumerate(train_pictures(sets/'Market-1501')):
+        home = tmp_path/'own'/'train'/p.name[:4]
+        home.mkdir(parents=True, exist_ok=True)
+        Image.open(p).save(home/f'picture {i}', ('webp','tiff','png','jpeg2000')[i%4])
+    (home/'notes').write_text('no picture')
+    df = load_dataset(tmp_path/'own')
+    assert len(df)==len(train_pictures(sets/'Market-1501')) and [Path(o).name for o in df.attrs['ignored']]==['notes']
+    assert reading_notes(df)==['files that are no pictures: 1 (notes)']
+
+
+def test_folders_that_programs_made(sets, tmp_path, capsys):
+    root = Path(shutil.copytree(sets/'folders', tmp_path/'folders'))
+    want = load_dataset(root)
+    for junk in ('__MACOSX/Anna/._0.jpg', 'train/__MACOSX/0.jpg', 'train/@eaDir/0.jpg/SYNOPHOTO.jpg', 'gallery/.thumbs/0.jpg', 'query/desktop.ini'):
+        (root/junk).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(want.path[0], root/junk)
+    df = load_dataset(root)
+    assert df.path.tolist()==want.path.tolist() and df.pid.tolist()==want.pid.tolist() and len(df.attrs['ignored'])==4
+    guider(root, tmp_path/'o')
+    assert 'files that are no pictures: 4' in capsys.readouterr().out
+
+
+def test_pictures_on_their_side(market, sets, tmp_path, audited):
+    "Audit, estimates and stages agree on which way is up"
+    side = Image.Exif(); side[0x0112] = 6
+    for p in train_pictures(market)[:3]: Image.open(p).transpose(Image.Transpose.ROTATE_90).save(p, exif=side, quality=95, subsampling=0)
+    assert audited(market, decode=True, poses=sets/'Market-1501_poses.csv', against='none')[0]==0
+    i = folder_inputs(market, poses=sets/'Market-1501_poses.csv')
+    assert i.store((64,32)).sizes(train_pictures(market)[:3]).tolist()==[[64,32]]*3
+    from posereid.pose.estimate import read_picture
+    assert tuple(read_picture(train_pictures(market)[0]).shape)==(3,64,32)
+
+
+def test_a_broken_test_picture_is_found_before_training(market, tmp_path, refused):
+    p = sorted((market/'query').iterdir())[-1]
+    p.write_bytes(p.read_bytes()[:300])
+    refused(guider, market, tmp_path/'o', says=[str(p), 'truncated'])
+    assert not (tmp_path/'o').exists()
+
+
+def test_skipped_pictures_are_told(market, tmp_path, capsys, refused):
+    shutil.copy(train_pictures(market)[0], market/'bounding_box_train'/'holiday.jpg')
+    refused(guider, market, tmp_path/'o', says=['holiday.jpg', '--read odd=skip'])
+    guider(market, tmp_path/'o', read=['odd=skip'])
+    assert 'pictures skipped: 1 (holiday.jpg)' in capsys.readouterr().out
+    refused(guider, market, tmp_path/'o2', read=['od=skip'], says=["no choice 'od'", "'odd'"])
+    refused(guider, market, tmp_path/'o2', read=['skip'], says='name=value')
+
+# --- keypoint files ---
+
+def inputs(sets, poses, **kwargs): return folder_inputs(sets/'Market-1501', poses=poses, choices=dict(pose_read=kwargs) if kwargs else None)
+def same(i, table, tol=1e-3):
+    "Seen joints are where they should be"
+    want,got = table.of(i.target),i.poses.of(i.target)
+    both = (want[...,2]>0) & (got[...,2]>0)
+    both[:,1] = False  # COCO has no neck, it is put between the shoulders
+    assert both.sum()>100 and (got-want)[both][:,:2].abs().max()<tol
+    return i
+
+
+@pytest.mark.parametrize('kind,name', [('openpose','poses'), ('fdgan','poses'), ('coco','poses.json'), ('market','poses.csv')])
+def test_files_and_folders_of_poses(sets, tmp_path, kind, name):
+    write_poses(tmp_path/name, table_of(sets), kind)
+    same(inputs(sets, tmp_path/name), table_of(sets), tol=1e-2)
+
+
+def test_a_folder_beside_the_set_is_found(market, sets):
+    write_poses(market.parent/'market_poses', table_of(sets), 'openpose')
+    same(folder_inputs(market), table_of(sets))
+
+
+def test_shares_and_other_frames(sets, tmp_path):
+    t = table_of(sets)
+    share = t.joints.clone()
+    share[...,:2] = torch.where(t.joints[...,2:]>0, (t.joints[...,:2]+.5)/torch.tensor([32.,64.]), 0.)
+    write_market_csv(tmp_path/'share.csv', PoseTable(t.names, share))
+    i = same(inputs(sets, tmp_path/'share.csv'), t)
+    assert any('shares of the picture' in o for o in i.notes)
+    big = t.joints.clone()
+    big[...,:2] = torch.where(t.joints[...,2:]>0, (t.joints[...,:2]+.5)*8-.5, 0.)
+    (tmp_path/'canvas').mkdir()
+    for n,k in zip(t.names, big):
+        people = [dict(pose_keypoints_2d=k.flatten().tolist())]
+        (tmp_path/'canvas'/f'{Path(n).stem}_keypoints.json').write_text(json.dumps(dict(people=people, canvas_width=256, canvas_height=512)))
+    same(inputs(sets, tmp_path/'canvas'), t)
+
+
+def test_poses_of_pictures_of_another_size(sets, tmp_path, audited, refused):
+    t = table_of(sets)
+    for factor,fails in ((.5, False), (.15, True), (4., True)):
+        write_market_csv(tmp_path/'k.csv', PoseTable(t.names, torch.cat([t.joints[...,:2]*factor, t.joints[...,2:]], -1)))
+        status,text = audited(sets/'Market-1501', poses=tmp_path/'k.csv')
+        assert status==1 and ('far smaller than their pictures' if factor<1 else 'outside their frame') in text, text
+        if fails: refused(cli.posereid_run, data=sets/'Market-1501', poses=tmp_path/'k.csv', out=tmp_path/'o', preset='smoke', rows='control,guided', says=str(tmp_path/'k.csv'))
+    assert not (tmp_path/'o').exists()
+
+
+def test_numbers_are_no_names(sets, tmp_path, refused):
+    "COCO results that give numbers alone: refused, or matched by the file that says which picture has which number"
+    t = table_of(sets)
+    write_poses(tmp_path/'ann.json', t, 'coco')
+    ann = json.loads((tmp_path/'ann.json').read_text())
+    order = torch.randperm(len(t), generator=torch.Generator().manual_seed(0)).tolist()
+    ids = {o['id']: 1000+order[i] for i,o in enumerate(ann['images'])}
+    results = [dict(image_id=ids[a['image_id']], category_id=1, keypoints=a['keypoints'], score=.9) for a in ann['annotations']]
+    (tmp_path/'results.json').write_text(json.dumps(results))
+    (tmp_path/'images.json').write_text(json.dumps(dict(images=[dict(id=ids[o['id']], file_name=o['file_name']) for o in ann['images']])))
+    call = lambda **kw: cli.posereid_run(data=sets/'Market-1501', poses=tmp_path/'results.json', out=tmp_path/'o', preset='smoke', rows='control', set=REID+GAN, **kw)
+    refused(call, says=['results.json', 'images'])
+    same(inputs(sets, tmp_path/'results.json', images=str(tmp_path/'images.json')), t, tol=1e-2)
+
+
+def test_a_file_for_the_whole_set_serves_a_part(sets, tmp_path, capsys):
+    "MARS lends its training half; its keypoint file may know both"
+    cli.posereid_transfer(sets/'Market-1501', sets/'MARS', out=tmp_path/'t', preset='smoke', set=GAN)
+    out = capsys.readouterr().out
+    n = len(read_poses(sets/'MARS_poses.csv'))-len(load_dataset(sets/'MARS'))
+    assert f'pictures of the set that are not read here: {n}' in out
+
+
+def test_a_file_of_another_set(sets, tmp_path, refused):
+    refused(cli.posereid_run, data=sets/'Market-1501', poses=sets/'DukeMTMC-reID_poses.csv', out=tmp_path/'o', preset='smoke', rows='control', says=['name no picture', 'another set'])
+    refused(cli.posereid_run, data=sets/'Market-1501', poses=tmp_path/'none', out=tmp_path/'o', preset='smoke', rows='control', says=['none', '--poses'])
+    refused(cli.posereid_run, data=sets/'Market-1501', out=tmp_path/'o', preset='smoke', rows='control', pose_read=['peple=first'], says="'people'")
+
+
+def test_whom_a_choice_of_the_source_is_for(sets, tmp_path, refused):
+    refused(cli.posereid_run, data=sets/'Market-1501', source_layout='mars', out=tmp_path/'o', rows='control', says='go with --source')
+    refused(cli.posereid_run, layout='mars', out=tmp_path/'o', says='--layout goes with --data')
+
+# --- consoles ---
+
+def in_console(line, encoding, cwd):
+    "A new process whose streams have this encoding"
+    env = {**os.environ, 'PYTHONIOENCODING':encoding, 'POSEREID_QUIET':'0'}
+    code = f'from pathlib import Path; from posereid.cli import *; {line}'
+    return subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, cwd=cwd)
+
+
+@pytest.mark.parametrize('encoding', ['cp1252', 'ascii'])
+def test_plain_consoles(tmp_path, encoding):
+    wrong = in_console('posereid_synth(set=["world.n_train=ε−1"])', encoding, tmp_path)
+    assert wrong.returncode==2 and "'eps-1'" in wrong.stderr.decode(encoding)
+    said = in_console('tell("Δ −1.9 ± 0.3 ──")', encoding, tmp_path)
+    assert said.returncode==0 and said.stdout.decode(encoding)==('delta -1.9 ± 0.3 --\n' if encoding=='cp1252' else 'delta -1.9 +- 0.3 --\n')
+
+
+@slow
+@pytest.mark.parametrize('encoding', ['cp1252', 'ascii'])
+def test_plain_consoles_to_the_end(sets, tmp_path, encoding):
+    target = str(sets/'DukeMTMC-reID')
+    done = in_console(f'posereid_run(data=Path({target!r}), out=Path("o"), preset="smoke", rows="control,equal_steps,smoothed,guided", set={REID+GAN[:-1]})', encoding, tmp_path)
+    assert done.returncode==0, done.stderr
+    out = done.stdout.decode(encoding)
+    assert '-----' in out and '?' not in out
+    a,b = sorted((tmp_path/'o').glob('reid-*/per_query.csv'))[:2]
+    done = in_console(f'posereid_compare(Path({str(a.parent)!r}), Path({str(b.parent)!r}))', encoding, tmp_path)
+    assert done.returncode==0 and done.stdout, done.stderr
+
+
+@slow
+@pytest.mark.parametrize('command', ['run', 'generate', 'eval', 'audit', 'reproduce'])
+def test_help_in_plain_consoles(tmp_path, command):
+    script = Path(sys.executable).parent/f'posereid_{command}'
+    if not script.exists(): pytest.skip('the package is not installed')
+    done = subprocess.run([script, '--help'], env={**os.environ, 'PYTHONIOENCODING':'ascii'}, capture_output=True, cwd=tmp_path)
+    assert done.returncode==0 and b'--layout' in done.stdout, done.stderr
