@@ -126,7 +126,7 @@ def _read(name, path, choices):
         except InputError as e: said[str(split)] = str(e)
     if not good: raise InputError(next(iter(said.values())))
     df = pd.concat(good, ignore_index=True)
-    df.attrs = dict(layout=good[0].attrs.get('layout', name), ignored=list(itertools.chain(*(o.attrs.get('ignored', ()) for o in good))),
+    df.attrs = dict(layout=good[0].attrs.get('layout', name), notes=good[0].attrs.get('notes', []), ignored=list(itertools.chain(*(o.attrs.get('ignored', ()) for o in good))),
                     skipped={k: v for o in good for k, v in o.attrs.get('skipped', {}).items()})
     return df, list(said.values())
 
@@ -231,6 +231,7 @@ def _check_books(df, books, said, path):
                        + f' + elsewhere {rest}'*bool(rest), list(df.attrs.get('ignored', ()))))
     if skipped := df.attrs.get('skipped'):
         out.append(Finding('files', 'fail', f'pictures that cannot be read by name or link: {len(skipped):,}', [f'{p} {why}' for p, why in skipped.items()]))
+    out += [Finding('people', 'note', o) for o in df.attrs.get('notes', ())]
     try: out.append(Finding('cameras', 'ok', camera_rule(df, str(path))))
     except InputError as e: out.append(Finding('cameras', 'fail', str(e)))
     return out

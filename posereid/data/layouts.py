@@ -883,7 +883,8 @@ def _typed(k, v, like):
     if v.lower() == 'none': return None
     if (like is None or isinstance(like, bool)) and v.lower() in ('true','false','yes','no'): return v.lower() in ('true','yes')
     if isinstance(like, bool): raise InputError(f"{k!r} is true or false, but got {v!r}.")
-    if isinstance(like, tuple) or k == 'splits' and v != 'all': return tuple(o.strip() for o in v.split(',') if o.strip())
+    if k == 'splits' and v == 'all': return v
+    if isinstance(like, tuple) or k == 'splits': return tuple(o.strip() for o in v.split(',') if o.strip())
     try: return float(v) if isinstance(like, float) else v
     except ValueError: raise InputError(f"{k!r} takes a number, such as {like}, but got {v!r}.") from None
 
