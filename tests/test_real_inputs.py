@@ -271,3 +271,21 @@ def test_help_in_plain_consoles(tmp_path, command):
     if not script.exists(): pytest.skip('the package is not installed')
     done = subprocess.run([script, '--help'], env={**os.environ, 'PYTHONIOENCODING':'ascii'}, capture_output=True, cwd=tmp_path)
     assert done.returncode==0 and b'--layout' in done.stdout, done.stderr
+
+
+def test_what_is_known_is_refused_before_training(sets, tmp_path, refused):
+    "Poses of test pictures alone; poses that nobody has twice; poses with too few joints to be lent"
+    t,df = table_of(sets),load_dataset(sets/'Market-1501')
+    train = [Path(p).name for p in pick(df, 'train').path]
+    call = lambda says: refused(cli.posereid_run, data=sets/'Market-1501', poses=tmp_path/'k.csv', out=tmp_path/'o', preset='smoke', rows='control,guided', set=REID+GAN, says=says)
+    rest = [n for n in t.names if n not in train]
+    write_market_csv(tmp_path/'k.csv', PoseTable(rest, t.get(rest)))
+    call('has a pose')
+    ones = list({n[:4]: n for n in train}.values())
+    write_market_csv(tmp_path/'k.csv', PoseTable(ones, t.get(ones)))
+    call('pair')
+    few = t.get(train).clone()
+    few[:,7:] = 0.
+    write_market_csv(tmp_path/'k.csv', PoseTable(train, few))
+    call('at least 8 joints')
+    assert not (tmp_path/'o').exists()

@@ -342,7 +342,7 @@ def _check_scale(t, mine, paths):
         out.append(Finding('keypoints', 'fail' if bad.sum() > .1*seen.sum() else 'note', f'pictures with joints outside their frame: {len(files):,}', files))
     low, span = [paths[i] for i in (span < 1/3).nonzero()[:,0].tolist()], span[~span.isnan()]
     if len(span) and span.median() < .5:
-        out.append(Finding('keypoints', 'fail', f'poses are far smaller than their pictures: they span {span.median():.0%} of the height in the middle of all; are the joints those of pictures of another size?', low))
+        out.append(Finding('keypoints', 'fail', f'poses are far smaller than their pictures: the median pose spans {span.median():.0%} of the height; are the joints those of pictures of another size?', low))
     elif low: out.append(Finding('keypoints', 'note', f'poses that span less than a third of the height of their picture: {len(low):,}', low))
     return out
 

@@ -413,7 +413,7 @@ def _not_too_small(table, sizes, path):
     span = pose_heights(table.joints, sizes)
     span = span[~span.isnan()]
     if len(span) and span.median() < .2:
-        raise InputError(f"{path}: its poses span {span.median():.0%} of the height of their pictures in the middle of all, so that their joints are of pictures of another size; "
+        raise InputError(f"{path}: the median pose spans {span.median():.0%} of the height of its picture, so these are joints of pictures of another size; "
                          "scale them to the pictures as stored.")
 
 # %% ../../nbs/54_data.block.ipynb #c055

@@ -19,7 +19,8 @@ from ..pose.files import PoseTable
 from ..data.manifest import pick
 from posereid.data.layouts import (READERS, check_test, check_train, find_layout, load_dataset, reader_choices, reading_notes,
     there_are)
-from ..data.block import PictureStore, load_poses, shorten
+from ..data.block import PictureStore, load_poses, poses_for, shorten
+from ..data.sampler import epoch_pairs
 from ..synth.world import World, WorldSettings, load_world, make_world
 from .guider import load_reid
 
@@ -160,10 +161,16 @@ def folder_inputs(
     if source is not None: _add_source(res, Path(source), source_poses, need_poses, how)
     if res.poses is not None: res.poses = shorten(res.poses, [*whole.path, *(() if res.source is None else res.source.path)])
     used = [res.target] if res.source is None else [res.target, res.source]
+    for df in used if need_poses else (): _can_be_paired(pick(df, split='train'), res.poses)
     res.store(size).preload(pd.concat(used), show=True)  # a broken picture is found before anything is trained
     return res
 
 # %% ../../nbs/86_stages.inputs.ipynb #64a517c8
+def _can_be_paired(df, poses):
+    "Somebody must have two pictures with a pose, or stage two has nothing to learn from"
+    kept,_ = poses_for(df, poses)
+    epoch_pairs(df.iloc[kept].reset_index(drop=True), 'any', 1)
+
 def _said_otherwise(cameras, layout, choices):
     "What was said of reading, if anything was: a run without it keeps its settings"
     said = dict(cameras=cameras, layout=layout, **(choices or {}))
