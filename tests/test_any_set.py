@@ -1,16 +1,14 @@
 "The main job on every set that the readers know, on files of the true layout: the whole run, and each stage by its own command"
-import json, os, shutil, subprocess, sys
+import json, os, shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from PIL import Image
 
 from posereid import cli
 from posereid.data.layouts import check_train, load_dataset, read_generated
 from posereid.data.manifest import pick
 from posereid.stages.inputs import folder_inputs
-from posereid.synth.sets import toy_sets
 
 REID = ['reid.width=4', 'reid.epochs=1', 'reid.bs=8']
 GAN = ['transfer.width=4', 'transfer.d_width=4', 'transfer.pairs=16', 'transfer.parts=1', 'transfer.bs=8']
@@ -30,25 +28,6 @@ SETS = [pytest.param('Market-1501', 'MARS', {}, 'Market-1501: 16 queries of 8 pe
         pytest.param('folders_cam', 'folders', dict(read=['camera=^c([0-9]+)']), 'same person in same camera removed'),
         pytest.param('own/own.csv', 'folders', {}, 'own.csv: 16 queries', marks=slow)]
 names = lambda p: f"{p.values[0]}-{'-'.join(p.values[2].get('read', []))}{p.values[2].get('layout', '')}"
-
-
-@pytest.fixture(scope='module')
-def sets():
-    os.environ['POSEREID_QUIET'] = '1'
-    return toy_sets()
-
-
-@pytest.fixture
-def refused(capsys):
-    "Status 2, and one sentence with these words"
-    def _f(f, *args, says=(), **kwargs):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as e: f(*args, **kwargs)
-        err = capsys.readouterr().err.strip()
-        assert e.value.code==2 and len(err.splitlines())==1, err
-        for o in [says] if isinstance(says, str) else says: assert o in err, (o, err)
-        return err
-    return _f
 
 
 def there(sets, name):

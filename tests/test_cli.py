@@ -25,18 +25,6 @@ def cache(tmp_path_factory):
         yield Path(os.environ['POSEREID_CACHE'])
 
 
-@pytest.fixture
-def refused(capsys):
-    "Status 2, and one sentence with these words"
-    def _f(f, *args, says=(), status=2, **kwargs):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as e: f(*args, **kwargs)
-        err = capsys.readouterr().err.strip()
-        assert e.value.code==status and len(err.splitlines())==1 and err.startswith(f.__name__), err
-        for o in [says] if isinstance(says, str) else says: assert o in err, err
-        return err
-    return _f
-
 # --- posereid_run ---
 
 def run(out, **kwargs): return cli.posereid_run(out=Path(out), preset='smoke', set=WORLD+REID+GAN, **kwargs)

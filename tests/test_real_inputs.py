@@ -7,39 +7,18 @@ import torch
 from PIL import Image
 
 from posereid import cli
-from posereid.core import InputError
-from posereid.data.layouts import find_layout, load_dataset, reading_notes
+from posereid.data.layouts import load_dataset, reading_notes
 from posereid.data.manifest import pick
 from posereid.pose.files import PoseTable, read_poses, write_market_csv, write_poses
 from posereid.stages.inputs import folder_inputs
-from posereid.synth.sets import toy_sets
 
 slow = pytest.mark.slow
 REID = ['reid.width=4', 'reid.epochs=1', 'reid.bs=8']
 GAN = ['transfer.width=4', 'transfer.d_width=4', 'transfer.pairs=16', 'transfer.parts=1', 'transfer.bs=8', 'transfer.beta=0']
 
 
-@pytest.fixture(scope='module')
-def sets():
-    os.environ['POSEREID_QUIET'] = '1'
-    return toy_sets()
-
-
 @pytest.fixture
 def market(sets, tmp_path): return Path(shutil.copytree(sets/'Market-1501', tmp_path/'market'))
-
-
-@pytest.fixture
-def refused(capsys):
-    "Status 2, and one sentence with these words"
-    def _f(f, *args, says=(), **kwargs):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as e: f(*args, **kwargs)
-        err = capsys.readouterr().err.strip()
-        assert e.value.code==2 and len(err.splitlines())==1, err
-        for o in [says] if isinstance(says, str) else says: assert o in err, (o, err)
-        return err
-    return _f
 
 
 @pytest.fixture
