@@ -197,7 +197,7 @@ def test_pooled_queries_by_hand(net, several, how):
     feat = lambda d: extract_features(net, Store().get(d.path))
     q,g,m = (several[several.split==o] for o in ('query','gallery','multi'))
     f = feat(m)
-    same = [torch.as_tensor(((m.pid==p) & (m.camid==c)).to_numpy()) for p,c in zip(q.pid, q.camid)]
+    same = [torch.tensor(((m.pid==p) & (m.camid==c)).tolist()) for p,c in zip(q.pid, q.camid)]
     pooled = F.normalize(torch.stack([f[o].mean(0) if how=='mean' else f[o].amax(0) for o in same]), dim=1)
     want = retrieval(torch.cdist(pooled, feat(g)), q.pid, g.pid, q.camid, g.camid)
     assert r.map_mean==pytest.approx(want.map_mean, abs=1e-6) and f'multi-query ({how})' in r.protocol
