@@ -237,7 +237,7 @@ def test_nothing_to_find(data, refused):
     for p in pictures(data/'target'/'bounding_box_test'):
         if not p.name.startswith(('-1','0000')): p.unlink()
     refused(cli.posereid_guider, data/'target', out=data/'o', says=['queries', str(data)])
-    refused(cli.posereid_guider, data/'source', out=data/'o', says=['no query', str(data)])
+    refused(cli.posereid_guider, data/'source', out=data/'o', says=['query_IDX.mat', str(data)])
     assert not (data/'o').exists()
 
 
@@ -269,9 +269,10 @@ def test_poses(data, guider, refused):
     lines = kept.splitlines()
     file.write_text('\n'.join([lines[0], lines[1].replace(lines[1].split(':')[0], '9999_c1s1_000001_01.jpg'), *lines[1:]])+'\n')
     call('9999_c1s1_000001_01.jpg', str(file))
-    row = next(i for i,l in enumerate(lines) if i and re.search(r': \[\d', l))
-    file.write_text('\n'.join([*lines[:row], re.sub(r': \[[\d.]+', ': [400', lines[row], count=1), *lines[row+1:]])+'\n')
-    call('outside the picture', str(file))
+    file.write_text('\n'.join([lines[0], *(re.sub(r'([\d.]+),', r'1\1,', l) for l in lines[1:])])+'\n')
+    call('outside their pictures', str(file))
+    file.write_text('\n'.join([lines[0], *(re.sub(r'\[.*?\]', str([-1]*18), l) for l in lines[1:])])+'\n')
+    call('has a joint', str(file))
     file.write_text(kept.replace('name:', 'nom:', 1))
     call('name:keypoints_y:keypoints_x')
     file.unlink()

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from pandas import DataFrame
 from ..core import InputError, nearest, progress
-from .layouts import MARKET_FOLDERS, READERS, account, camera_rule, find_layout, mars_info, matched
+from posereid.data.layouts import (MARKET_FOLDERS, READERS, account, camera_rule, find_layout, load_dataset, mars_info, matched,
+    pose_choices, typed)
+from ..imagefiles import ENDINGS, picture_size, upright
 
 # %% ../../nbs/52_data.audit.ipynb #e095c756
 PUBLISHED = {
@@ -35,7 +37,9 @@ PUBLISHED = {
         gallery=dict(pictures=5332, people=700, cameras=[2617,2715])),
     'mars': dict(source='Zheng et al., ECCV 2016; counted in its tables',
         train=dict(pictures=509914, people=625, tracklets=8298), query=dict(people=626, tracklets=1980, unmatched=0),
-        gallery=dict(pictures=681089, people=634, junk=23380, distractors=147743, tracklets=12180))}
+        gallery=dict(pictures=681089, people=634, junk=23380, distractors=147743, tracklets=12180)),
+    'msmt17': dict(source='Wei et al., CVPR 2018; training pictures with list_val',
+        train=dict(pictures=32621, people=1041), query=dict(pictures=11659, people=3060, unmatched=0), gallery=dict(pictures=82161, people=3060))}
 
 # %% ../../nbs/52_data.audit.ipynb #276746d2
 @dataclass
@@ -108,16 +112,17 @@ def _as_html(a, n=3):
             f"{''.join(tr((f.level, f.check, f.text, files(f))) for f in a.findings)}</tbody></table>")
 
 # %% ../../nbs/52_data.audit.ipynb #bb7f1fbc
-def _read(name, path):
+def _read(name, path, choices):
     "Manifest of all splits that can be read, and the sentences of those that cannot"
-    if name in ('generated', 'csv'): return READERS[name](path/'manifest.csv' if path.is_dir() and name == 'csv' else path), []
-    if name == 'folder' or (name.startswith('cuhk03') and not _folders(path)): return READERS[name](path, odd='skip'), []
+    if name in ('generated', 'csv'): return load_dataset(path, name, **choices), []
+    choices = {'odd':'skip', **choices}
+    if name == 'folder' or (name.startswith('cuhk03') and not _folders(path)): return load_dataset(path, name, **choices), []
     if name == 'mars': parts = ['train'] + ['query','gallery']*bool(mars_info(path)) + ['gallery']*((path/'bbox_test').is_dir() and not mars_info(path))
     else: parts = ['train','query','gallery'] + ['multi']*(path/'gt_bbox').is_dir()
     good, said = [], {}
     for split in [['train'], parts[1:]] if name == 'mars' else parts:
         if not split: continue
-        try: good.append(READERS[name](path, splits=split, odd='skip'))
+        try: good.append(load_dataset(path, name, **{'splits':split, **choices}))
         except InputError as e: said[str(split)] = str(e)
     if not good: raise InputError(next(iter(said.values())))
     df = pd.concat(good, ignore_index=True)
@@ -126,7 +131,7 @@ def _read(name, path):
     return df, list(said.values())
 
 def _folders(path): # the folders of CUHK03, at `path` or one below
-    return any((path/o/'bounding_box_train').is_dir() for o in ('', 'labeled', 'detected'))
+    return any((path/o/MARKET_FOLDERS[s]).is_dir() for o in ('', 'labeled', 'detected') for s in ('train','gallery'))
 
 def count_splits(
     df:DataFrame, # Manifest
@@ -148,7 +153,7 @@ def count_splits(
 def _ends(path):
     "The picture endings of a name: two for `.jpg.jpg`"
     base, out = path.lower(), []
-    while (cut := os.path.splitext(base))[1] in ('.jpg','.jpeg','.png','.bmp'): base = cut[0]; out.append(cut[1])
+    while (cut := os.path.splitext(base))[1] in ENDINGS: base = cut[0]; out.append(cut[1])
     return out
 
 # %% ../../nbs/52_data.audit.ipynb #41fef042
@@ -202,14 +207,18 @@ def _check_names(df, splits):
         [*train.path[train.pid.isin(both)][:3], *test.path[test.pid.isin(both)][:3]])
     if (df.split == 'query').any() and (df.split == 'gallery').any():
         q, ok = df.path[df.split == 'query'], matched(df)
-        add('queries', (~ok).any(), 'every query has a match in another camera', f'queries without a match in another camera: {(~ok).sum():,} of {len(ok):,}', q[~ok], 'note')
+        one, none = bool(test.camid.nunique() == 1 and test.camid.iloc[0] > 0), not ok.any()
+        add('queries', (~ok).any(), 'every query has a match in another camera', f'queries without a match in another camera: {(~ok).sum():,} of {len(ok):,}'
+            + f'; all test pictures are from camera {test.camid.iloc[0] if one else 0}, which can be scored with --no_cameras only'*one, q[~ok], 'fail' if none else 'note')
+    nobody = (df.split == 'train') & (df.pid < 1)
+    add('people', nobody.any(), 'every training picture shows a person', f'training pictures of nobody (pid −1 or 0): {nobody.sum():,}; move them to the gallery', df.path[nobody])
     one = train.pid.map(train.pid.value_counts()) == 1
     add('people', one.any(), 'every training person has two pictures', f'training people with one picture: {one.sum():,}', train.path[one], 'note')
     two = [p for p in df.path.unique() if len(_ends(p)) > 1]
     add('names', two, 'no name ends twice', f'names that end twice, as .jpg.jpg: {len(two):,}; keep base names whole', two, 'note')
     base = df.drop_duplicates('path').assign(base=[os.path.basename(p) for p in df.path.drop_duplicates()])
     twice = base[base.split != 'multi'].loc[lambda o: o.base.duplicated(keep=False)]
-    add('names', len(twice), 'every base name occurs once', f'pictures that share their base name with another: {len(twice):,}; keypoints are found by base name', twice.path, 'note')
+    add('names', len(twice), 'every base name occurs once', f'pictures that share their base name with another: {len(twice):,}; a keypoint file names them with their folders', twice.path, 'note')
     return out
 
 # %% ../../nbs/52_data.audit.ipynb #10d7be78
@@ -239,7 +248,7 @@ def look_at(
         with open(path, 'rb') as f: raw = f.read()
         with Image.open(io.BytesIO(raw)) as im:
             if im.size[0]*im.size[1] > MAX_PIXELS: return dict(error=f'has {im.size[0]}×{im.size[1]} pixels')
-            im.load()
+            im = upright(im)
             pixels = hashlib.blake2b(im.tobytes(), digest_size=12, person=f'{im.mode}{im.size}'.encode()[:16])
             return dict(bytes=hashlib.blake2b(raw, digest_size=12).hexdigest(), pixels=pixels.hexdigest(), size=im.size, mode=im.mode)
     except Exception as e:  # Pillow's plugins raise whatever a broken file leads them to
@@ -290,21 +299,50 @@ def _check_bytes(paths):
     return [Finding('sizes', 'fail' if bad else 'ok', f'files that are empty or gone: {len(bad):,} of {len(size):,}' if bad else f'{len(size):,} files, {sum(size.values())/1e6:,.1f} MB, none empty; not decoded', bad)]
 
 # %% ../../nbs/52_data.audit.ipynb #45ed936d
-def _check_poses(df, file, looks):
+def _check_poses(df, file, choices):
     "Findings on a keypoint file of any format"
-    from posereid.pose.files import read_poses
-    names = {os.path.basename(p): p for p in df.path[df.split != 'multi']}
-    t = read_poses(file, names=list(names))
-    conf, xy = t.joints[...,2].numpy(), t.joints[...,:2].numpy()
-    seen = {n: int(k) for n, k in zip(t.names, (conf > 0).sum(1))}
-    lack, empty = [p for n, p in names.items() if n not in seen], [p for n, p in names.items() if seen.get(n) == 0]
-    lost, n = [o for o in seen if o not in names], len(names)
+    from posereid.pose.files import find_pictures, read_poses
+    paths = list(df.path[df.split != 'multi'].unique())
+    t = read_poses(file, names=paths, **typed(choices, pose_choices(), 'The reader of keypoint files'))
+    at = find_pictures(t.names, paths, where=file)
+    n_seen = (t.joints[...,2] > 0).sum(1).numpy()
+    has_row, mine, n = np.zeros(len(paths), bool), at >= 0, len(paths)
+    has_row[at[mine]] = True
+    lack, empty = [paths[i] for i in np.flatnonzero(~has_row)], [paths[i] for i in at[mine & (n_seen == 0)]]
     out = [Finding('keypoints', 'note' if lack or empty else 'ok', f'{n-len(lack):,} of {n:,} pictures have a row ({1-len(lack)/max(n,1):.1%}), {len(empty):,} of them without a joint; '
-                   f'{np.mean([seen[o] for o in names if o in seen] or [0]):.1f} of 18 joints a picture', [*lack, *empty])]
-    if lost: out.append(Finding('keypoints', 'note', f'rows of {Path(file).name} that name no picture of the set: {len(lost):,}', lost))
-    out_of = [names[o] for i, o in enumerate(t.names) if o in names and (s := looks.get(names[o], {}).get('size'))
-              and ((conf[i] > 0) & ((xy[i] < -.5) | (xy[i] > np.array(s)-.5)).any(1)).any()]
-    if out_of: out.append(Finding('keypoints', 'fail', f'pictures with joints outside their frame: {len(out_of):,}', out_of))
+                   f'{n_seen[mine].mean() if mine.any() else 0:.1f} of 18 joints a picture', [*lack, *empty])]
+    if not n_seen.any(): out.append(Finding('keypoints', 'fail', f'not one of the {len(t):,} poses has a joint', []))
+    out += [Finding('keypoints', 'note', f'{what}: {len(some):,}', list(map(str, some))) for what, some in t.notes.items() if what not in ('nobody found',)]
+    if (~mine).any(): out.append(Finding('keypoints', 'note', f'rows of {Path(file).name} that name no picture of the set: {(~mine).sum():,}', [t.names[i] for i in np.flatnonzero(~mine)]))
+    return out + _check_scale(t, mine, [paths[i] for i in at[mine]])
+
+def _sizes_of(paths):
+    "Height and width of the pictures that can be opened, 0 of others"
+    def one(p):
+        try: return picture_size(p)
+        except InputError: return 0, 0
+    return [one(p) for p in paths]
+
+def _check_scale(t, mine, paths):
+    "Findings on joints that are not in the pixels of their pictures"
+    import torch
+    from posereid.pose.bank import pose_heights
+    from posereid.pose.files import PoseTable
+    from posereid.pose.joints import inside
+    sizes, rows = torch.tensor(_sizes_of(paths)).reshape(-1,2), torch.from_numpy(np.flatnonzero(mine))
+    open_, out = (sizes > 0).all(1), []
+    rows, sizes, paths = rows[open_], sizes[open_], [p for p, o in zip(paths, open_.tolist()) if o]
+    if not len(paths): return out
+    k = PoseTable(paths, t.joints[rows], frames=None if t.frames is None else t.frames[rows]).fitted(sizes).joints
+    seen = k[...,2] > 0
+    bad, span = seen & ~inside(k, sizes), pose_heights(k, sizes)
+    if bad.any():
+        files = [paths[i] for i in bad.any(1).nonzero()[:,0].tolist()]
+        out.append(Finding('keypoints', 'fail' if bad.sum() > .1*seen.sum() else 'note', f'pictures with joints outside their frame: {len(files):,}', files))
+    low, span = [paths[i] for i in (span < 1/3).nonzero()[:,0].tolist()], span[~span.isnan()]
+    if len(span) and span.median() < .5:
+        out.append(Finding('keypoints', 'fail', f'poses are far smaller than their pictures: they span {span.median():.0%} of the height in the middle of all; are the joints those of pictures of another size?', low))
+    elif low: out.append(Finding('keypoints', 'note', f'poses that span less than a third of the height of their picture: {len(low):,}', low))
     return out
 
 # %% ../../nbs/52_data.audit.ipynb #ba491db3
@@ -316,13 +354,15 @@ def audit(
     against:str='auto',  # Published set to compare with, `none`, or `auto`: by layout
     workers:int=2,       # Threads that decode
     watch:bool=False,    # Show a progress bar?
+    read:dict=None,      # Choices of the reader, such as `links=True`
+    pose_read:dict=None, # Choices of the keypoint file's reader, such as `people='first'`
 ) -> Audit:              # Print it, show it, or take its `json()`
     "Counts and faults of a data set"
     t0 = time.time()
     if name is None: name, root = find_layout(root)
     if name not in READERS: raise InputError(f"No reader is called {name!r} but {', '.join(READERS)}; did you mean {nearest(str(name), list(READERS))!r}?")
     path = Path(os.path.abspath(os.path.expanduser(root)))
-    df, said = _read(name, path)
+    df, said = _read(name, path, read or {})
     dataset = str(df.dataset.iloc[0]) if 'dataset' in df and len(df) else name
     said_against, want = _published(dataset, path, against)
     splits, books, paths = count_splits(df), account(df, path if path.is_dir() else path.parent), list(df.path.unique())
@@ -330,5 +370,5 @@ def audit(
     findings = _check_counts(splits, want, df, df.attrs.get('skipped', {})) if want else []
     findings += _check_books(df, books, said, path) + _check_names(df, splits)
     findings += _check_pictures(df, looks) if decode else _check_bytes(paths)
-    if poses is not None: findings += _check_poses(df, poses, looks)
+    if poses is not None: findings += _check_poses(df, poses, pose_read or {})
     return Audit(str(path), df.attrs.get('layout', name), dataset, said_against, splits, findings, books, decode, round(time.time()-t0, 2))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['to_float', 'to_uint8', 'crop_at', 'random_crop', 'centre_crop', 'random_erase', 'colour_jitter', 'epoch_rng',
-           'BatchDL', 'ReIDBatch', 'reid_dls', 'TripletBatch', 'triplet_dls', 'poses_for', 'base_names', 'load_poses',
+           'BatchDL', 'ReIDBatch', 'reid_dls', 'TripletBatch', 'triplet_dls', 'poses_for', 'load_poses', 'shorten',
            'scaled_joints', 'PairSource', 'near_skeleton', 'TransferBatch', 'transfer_dls', 'ReIDImage',
            'SkeletonImage']
 
@@ -20,8 +20,11 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.torch_core import TensorImageBase, show_image, to_device
 from ..pose.draw import draw_skeletons
-from ..pose.files import PoseTable, check_poses, read_poses
-from ..pose.joints import flip_joints, has_pose, scale_joints
+from ..imagefiles import is_junk_folder, picture_sizes
+from ..pose.bank import pose_heights
+from ..pose.files import PoseTable, find_pictures, read_poses
+from ..pose.joints import JOINTS, flip_joints, has_pose, inside, scale_joints
+from .layouts import pose_choices, typed
 from .manifest import label_of
 from .pictures import PictureStore, open_picture, paths_of, to_rgb
 from .sampler import POSITIVES, draw_positives, epoch_pairs, pair_report, pk_batches, pk_report, pk_shape
@@ -299,45 +302,115 @@ def triplet_dls(
 # %% ../../nbs/54_data.block.ipynb #c049
 def poses_for(
     df:DataFrame,        # Manifest rows
-    table:PoseTable,     # Joints by base name
+    table:PoseTable,     # Joints by base name or path
     missing:str='skip',  # Pictures without a visible joint: `skip` or `keep`
 ) -> tuple:              # Kept positions in `df` (int array), their joints `(n, 18, 3)` in pixels of the stored picture
     "Joints of the rows of a manifest"
     if missing not in ('skip', 'keep'):
         raise InputError(f"`missing` must be 'skip' or 'keep', not {missing!r}; choose one.")
-    names = base_names(df)
-    joints = torch.as_tensor(table.get(names))
+    _one_name_each(df, table)
+    joints = table.of(df)
     kept = np.arange(len(df)) if missing == 'keep' else has_pose(joints).nonzero()[:,0].numpy()
-    if not len(kept):
-        raise InputError(f"None of the {len(df)} pictures, {names[0] if names else 'for there is none'}, has a pose "
-                         f"among the {len(table)} of the keypoint table; "
-                         "take the keypoint file of this set, whose rows name pictures by base name with `.jpg`.")
+    if not len(kept): raise InputError(_no_pose(df, table))
     return kept, joints[kept]
 
-def base_names(
-    df:DataFrame, # Manifest rows
-) -> list:        # Base names; no two pictures share one
-    "The keys by which poses are found"
-    names, seen = [os.path.basename(p) for p in df.path], {}
-    if len(set(names)) < len(names):
-        for n,p in zip(names, df.path):
-            if n in seen:
-                raise InputError(f"{seen[n]} and {p} have the same base name, and poses are found by base name; "
-                                 f"rename one of them.")
-            seen[n] = p
-    return names
+def _one_name_each(df, table):
+    "A table by base names cannot serve two pictures of one name"
+    paths = df.path.unique()
+    first = {os.path.basename(p): p for p in paths[::-1]}
+    if len(first) == len(paths): return
+    for p in paths:
+        if (n := os.path.basename(p)) in table and first[n] != p:
+            raise InputError(f"{first[n]} and {p} have the same base name, by which this table knows poses; read the keypoint file with `load_poses` on both, or rename one.")
+
+def _no_pose(df, table):
+    "Why nobody has a pose"
+    if not len(df): return "There are no pictures to find poses for; check the split of the manifest."
+    named = (table.rows_of(df) >= 0).sum().item()
+    if named: return (f"{named} of the {len(df)} pictures, such as {df.path.iloc[0]}, have a row among the {len(table)} of the keypoint table, but not one of "
+                      "them has a joint (all are missing); estimate the poses again, or train with transfer.missing=keep.")
+    return (f"None of the {len(df)} pictures, {df.path.iloc[0]}, has a pose among the {len(table)} of the keypoint table; take the keypoint file of this "
+            "set, whose rows name pictures by base name with its ending, or by folder and name where base names repeat.")
 
 # %% ../../nbs/54_data.block.ipynb #c052
 def load_poses(
-    path:Path,               # A keypoint file of any kind that `read_poses` knows
+    path:Path,               # A keypoint file or folder of any kind that `read_poses` knows
     df:DataFrame,            # All rows of the set that it belongs to
-    store:PictureStore=None, # Also check that joints lie inside their pictures
-) -> PoseTable:              # Joints by base name
-    "Read a keypoint file and check that every row names a picture of the set"
-    table = read_poses(path, names=base_names(df))
-    try: check_poses(table, base_names(df), None if store is None else store.sizes(df))
-    except InputError as e: raise InputError(f"{path}: {e}") from None
-    return table
+    root:Path=None,          # Folder of the set: pictures below it that are no rows may be named, too
+    by_path:bool=False,      # Keep whole paths as names
+    **kwargs                 # Choices of `read_poses`, such as `people='first'` or `images`
+) -> PoseTable:              # Joints in pixels of the stored pictures, by base name; by path where base names repeat
+    "Read a keypoint file and bring every row to the picture that it names"
+    paths = list(dict.fromkeys(df.path))
+    table = read_poses(path, names=paths, **typed(kwargs, pose_choices(), 'The reader of keypoint files'))
+    if not len(table): raise InputError(f"{path} holds no pose; give the keypoint file of this set.")
+    if not has_pose(table.joints).any():
+        raise InputError(f"{path}: not one of its {len(table)} poses has a joint (all are missing); estimate the poses again (posereid_pose), or take another file.")
+    at = find_pictures(table.names, paths, where=path)
+    notes = {**table.notes, **_elsewhere(table, at, root, path, df.attrs.get('also', ()))}
+    keep = np.flatnonzero(at >= 0)
+    if not len(keep): raise InputError(f"{path}: not one of its {len(table)} poses is of a picture that was read here, such as {paths[0]}; is it the file of another part of the set?")
+    own = [paths[i] for i in at[keep]]
+    table = PoseTable(own, table.joints[keep], path, table.frames if table.frames is None else table.frames[keep])
+    table = _in_frame(table, own, path, notes)
+    table.notes = notes
+    return table if by_path else shorten(table, paths)
+
+def shorten(
+    table:PoseTable, # By paths
+    paths,           # All pictures that may ever be asked for, those without a pose too
+) -> PoseTable:      # The same by base names, if no two pictures share one
+    "Base names as keys wherever they tell pictures apart"
+    paths = set(paths)
+    if len({os.path.basename(o) for o in paths}) < len(paths): return table
+    res = PoseTable([os.path.basename(o) for o in table.names], table.joints)
+    res.notes = table.notes
+    return res
+
+# %% ../../nbs/54_data.block.ipynb #c053
+def _elsewhere(table, at, root, path, also=()):
+    "The names that are no rows: fine if they are pictures below `root`, and counted"
+    lost = [table.names[i] for i in np.flatnonzero(at < 0)]
+    if not lost: return {}
+    there = {*also, *(_base_names_below(root) if root is not None else ())}
+    strange = [o for o in lost if o.replace('\\', '/').rsplit('/', 1)[-1] not in there]
+    if strange:
+        raise InputError(f"{path}: {len(strange)} of {len(table)} poses name no picture, among them {', '.join(strange[:3])}; names must be base names as on disk, with their "
+                         "ending, or paths within the set: is it the keypoint file of another set?")
+    return {'pictures of the set that are not read here': lost}
+
+def _base_names_below(root):
+    "Base names of all files below a folder"
+    out = set()
+    for _, subs, files in os.walk(root):
+        subs[:] = [o for o in subs if not is_junk_folder(o)]
+        out.update(files)
+    return out
+
+def _in_frame(table, paths, path, notes):
+    "Joints in pixels of the stored pictures; those outside are missing"
+    known = picture_sizes(paths, show=True)
+    sizes = torch.tensor([known[os.path.abspath(p)] for p in paths])
+    table = table.fitted(sizes)
+    _not_too_small(table, sizes, path)
+    seen = table.joints[...,2] > 0
+    out = seen & ~inside(table.joints, sizes)
+    if not out.any(): return table
+    i, j = out.nonzero()[0].tolist()
+    (x,y,_), (h,w) = table.joints[i,j].tolist(), sizes[i].tolist()
+    if out.sum() > .1*seen.sum():
+        raise InputError(f"{path}: {out.sum()} of {seen.sum()} joints lie outside their pictures, such as the {JOINTS[j]} of {os.path.basename(paths[i])} at x={x:g}, y={y:g} in a picture "
+                         f"of height {h} and width {w}; scale the joints to the pictures, or take the keypoint file of this set.")
+    notes['joints outside their picture, taken as missing'] = [os.path.basename(paths[i]) for i in out.nonzero()[:,0].tolist()]
+    return PoseTable(table.names, torch.where(out[...,None], 0., table.joints), path)
+
+def _not_too_small(table, sizes, path):
+    "Refuse joints that cannot be pixels of these pictures"
+    span = pose_heights(table.joints, sizes)
+    span = span[~span.isnan()]
+    if len(span) and span.median() < .2:
+        raise InputError(f"{path}: its poses span {span.median():.0%} of the height of their pictures in the middle of all, so that their joints are of pictures of another size; "
+                         "scale them to the pictures as stored.")
 
 # %% ../../nbs/54_data.block.ipynb #c055
 def scaled_joints(
@@ -353,7 +426,7 @@ class PairSource:
     "Pictures, skeletons and labels of one set, pair by pair; pairs are drawn anew each epoch"
     def __init__(self,
         df:DataFrame,            # Rows of one set
-        poses:PoseTable,         # Joints by base name
+        poses:PoseTable,         # Joints by base name or path
         store:PictureStore,      # Pictures
         labels:dict=None,        # pid → class index; None: a source, label -1
         pair:str='same_camera',  # Rule of `make_pairs`
@@ -476,7 +549,7 @@ class TransferBatch:
 def transfer_dls(
     target_df:DataFrame,       # Training rows of the target
     source_df:DataFrame,       # Rows of the source, or None
-    poses:PoseTable,           # Joints of both, by base name
+    poses:PoseTable,           # Joints of both
     store:PictureStore,        # Decodes and keeps the pictures
     labels:dict,               # pid → class index of the target
     bs:int=16,                 # Rows a batch: half target, half source

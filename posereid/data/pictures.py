@@ -10,35 +10,25 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np, torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from pandas import DataFrame
 from fastcore.basics import patch
 from ..core import InputError, progress
+from ..imagefiles import open_upright, picture_sizes
 
 # %% ../../nbs/55_data.pictures.ipynb #ddddff8c
-_PIL_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-
 def open_picture(
     path:str,            # A file
     convert:bool=False,  # Turn grey, palette, transparent, CMYK and 16-bit pictures into RGB instead of refusing them
 ) -> Image.Image:        # 8-bit RGB, upright
     "Decode one picture, or say in a sentence what is wrong with the file"
-    try:
-        with Image.open(path) as im:
-            im.load()
-            if im.info.get('exif'): im = ImageOps.exif_transpose(im)
-            if im.mode == 'RGB' or convert and im.mode != 'F': return to_rgb(im)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; check the manifest against the folder.") from None
-    except _PIL_ERRORS as e:
-        why = ' '.join(str(e).replace(repr(str(path)), 'it').split()) or type(e).__name__
-        raise InputError(f"{path} is truncated or no picture ({why}); copy it again or remove it.") from None
+    im = open_upright(path)
+    if im.mode == 'RGB' or convert and im.mode != 'F': return to_rgb(im)
     if im.mode == 'F': raise InputError(f"{path} must be an 8-bit RGB picture but its mode is F, floating point, whose range is not "
                                         "known; scale it to 0…255 and save it again.")
     raise InputError(f"{path} must be an 8-bit RGB picture but its mode is {im.mode}; save it again with Pillow's "
-                     f"`convert('RGB')`, "
-                     "or read the set with `PictureStore(convert=True)`.")
+                     "`convert('RGB')`, or read the set with `PictureStore(convert=True)` (commands: --convert).")
 
 # %% ../../nbs/55_data.pictures.ipynb #e1635e7e
 def to_rgb(
@@ -156,9 +146,10 @@ def sizes(self:PictureStore,
 ) -> Tensor:   # `(n, 2)` height and width as stored on disk, turned upright
     "Sizes before resizing; joints are given in these pixels"
     paths = paths_of(items)
-    if any(p not in self._sizes for p in paths): self.preload(paths)
-    for p in paths:
-        if p not in self._sizes: self._decode(p)
+    new = [p for p in dict.fromkeys(paths) if p not in self._sizes]
+    if new:
+        known = picture_sizes(new)
+        self._sizes.update({p: known[os.path.abspath(p)] for p in new})
     return torch.tensor([self._sizes[p] for p in paths], dtype=torch.long).reshape(-1, 2)
 
 @patch

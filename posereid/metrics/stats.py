@@ -120,12 +120,17 @@ def per_query(
     camids,   # `(n_query,)` cameras
 ) -> pd.DataFrame: # Columns `PER_QUERY`, ordered by name; 0 where there is nothing to find
     "What every query scored"
-    names = [str(o).replace('\\','/').rsplit('/', 1)[-1] for o in names]
+    names = _short([str(o).replace('\\','/') for o in names])
     if len(names)!=result.n_query or len(set(names))<len(names):
         raise InputError(f'Each of {result.n_query} queries needs a name of its own, but there are {len(names)}, {len(set(names))} different.')
     cols = dict(query=names, pid=np.asarray(pids), camid=np.asarray(camids))
     df = pd.DataFrame(cols | {k: getattr(result, k) for k in PER_QUERY[3:]})
     return df.sort_values('query', ignore_index=True)
+
+def _short(names):
+    "Base names, unless two are alike: then the folders belong to the name"
+    base = [o.rsplit('/', 1)[-1] for o in names]
+    return base if len(set(base))==len(base) else names
 
 def write_per_query(
     result,   # A `RetrievalResult`

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['choose_poses', 'normalise_joints', 'pose_distance', 'pose_coverage', 'covered_share', 'pose_kinds', 'coverage_gained',
-           'good_poses', 'diverse_poses', 'bank_rows']
+           'pose_heights', 'good_poses', 'diverse_poses', 'bank_rows']
 
 # %% ../../nbs/14_pose.bank.ipynb #c002
 import torch
@@ -105,6 +105,18 @@ def coverage_gained(
 ) -> tuple: # Before and after, between 0 and 1
     "Share of a bank's poses that a data set covers, without and with the poses added to it"
     return covered_share(bank, poses, radius), covered_share(bank, torch.cat([poses, added]), radius)
+
+# %% ../../nbs/14_pose.bank.ipynb #cf747e85
+def pose_heights(
+    kpts:Tensor, # `(n, 18, 3)` joints
+    size, # Height and width of the pictures: two numbers, or `(n, 2)`
+    min_joints:int=10, # Of fewer joints nothing is said
+) -> Tensor: # `(n,)` span of the joints from top to bottom, in heights of the picture; NaN where there are fewer
+    "How much of its picture's height a pose spans"
+    seen, h = kpts[...,2]>0, torch.as_tensor(size, dtype=kpts.dtype).reshape(-1,2)[:,0]
+    y, far = kpts[...,1], float('inf')
+    span = (y.masked_fill(~seen, -far).amax(1) - y.masked_fill(~seen, far).amin(1))/h
+    return span.masked_fill(~has_pose(kpts, min_joints), float('nan'))
 
 # %% ../../nbs/14_pose.bank.ipynb #47dc513f
 def good_poses(

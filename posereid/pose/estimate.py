@@ -10,22 +10,30 @@ __all__ = ['KnownPoses', 'KeypointRCNN', 'BlazePose', 'decode_blazepose', 'make_
 import importlib, json, os, urllib.error
 from pathlib import Path
 import torch
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw
 from fastcore.basics import patch
 from torch import Tensor
 from ..core import InputError, locked, progress, sha12, to_json, write_beside
+from ..imagefiles import list_images, open_upright
 from .draw import COLORS, LIMBS
-from .files import PoseTable, from_mediapipe, read_market_csv, read_poses, write_market_csv
+from .files import PoseTable, find_pictures, from_mediapipe, read_market_csv, read_poses, write_market_csv
 from .joints import JOINTS, check_joints, has_pose, to_openpose
 
 # %% ../../nbs/13_pose.estimate.ipynb #b66e73ce
 class KnownPoses:
     "An estimator that looks poses up by the names of pictures"
     def __init__(self,
-        table:PoseTable, # Joints by base name; pictures that are absent get an empty pose
+        table:PoseTable, # Joints by name; pictures that are absent get an empty pose
         source='', # Where the table is from, a name or a path; it tells two tables apart
     ): self.table,self.source = table,str(source)
-    def __call__(self, pictures, names): return self.table.get(names)
+    def __call__(self, pictures, names):
+        there = [i for i,n in enumerate(names) if n in self.table]
+        out = torch.zeros(len(names),18,3)
+        if not there: return out
+        some = self.table.take([self.table._row[names[i]] for i in there])
+        sizes = None if some.frames is None else [tuple(pictures[i].shape[1:]) for i in there]
+        out[there] = some.fitted(sizes).joints
+        return out
     def __repr__(self): return f"KnownPoses({', '.join([str(len(self.table))] + [self.source]*bool(self.source))})"
 
 # %% ../../nbs/13_pose.estimate.ipynb #2ec61690
@@ -169,41 +177,42 @@ def make_estimator(
     what = dict(blazepose='a .tflite of pose landmarks', known='poses in any format')[name]
     if weights is None: raise InputError(f"The estimator '{name}' needs a file: {what}; give its path.")
     if name=='blazepose': return BlazePose(weights)
-    return KnownPoses(read_poses(weights, names=sorted(names)), Path(weights).name)
+    return KnownPoses(_named_as(read_poses(weights, names=sorted(names) or None), list(names), weights), Path(weights).name)
+
+def _named_as(table, names, where):
+    "The rows that belong to pictures, under the names of these"
+    if not names: return table
+    at = find_pictures(table.names, names, where)
+    rows = (at>=0).nonzero()[0]
+    if len(table) and not len(rows):
+        raise InputError(f"{where}: none of its {len(table)} poses, {table.names[0]} being the first, belongs to one of the {len(names)} "
+                         f"pictures, of which {names[0]} is the first; is it the file of another folder?")
+    return table.take(rows, [names[at[i]] for i in rows])
 
 # %% ../../nbs/13_pose.estimate.ipynb #71bb37dd
-_ENDINGS = ('.jpg','.jpeg','.png','.bmp')
-
 def list_pictures_in(
     root, # A folder
     folders=None, # Only these of its folders, such as `('bounding_box_train',)`; `None`: everything below it
-) -> dict: # Path of each base name, in the order of paths
-    "Pictures below a folder by their base names, which must differ"
+) -> dict: # Path of each picture by its base name, or by its path relative to `root` where any base name repeats
+    "Pictures below a folder, whatever their endings, by names that tell them apart"
     root = Path(root)
     if not root.is_dir(): raise InputError(f"{root}: no such folder of pictures.")
     lost = [o for o in folders or () if not (root/o).is_dir()]
     have = sorted(o.name for o in root.iterdir() if o.is_dir())
     if lost: raise InputError(f"{root} has no folder {lost[0]}; it has {', '.join(have) or 'none'}.")
-    paths = sorted(p for o in (folders or ['.']) for p in (root/o).rglob('*') if p.suffix.lower() in _ENDINGS and p.is_file())
-    if not paths: raise InputError(f"{root}: no pictures ({', '.join(_ENDINGS)}) below it.")
-    out = {}
-    for p in paths:
-        if p.name in out: raise InputError(f"{out[p.name]} and {p} have one base name, by which poses are kept; "
-                                           "name the folders to take, or do each on its own.")
-        out[p.name] = p
-    return out
+    paths = sorted({Path(p) for o in (folders or ['.']) for p in list_images(root/o)})
+    if not paths: raise InputError(f"{root}: no pictures below it; give the folder that holds them.")
+    if len({p.name for p in paths})==len(paths): return {p.name: p for p in paths}
+    return {p.relative_to(root).as_posix(): p for p in paths}
 
 def read_picture(
     path, # A file
 ) -> Tensor: # `(3, h, w)` uint8
-    "A picture as RGB, also from grey, palette, CMYK and 16-bit files"
+    "A picture as RGB and upright, also from grey, palette, CMYK and 16-bit files"
     import numpy as np
-    try:
-        with Image.open(path) as im:
-            deep = im.mode.startswith('I') or im.mode=='F'
-            a = np.array(im) if deep else np.array(im.convert('RGB'))
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as e:
-        raise InputError(f"{path}: this picture cannot be read ({e}); replace or remove it.") from None
+    im = open_upright(path)
+    deep = im.mode.startswith('I') or im.mode=='F'
+    a = np.array(im) if deep else np.array(im.convert('RGB'))
     if deep: a = np.repeat((a.astype('float64')/257).clip(0,255).round().astype('uint8')[...,None], 3, -1)
     return torch.from_numpy(a).permute(2,0,1).contiguous()
 

@@ -103,6 +103,8 @@ JOINT_SETS = {
     'body25': JOINTS[:8] + ('mid hip',) + JOINTS[8:] + ('left big toe','left small toe','left heel',
                                                         'right big toe','right small toe','right heel'),
     'coco17': ('nose', *_sides(['? eye','? ear','? shoulder','? elbow','? wrist','? hip','? knee','? ankle'])),
+    'halpe26': ('nose', *_sides(['? eye','? ear','? shoulder','? elbow','? wrist','? hip','? knee','? ankle']),
+                'head top','neck','mid hip', *_sides(['? big toe','? small toe','? heel'])),
     'market14': ('head top',) + JOINTS[1:14],
     'mediapipe33': ('nose','left inner eye','left eye','left outer eye','right inner eye','right eye','right outer eye',
         *_sides(['? ear','? mouth','? shoulder','? elbow','? wrist','? pinky','? index','? thumb','? hip','? knee','? ankle',

@@ -13,7 +13,7 @@ import torch
 
 from ..core import InputError
 from ..losses.identity import triplet_candidates
-from ..data.manifest import check_manifest, pick
+from ..data.manifest import check_manifest, pick, picture_keys
 from ..data.sampler import pk_shape
 
 # %% ../../nbs/83_stages.augment.ipynb #c005
@@ -29,10 +29,15 @@ def check_generated(
     extra = sorted(set(generated.pid)-set(real.pid))
     if extra: raise InputError(f"The generated set has {len(extra)} people who are not in the training set, the first is "
                                f"{extra[0]}; name the target that it was generated from.")
-    names = {Path(o).name for o in real.path}
-    strange = [o for o in generated.get('source_path', []) if Path(o).name not in names]
+    if 'source_path' not in generated: return
+    pid = {**dict(zip(picture_keys(real.path), real.pid)), **dict(zip(real.path, real.pid))}
+    who = [pid.get(o, pid.get(k)) for o,k in zip(generated.source_path, picture_keys(generated.source_path))]
+    strange = [o for o,i in zip(generated.source_path, who) if i is None]
     if strange: raise InputError(f"{len(strange)} generated pictures come from pictures that are not in the training set, "
                                  f"the first from {strange[0]}; name the target that they were generated from.")
+    other = [(o,i,j) for o,i,j in zip(generated.path, generated.pid, who) if i!=j]
+    if other: raise InputError("{} of the generated pictures are of another person than their source, the first, {}, of {} and not of {}; ".format(len(other), *other[0])
+                               + "generate the set again, from the target as it is read now.")
 
 # %% ../../nbs/83_stages.augment.ipynb #c006
 def augment(

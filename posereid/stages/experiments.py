@@ -21,14 +21,14 @@ from ..pose.joints import scale_joints
 from ..pose.judge import JointNet, find_joints, fit_joints, pose_error
 from ..metrics.images import l1_error, ssim
 from ..metrics.stats import write_per_query
-from ..data.manifest import label_of, train_labels
+from ..data.manifest import label_of, picture_keys, train_labels
 from ..data.layouts import read_generated
 from ..data.block import PictureStore, centre_crop
 from ..synth.world import WorldSettings, render_as
-from ..evaluate.protocol import batches, eval_mode, evaluate_reid, identity_scores, reestimate_bn, to_input
+from ..evaluate.protocol import batches, eval_mode, evaluate_reid, identity_scores, reestimate_bn, test_rows, to_input
 from .guider import ReIDSettings, as_classifier, equal_steps, freeze, train_reid
 from .transfer import TransferSettings, train_transfer
-from .generate import generate, generated_name, plan, skeletons_for, write_generated
+from .generate import generate, plan, skeletons_for, write_generated
 from .augment import augment, smoothed_eps, smoothed_margin
 from .lsro import draw_unlabelled, train_dcgan
 from .inputs import Inputs, world_inputs
@@ -363,16 +363,17 @@ def score_model(
 ) -> dict:                 # Percent, and the protocol
     "Rank-1, rank-5 and both mAPs; with BatchNorm re-estimated on real train pictures, and on grey ones; each query's own in per_query.csv"
     file = path/f"scores{'_reranked'*rerank}.json"
-    if file.exists(): return json.loads(file.read_text())
+    if file.exists(): return json.loads(file.read_text(encoding='utf-8'))
     store,df = seen_by(inputs.store(settings.size), settings.crop),inputs.target
-    score = lambda model, **kwargs: evaluate_reid(model, df, store, dataset=inputs.name, rerank={} if rerank else None, **kwargs)
-    r,q = score(model),df[df.split=='query']
-    write_per_query(r, q.path, q.pid, q.camid, path/f"per_query{'_reranked'*rerank}.csv")
+    kwargs = dict(dataset=inputs.name, rerank={} if rerank else None, cameras=inputs.cameras)
+    score = lambda model, **more: evaluate_reid(model, df, store, **kwargs, **more)
+    r,q = score(model),test_rows(df, cameras=inputs.cameras)[0]
+    write_per_query(r, picture_keys(q.path), q.pid, q.camid, path/f"per_query{'_reranked'*rerank}.csv")
     b,grey = score(reestimate_bn(model, store.get(inputs.train))),score(model, grey=True)
     res = dict(rank1=r.rank(1), rank5=r.rank(5), map_trap=r.map_trap, map_mean=r.map_mean, rank1_bn=b.rank(1), map_trap_bn=b.map_trap,
                map_mean_bn=b.map_mean, rank1_grey=grey.rank(1), map_trap_grey=grey.map_trap)
     res = {**{k: 100*float(v) for k,v in res.items()}, 'protocol':r.protocol}
-    with write_beside(file) as p: p.write_text(to_json(res))
+    with write_beside(file) as p: p.write_text(to_json(res), encoding='utf-8')
     return res
 
 # %% ../../nbs/84_stages.experiments.ipynb #c047
@@ -389,7 +390,7 @@ def result(self:Experiment,
     sets = tuple(o for o in (extra, self.unlabelled(g) if row.get('also') else None) if o)
     path,model = self.reid(s, sets, title, self.own_eps(row, g, sets))
     self.made['folders', row['row']] = dict(reid=path, generator=self.generator(g)[0] if row.get('pictures')=='generator' else None)
-    m = json.loads((path/'metrics.json').read_text())
+    m = json.loads((path/'metrics.json').read_text(encoding='utf-8'))
     return dict(row=title, name=row['row'], pictures=m['n_pictures'], steps=m['steps'], eps_real=s.eps_real,
                 eps_generated=s.eps_generated if extra else np.nan, **score_model(model, self.inputs, s, path, bool(row.get('rerank'))),
                 net=net_name(s), loss=s.loss,
@@ -442,8 +443,9 @@ def drawn(self:Experiment,
     todo:pd.DataFrame # Rows of the plan
 ) -> torch.Tensor:    # `(n, 3, h, w)` uint8
     "The pictures of a generated set that belong to rows of the plan"
-    where = {Path(p).name: p for p in read_generated(path).path}
-    return self.inputs.store(self.groups['transfer'].size).get([where[generated_name(p, k)] for p,k in zip(todo.source_path, todo.k)])
+    plan = self.todo(self.groups)  # a set lies in the order of its plan
+    where = dict(zip(zip(plan.source_path, plan.k), read_generated(path).path, strict=True))
+    return self.inputs.store(self.groups['transfer'].size).get([where[o] for o in zip(todo.source_path, todo.k)])
 
 @patch
 def transfers(self:Experiment,
@@ -485,7 +487,7 @@ def joints(self:Experiment,
     size:tuple # Height and width that they are read at
 ):             # `(n, 18, 3)`
     "Joints in pixels of the pictures as they are read"
-    return scale_joints(self.inputs.poses.get(_names(paths)), self.inputs.store(size).sizes(paths), size)
+    return scale_joints(self.inputs.poses.of(paths), self.inputs.store(size).sizes(paths), size)
 
 @patch
 def joint_judge(self:Experiment) -> JointNet: # Of pictures of the generator's size

@@ -26,7 +26,7 @@ from torch import nn
 from ..core import (InputError, RunFolder, default_device, hash_settings, load_weights, progress, save_weights,
                            seed_everything, to_json, write_beside)
 from ..data.block import reid_dls, triplet_dls
-from ..data.manifest import pick
+from ..data.manifest import pick, picture_keys
 from ..evaluate.protocol import extract_features
 from ..losses.identity import collapsed, lsr_loss, triplet_loss
 from ..models.reid import ReIDNet, reid_net
@@ -162,7 +162,7 @@ def read_log(
     path:Path # A `log.csv`
 ) -> list:    # One dict of strings an epoch
     "Rows of a log, none if there is no file yet"
-    return list(csv.DictReader(io.StringIO(Path(path).read_text()))) if Path(path).exists() else []
+    return list(csv.DictReader(io.StringIO(Path(path).read_text(encoding='utf-8')))) if Path(path).exists() else []
 
 @patch
 def write(self:EpochLog,
@@ -174,7 +174,7 @@ def write(self:EpochLog,
     out = csv.DictWriter(text, list(row), lineterminator='\n')
     out.writeheader()
     out.writerows(rows)
-    with write_beside(self.path) as tmp: Path(tmp).write_text(text.getvalue())
+    with write_beside(self.path) as tmp: Path(tmp).write_text(text.getvalue(), encoding='utf-8')
 
 # %% ../../nbs/80_stages.guider.ipynb #c028
 class Checkpoint(Callback):
@@ -254,8 +254,8 @@ def frame_id(
     df # Manifest
 ) -> str: # 12 hex digits
     "A short name for the pictures of a manifest: their names, people, cameras and sizes on disk, and an ε of their own"
-    rows = [(Path(p).name, int(i), int(c), bool(g), Path(p).stat().st_size)
-            for p,i,c,g in zip(df.path, df.pid, df.camid, df.is_generated)]
+    rows = [(k, int(i), int(c), bool(g), Path(p).stat().st_size)
+            for k,p,i,c,g in zip(picture_keys(df.path), df.path, df.pid, df.camid, df.is_generated)]
     own = [f'{o:.6g}' for o in df.eps] if 'eps' in df else []
     return hash_settings(rows, *[own]*bool(own))
 
@@ -396,7 +396,7 @@ def finish_reid(
 ):
     "Weights, then what is needed to build the net again, then `metrics.json`, which marks the run as done"
     save_weights(net, run/'reid.safetensors')
-    with write_beside(run/'reid.json') as tmp: Path(tmp).write_text(to_json(dict(n_ids=n_ids, **asdict(settings))))
+    with write_beside(run/'reid.json') as tmp: Path(tmp).write_text(to_json(dict(n_ids=n_ids, **asdict(settings))), encoding='utf-8')
     more = dict(collapsed_in=list(collapsed_in)) if settings.loss=='triplet' else {}
     run.finish(dict(n_pictures=n_pictures, n_ids=n_ids, steps=steps, **last_row(run/'log.csv'), **more))
     (run/'checkpoint.pt').unlink(missing_ok=True)
@@ -415,7 +415,7 @@ def load_reid(
     path = Path(folder)/'reid.json'
     if not path.exists(): raise InputError(f"{folder}: expected a trained ReID net (reid.json and reid.safetensors), "
                                            "found none; train one with posereid_guider, or name its folder.")
-    s = json.loads(path.read_text())
+    s = json.loads(path.read_text(encoding='utf-8'))
     net = reid_net(s['n_ids'] if s.get('loss', 'ce')=='ce' else None, s['arch'], s['width'], s['dropout'])
     load_weights(net, Path(folder)/'reid.safetensors')
     return net.eval()

@@ -116,7 +116,7 @@ def _learner(dls, model, s):
 def _finish(run, model, s, steps):
     "Weights, what is needed to build the net again, then what marks the run as done"
     save_weights(model.G, run/'G.safetensors')
-    with write_beside(run/'dcgan.json') as tmp: Path(tmp).write_text(to_json(s))
+    with write_beside(run/'dcgan.json') as tmp: Path(tmp).write_text(to_json(s), encoding='utf-8')
     run.finish(dict(steps=steps, generator=weights_hash(model.G), **last_row(run/'log.csv')))
     (run/'checkpoint.pt').unlink(missing_ok=True)
     return load_dcgan(run.path)
@@ -127,7 +127,7 @@ def load_dcgan(
     "Build the generator of a run folder again and load its weights"
     path = Path(folder)/'dcgan.json'
     if not path.exists(): raise InputError(f"{folder}: expected a trained DCGAN (dcgan.json and G.safetensors), found none; train one with train_dcgan, or name its folder.")
-    s = DCGANSettings(**json.loads(path.read_text()))
+    s = DCGANSettings(**json.loads(path.read_text(encoding='utf-8')))
     G = DCGANGenerator(s.size, s.width, s.z)
     load_weights(G, Path(folder)/'G.safetensors')
     return G.eval()

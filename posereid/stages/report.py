@@ -194,7 +194,7 @@ def report(
     figs,errors = exp.run/'figures',exp.errors()
     figs.mkdir(exist_ok=True)
     if len(errors): errors.to_csv(exp.run/'errors.csv', index=False, float_format='%.4f', lineterminator='\n')
-    kept = json.loads((exp.run/'settings.json').read_text())
+    kept = json.loads((exp.run/'settings.json').read_text(encoding='utf-8'))
     sections = {
         'Rows': html_table(exp.table) + png(plot_scores(exp.table), figs/'scores.png', 'mAP of each row as points, the two controls as lines') + _note(TABLE_NOTE),
         'Pictures': png(sheet(exp, n), figs/'grid.png', 'A grid of people, a row a transfer: appearance, skeleton and pictures of it') + _note(GRID_NOTE + TEST_POSES*exp.groups['generate'].test_poses),

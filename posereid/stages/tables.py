@@ -171,6 +171,7 @@ def open_part(
     groups = experiment_settings(preset, seed, world_of(part, seed), None, held, [*part.get('opts', []), *opts], scratch=data is not None,
                                  recipe_name=part.get('recipe'))
     inputs = None if data is None else folder_inputs(**data, size=groups['transfer'].size, seed=seed, validation=held)
+    for o in inputs.notes if inputs else (): say(o)
     return Experiment(rows, groups, Path(runs)/run_name(part, seed, preset, data, opts), inputs, say=say)
 
 # %% ../../nbs/89_stages.tables.ipynb #ce673b67
@@ -225,6 +226,8 @@ def _command(name, seed, row, kwargs):
     words = [f'posereid_reproduce {name} --seeds {seed}', f'--rows {row}'*bool(row), f"--preset {kwargs['preset']}"*(kwargs['preset']!='default')]
     d = kwargs['data'] or {}
     if d: words += [f"--data {Path(d['data']).name}", *[f'--{k} {Path(d[k]).name}' for k in ('poses','source','source_poses') if d.get(k)], f"--ids {d.get('ids')}"*bool(d.get('ids'))]
+    words += ['--no_cameras']*(not d.get('cameras', True)) + [f"--layout {d.get('layout')}"]*bool(d.get('layout'))
+    words += [f"--{k} {' '.join(f'{a}={b}' for a,b in o.items())}" for k,o in (d.get('choices') or {}).items()]
     n = torch.get_num_threads() # another number of threads is another order of sums
     words += [f"--set {' '.join(kwargs['opts'])}"*bool(kwargs['opts']), f'--threads {n}'*(n!=1)]
     return ' '.join(w for w in words if w)

@@ -376,7 +376,7 @@ def poses_id(
     df     # Manifest
 ) -> str:  # 12 hex digits
     "A short name for the joints of a manifest's pictures"
-    joints = poses.get([Path(o).name for o in df.path])
+    joints = poses.of(df)
     return hashlib.sha256(joints.contiguous().numpy().tobytes()).hexdigest()[:12]
 
 def transfer_choices(
@@ -436,7 +436,7 @@ def finish_transfer(
     G = model.best
     save_weights(G, run/'G.safetensors')
     save_weights(model.D, run/'D.safetensors')
-    with write_beside(run/'generator.json') as tmp: Path(tmp).write_text(to_json(settings))
+    with write_beside(run/'generator.json') as tmp: Path(tmp).write_text(to_json(settings), encoding='utf-8')
     run.finish(dict(steps=steps, pairs=steps*settings.bs, generator=weights_hash(G), **last_row(run/'log.csv')))
     (run/'checkpoint.pt').unlink(missing_ok=True)
 
@@ -448,7 +448,7 @@ def load_generator(
     path = Path(folder)/'generator.json'
     if not path.exists(): raise InputError(f"{folder}: expected a trained generator (generator.json and G.safetensors), "
                                            "found none; train one with posereid_transfer, or name its folder.")
-    s = TransferSettings(**json.loads(path.read_text()))
+    s = TransferSettings(**json.loads(path.read_text(encoding='utf-8')))
     G = transfer_model(replace(s, beta=0., ema=0.)).G
     load_weights(G, Path(folder)/'G.safetensors')
     return G.eval()

@@ -218,7 +218,7 @@ def write_world(
         files = list(cast.files.file)
         _write_pictures(tmp, files, pics)
         _write_poses(tmp, files, joints)
-        (tmp/'world.json').write_text(to_json(s))
+        (tmp/'world.json').write_text(to_json(s), encoding='utf-8')
 
 # %% ../../nbs/62_synth.world.ipynb #c025
 def make_world(
@@ -254,7 +254,7 @@ def load_world(
     "Read a world"
     root = Path(root)
     if not (root/'world.json').exists(): raise InputError(f"{root} should be a synthetic world but holds no world.json: make one with `posereid_synth --out {root}`.")
-    d = json.loads((root/'world.json').read_text())
+    d = json.loads((root/'world.json').read_text(encoding='utf-8'))
     s = WorldSettings(**{**d, 'size':tuple(d['size'])})
     tp, sp = (read_market_csv(root/f'{k}_poses.csv') for k in ('target','source'))
     poses = PoseTable(list(tp.names)+list(sp.names), torch.cat([torch.as_tensor(tp.joints), torch.as_tensor(sp.joints)]))
