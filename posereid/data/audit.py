@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from pandas import DataFrame
 from ..core import InputError, nearest, progress
-from posereid.data.layouts import (MARKET_FOLDERS, READERS, account, camera_rule, find_layout, load_dataset, mars_info, matched,
-    pose_choices, typed)
+from .layouts import (MARKET_FOLDERS, READERS, account, camera_rule, find_layout, load_dataset, mars_info, matched,
+    pose_choices, reader_choices, typed)
 from ..imagefiles import ENDINGS, picture_size, upright
 
 # %% ../../nbs/52_data.audit.ipynb #e095c756
@@ -119,10 +119,12 @@ def _read(name, path, choices):
     if name == 'folder' or (name.startswith('cuhk03') and not _folders(path)): return load_dataset(path, name, **choices), []
     if name == 'mars': parts = ['train'] + ['query','gallery']*bool(mars_info(path)) + ['gallery']*((path/'bbox_test').is_dir() and not mars_info(path))
     else: parts = ['train','query','gallery'] + ['multi']*(path/'gt_bbox').is_dir()
+    asked = typed(choices, reader_choices(name), f'The reader of {name}').pop('splits', 'all')
+    if asked != 'all': parts = [asked] if isinstance(asked, str) else list(dict.fromkeys(asked))
     good, said = [], {}
-    for split in [['train'], parts[1:]] if name == 'mars' else parts:
+    for split in [[s for s in parts if (s == 'train') == half] for half in (True, False)] if name == 'mars' else parts:
         if not split: continue
-        try: good.append(load_dataset(path, name, **{'splits':split, **choices}))
+        try: good.append(load_dataset(path, name, **{**choices, 'splits':split}))
         except InputError as e: said[str(split)] = str(e)
     if not good: raise InputError(next(iter(said.values())))
     df = pd.concat(good, ignore_index=True)

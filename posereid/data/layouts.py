@@ -197,7 +197,7 @@ MARKET_FOLDERS = dict(train='bounding_box_train', query='query', gallery='boundi
 
 def _splits(splits, root, kind, folders=MARKET_FOLDERS):
     "The splits to read, as a list of known names"
-    if splits == 'all': return [s for s, f in folders.items() if (_whole(root)/f).is_dir()] or list(folders)
+    if splits == 'all': return [s for s, f in folders.items() if (_whole(root)/f).exists()] or list(folders)
     splits = [splits] if isinstance(splits, str) else list(splits)
     for s in splits:
         if s not in folders:
@@ -881,10 +881,9 @@ def typed(
 def _typed(k, v, like):
     if not isinstance(v, str): return v
     if v.lower() == 'none': return None
-    if (like is None or isinstance(like, bool)) and v.lower() in ('true','false','yes','no'): return v.lower() in ('true','yes')
+    if (isinstance(like, bool) or k == 'own_ids') and v.lower() in ('true','false','yes','no'): return v.lower() in ('true','yes')
     if isinstance(like, bool): raise InputError(f"{k!r} is true or false, but got {v!r}.")
-    if k == 'splits' and v == 'all': return v
-    if isinstance(like, tuple) or k == 'splits': return tuple(o.strip() for o in v.split(',') if o.strip())
+    if v != 'all' and (isinstance(like, tuple) or k == 'splits'): return tuple(o.strip() for o in v.split(',') if o.strip())
     try: return float(v) if isinstance(like, float) else v
     except ValueError: raise InputError(f"{k!r} takes a number, such as {like}, but got {v!r}.") from None
 
@@ -899,7 +898,7 @@ def there_are(
                 mars=dict(train='bbox_train', query='info/query_IDX.mat', gallery='bbox_test')).get(name)
     if name.startswith('cuhk03') and not _raw_mat(root): home = MARKET_FOLDERS
     if home is None: return tuple(splits)
-    tops = [root, root/'labeled', root/'detected'] if name.startswith('cuhk03') else [root]
+    tops = [root, *(root/b for b in BOXES if name in ('cuhk03', f'cuhk03-{b}'))]
     return tuple(s for s in splits if any((t/home[s]).exists() for t in tops))
 
 # %% ../../nbs/51_data.layouts.ipynb #c041
