@@ -15,7 +15,7 @@ import numpy as np, pandas as pd
 from pandas import DataFrame
 from ..core import InputError, nearest, progress
 from .layouts import (MARKET_FOLDERS, READERS, account, camera_rule, find_layout, load_dataset, mars_info, matched,
-    pose_choices, reader_choices, typed)
+    pose_choices, reader_choices, typed, unread_kinds)
 from ..imagefiles import ENDINGS, picture_size, upright
 
 # %% ../../nbs/52_data.audit.ipynb #e095c756
@@ -231,6 +231,8 @@ def _check_books(df, books, said, path):
     rest = ', '.join(f'{k} {v:,}' for k, v in books['unread'].items())
     out.append(Finding('files', 'ok' if sums == books['files'] else 'fail', f"{books['files']:,} files = {books['read']:,} read + {books['ignored']:,} no pictures + {books['skipped']:,} skipped"
                        + f' + elsewhere {rest}'*bool(rest), list(df.attrs.get('ignored', ()))))
+    if unread := unread_kinds(df.attrs.get('ignored', ())):
+        out.append(Finding('files', 'fail', f'pictures of kinds that are not read (HEIC, AVIF, GIF, JPEG XL): {len(unread):,}; save them as JPEG or PNG', unread))
     if skipped := df.attrs.get('skipped'):
         out.append(Finding('files', 'fail', f'pictures that cannot be read by name or link: {len(skipped):,}', [f'{p} {why}' for p, why in skipped.items()]))
     out += [Finding('people', 'note', o) for o in df.attrs.get('notes', ())]
@@ -316,7 +318,7 @@ def _check_poses(df, file, choices):
                    f'{n_seen[mine].mean() if mine.any() else 0:.1f} of 18 joints a picture', [*lack, *empty])]
     if not n_seen.any(): out.append(Finding('keypoints', 'fail', f'not one of the {len(t):,} poses has a joint', []))
     out += [Finding('keypoints', 'note', f'{what}: {len(some):,}', list(map(str, some))) for what, some in t.notes.items() if what not in ('nobody found',)]
-    if (~mine).any(): out.append(Finding('keypoints', 'note', f'rows of {Path(file).name} that name no picture of the set: {(~mine).sum():,}', [t.names[i] for i in np.flatnonzero(~mine)]))
+    if (~mine).any(): out.append(Finding('keypoints', 'fail' if not mine.any() else 'note', f'rows of {Path(file).name} that name no picture of the set: {(~mine).sum():,} of {len(t):,}', [t.names[i] for i in np.flatnonzero(~mine)]))
     return out + _check_scale(t, mine, [paths[i] for i in at[mine]])
 
 def _sizes_of(paths):
