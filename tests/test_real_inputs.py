@@ -371,3 +371,21 @@ def test_tables_with_holes(tmp_path, sets, refused):
 def test_no_cameras_are_told(sets, tmp_path, capsys):
     guider(sets/'folders', tmp_path/'o')
     assert 'no cameras: every gallery picture' in capsys.readouterr().out
+
+
+def test_equal_names_are_no_leak_and_copies_are(sets, tmp_path):
+    "Another set may call its pictures alike; a copy of a test picture is one under whatever folder"
+    from posereid.stages.generate import GenerateSettings, plan
+    i = folder_inputs(sets/'Market-1501', sets/'MARS')
+    def renamed(paths):
+        "The source's pictures under the names of test pictures"
+        out = []
+        for o,t in zip(i.source.path, i.target.path[i.target.split=='query']):
+            to = tmp_path/str(len(out))/Path(t).name
+            to.parent.mkdir(exist_ok=True)
+            shutil.copy(dict(own=o, test=t)[paths], to)
+            out.append(str(to))
+        return i.source.iloc[:len(out)].assign(path=out)
+    poses = PoseTable([Path(o).name for o in renamed('own').path], i.poses.of(i.source.path[:16]))
+    assert len(plan(i.target, renamed('own'), poses, GenerateSettings()))==120
+    with pytest.raises(InputError, match='16 pictures of the source are test pictures'): plan(i.target, renamed('test'), poses, GenerateSettings())

@@ -7,6 +7,7 @@ __all__ = ['BANKS', 'GenerateSettings', 'plan', 'generated_name', 'generated_nam
            'save_jpegs', 'write_generated', 'plan_id', 'generate']
 
 # %% ../../nbs/82_stages.generate.ipynb #c002
+import filecmp
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -47,16 +48,17 @@ def _chosen(source, bank, settings):
     rows = bank_rows(bank, settings.n_bank, how, settings.seed, min_joints=settings.min_joints).numpy()
     return source.iloc[rows].reset_index(drop=True),bank[rows]
 
-def _names(df):
-    "Base names, where they tell pictures apart: a copy of a picture keeps its name"
-    names = {Path(o).name for o in df.path}
-    return names if len(names)==df.path.nunique() else set()
+def _copies(source, test):
+    "Pictures of the source that are test pictures: the same file, or one of the same name and bytes"
+    named = {}
+    for o in test.path.unique(): named.setdefault(Path(o).name, []).append(o)
+    same = lambda a,b: a==b or filecmp.cmp(a, b, shallow=False)
+    return [o for o in source.path if any(same(o, t) for t in named.get(Path(o).name, ()))]
 
 def _refuse_test_poses(target_df, source):
     "A test picture's pose in the bank would be a leak"
-    test = target_df[target_df.split.isin(('query','gallery','multi'))]
-    shared = {*source.path} & {*test.path} or _names(source) & _names(test)
-    if shared: raise InputError(f"{len(shared)} pictures of the source are test pictures of the target, such as {min(shared)}; take another source, "
+    shared = _copies(source, target_df[target_df.split.isin(('query','gallery','multi'))])
+    if shared: raise InputError(f"{len(shared)} pictures of the source are test pictures of the target, such as {Path(min(shared)).name}; take another source, "
                                 "or set generate.test_poses=True, which the report will say.")
 
 def plan(
