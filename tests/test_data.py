@@ -66,8 +66,9 @@ def test_names_are_read_from_the_base_name_only():
     assert parse_market_name('/data/0009_c5s5/run3_c2/0002_c1s1_000451_03.jpg') == (2,1,1,451,3)
     assert parse_market_name('0002_c1s1_000451_03.jpg.jpg')[:2] == (2,1)
     assert parse_market_name('0002_c1s1_000451_03_g1.jpg')[:2] == (2,1)
+    assert parse_market_name('0002_c1s1_000451_03') == (2,1,1,451,3)  # a picture may have no ending
     assert parse_mars_name('00-1C1T0001F001.jpg').pid == -1
-    for bad in ('002_c1s1_000451_03.jpg', 'x0002_c1s1_000451_03.jpg', '0002_c1_f0046182.jpg', '0002_c1s1_000451_03'):
+    for bad in ('002_c1s1_000451_03.jpg', 'x0002_c1s1_000451_03.jpg', '0002_c1_f0046182.jpg', '0002_c1s1_000451_03x.jpg'):
         error(lambda: parse_market_name(bad), bad)
 
 def test_market(market):
