@@ -526,9 +526,9 @@ def test_matches_without_cameras():
 
 def test_sets_beside_what_programs_made(market, mars, tmp_path):
     home = tmp_path/'home'
-    shutil.copytree(market, home/'Market-1501')
+    shutil.copytree(market, home/'unzipped'/'Market-1501')
     for junk in ('__MACOSX','@eaDir','.trash'): shutil.copytree(market, home/junk/'Market-1501')
-    assert find_layout(home) == ('market1501', home/'Market-1501')
+    assert find_layout(home) == ('market1501', home/'unzipped'/'Market-1501')
     n = len(read_mars(mars))
     for junk in ('__MACOSX','@eaDir'): shutil.copytree(mars/'bbox_train'/sorted(os.listdir(mars/'bbox_train'))[0], mars/'bbox_train'/junk)
     df = read_mars(mars)
