@@ -379,7 +379,7 @@ def test_ids_that_are_none(own, tmp_path):
 def test_own_ids_of_a_csv(tmp_path):
     "Printed ids are kept, a column of one's own is not written over, and a part of the set has the numbers of the whole"
     for i in range(4): paint(tmp_path/f'{i}.jpg', seed=i)
-    rows = [('0.jpg','0030','train','x'), ('1.jpg','0030','train','x'), ('2.jpg','0000','query','y'), ('3.jpg','0000','gallery','y')]
+    rows = [('0.jpg','0030','train','007'), ('1.jpg','0030','train','007'), ('2.jpg','0000','query','010'), ('3.jpg','0000','gallery','010')]
     def put(n): (tmp_path/'m.csv').write_text('\n'.join(','.join(r[:n]) for r in [('path','pid','split','own_id'), *rows]))
     put(3)
     df = read_csv(tmp_path/'m.csv')
@@ -388,7 +388,7 @@ def test_own_ids_of_a_csv(tmp_path):
     assert read_csv(tmp_path/'m.csv', splits=('train',)).pid.tolist() == [2,2]
     assert read_csv(tmp_path/'m.csv', own_ids=False).pid.tolist() == [30,30,0,0]
     put(4)
-    assert read_csv(tmp_path/'m.csv').own_id.tolist() == ['x','x','y','y']
+    assert read_csv(tmp_path/'m.csv').own_id.tolist() == ['007','007','010','010']
 
 def test_own_ids_of_folders(tmp_path):
     for i, p in enumerate(('7','-1','0')): paint(tmp_path/'gallery'/p/'a.jpg', seed=i)
