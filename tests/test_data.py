@@ -419,6 +419,10 @@ def test_sizes_of_folders_are_kept_apart(tmp_path, looks):
     looks()
     odd = [paint(tmp_path/'c'/n, size=(8,16)) for n in ('tab\t.bmp', 'line\nbreak.bmp', 'plain.bmp')]
     for want in (3, 2): assert set(I.picture_sizes(odd, keep_from=1).values()) == {(16,8)} and len(looks()) == want
+    twin = [paint(tmp_path/'d'/n, size=s) for n, s in (('break.bmp', (16,8)), ('line\nbreak.bmp', (8,16)))]  # as long, as old, and the end of the other's name
+    for p in twin: os.utime(p, ns=(0, 10**18))
+    assert len({os.path.getsize(p) for p in twin}) == 1
+    for _ in range(2): assert list(I.picture_sizes(twin, keep_from=1).values()) == [(8,16), (16,8)]
 
 def test_picture_keys():
     assert picture_keys(['/a/x.jpg','/b/y.jpg','/a/x.jpg']) == ['x.jpg','y.jpg','x.jpg']  # one picture may come twice
@@ -482,15 +486,15 @@ def test_poses_of_what_is_not_read(block, folders, tmp_path):
     error(lambda: block.load_poses(tmp_path/'k.csv', df, root), tmp_path/'k.csv', 'not one of its 1 poses', df.path.iloc[0])
 
 def test_a_file_a_picture_of_more_than_is_read(block, folders, tmp_path):
-    "Files that drop the ending: pictures of the set that are not read are told once, and by one name"
-    from posereid.pose.files import PoseTable, write_poses
+    "Files that drop the ending: pictures of the set that are not read, whatever their ending, are told once and by one sentence"
+    import json
     root, full = folders
-    for i in range(4): shutil.copy(root/full.names[i], paint(root/'flat'/f'p{i}.jpg'))
+    for i in range(4): paint(root/'flat'/f'p{i}.{"png" if i == 3 else "jpg"}', seed=i)
     df = make_manifest([dict(path=str(root/'flat'/f'p{i}.jpg'), pid=1, split='train') for i in range(2)])
-    write_poses(tmp_path/'k', PoseTable([f'p{i}.jpg' for i in range(4)], full.joints), 'openpose')
-    notes = block.load_poses(tmp_path/'k', df, root).notes
-    assert list(notes) == ['pictures of the set that are not read here'] and len(next(iter(notes.values()))) == 2
-    error(lambda: block.load_poses(tmp_path/'k', df, tmp_path/'k'), '2 of 4 poses')
+    (tmp_path/'k').mkdir()
+    for i, k in enumerate(full.joints): (tmp_path/'k'/f'p{i}_keypoints.json').write_text(json.dumps(dict(people=[dict(pose_keypoints_2d=k.flatten().tolist())])))
+    assert block.load_poses(tmp_path/'k', df, root).notes == {'pictures of the set that are not read here': ['p2.jpg','p3.jpg']}
+    error(lambda: block.load_poses(tmp_path/'k', df, tmp_path/'k'), '2 of 4 poses', 'p2.jpg')
 
 def test_poses_without_a_joint(block, folders, tmp_path):
     from posereid.pose.files import PoseTable, write_market_csv
