@@ -696,3 +696,17 @@ def test_a_line_comes_again_by_its_command(sets, tmp_path):
     told = []
     open_part(TABLES['tbl1']['parts'][0], [], 1, tmp_path/'runs', 'smoke', dict(data=sets/'target', need_poses=False), say=told.append)
     assert any('files that are no pictures' in o for o in told)
+
+# --- what a console lacks
+
+@pytest.mark.parametrize('encoding,want', [('ascii', 'eps -1 +- Muller ?? 1,000'), ('cp1252', 'eps -1 ± Müller ?? 1,000'), ('iso-8859-7', 'ε -1 ± Muller ?? 1,000'),
+                                           ('utf-8', 'ε −1 ± Müller 李□ 1,000')])
+def test_letters_that_a_console_lacks(encoding, want):
+    "Each letter that is lacking is written in ASCII, the others stay; a stream of another kind is left alone"
+    import io
+    from posereid.core import plain_console
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    plain_console(out, None, io.StringIO(), object())
+    out.write('ε −1 ± Müller 李□ 1,000')
+    out.flush()
+    assert out.buffer.getvalue().decode(encoding) == want
