@@ -403,25 +403,27 @@ def posereid_pose(
     fresh:bool=False,      # Forget what an earlier call left
     skip_unreadable:bool=False, # Leave out pictures that cannot be read, and name them
     no_sheet:bool=False,   # No contact sheet
+    pose_read:_pose_read=None, # With `known`: choices of the file's reader, such as images=FILE
 ):
     "Estimate the poses of a folder of pictures; the same command continues what was interrupted"
     from posereid.core import default_device
+    from posereid.data.layouts import pose_choices, typed
     from posereid.pose.estimate import estimate_folder, list_pictures_in, make_estimator
     folders = [o.strip() for o in folders.split(',')] if folders else None
-    names = sorted(list_pictures_in(root, folders))
-    known = None if against is None else _known(root, folders, against, names)
-    est = make_estimator(estimator, weights, names, default_device())
+    files = list_pictures_in(root, folders)
+    known = None if against is None else _known(files, against, {})
+    choices = typed(parse_choices(pose_read), pose_choices(), 'The reader of keypoint files') if estimator=='known' else {}
+    est = make_estimator(estimator, weights, files, default_device(), **choices)
     table = estimate_folder(root, out, est, folders, batch, fresh, skip_unreadable, not no_sheet)
     tell(f'{out}: {table}')
     for what,some in table.notes.items(): tell(f"{what}: {len(some)}, among them {', '.join(some[:3])}")
     if known is not None: _tell_pck(table, known, root, against)
 
-def _known(root, folders, against, names):
+def _known(files, against, choices):
     "Known joints in pixels of the pictures"
     from posereid.imagefiles import picture_sizes
-    from posereid.pose.estimate import list_pictures_in, make_estimator
-    table = make_estimator('known', against, names).table
-    files = list_pictures_in(root, folders)
+    from posereid.pose.estimate import make_estimator
+    table = make_estimator('known', against, files, **choices).table
     table = table.take([i for i,o in enumerate(table.names) if o in files])
     sizes = picture_sizes([files[o] for o in table.names])
     return table.fitted([sizes[os.path.abspath(files[o])] for o in table.names]) if len(table) else table

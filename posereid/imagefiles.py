@@ -89,13 +89,28 @@ def _broken(path, e):
     return InputError(f"{path} is truncated or no picture ({why}); copy it again or remove it.")
 
 # %% ../nbs/01_imagefiles.ipynb #4fd4b7bc
+def _said_late(path):
+    "Does a PNG say something behind its pixels, where which way is up may stand? By the heads of its parts"
+    late = False
+    with open(path, 'rb') as f:
+        f.seek(8)
+        while len(head := f.read(8))==8:
+            if late and head[4:] in (b'eXIf',b'tEXt',b'zTXt',b'iTXt'): return True
+            late = late or head[4:]==b'IDAT'
+            f.seek(int.from_bytes(head[:4], 'big')+4, 1)
+    return False
+
+def _exif(im, path):
+    "EXIF from the header: Pillow would decode a PNG for it"
+    return im.getexif() if im.format!='PNG' or _said_late(path) else Image.Image.getexif(im)
+
 def picture_size(
     path:str|Path # A file
 ) -> tuple:       # Height and width of the upright picture
     "The size of a picture, from its header"
     try:
         with Image.open(path) as im:
-            turned = im.format!='TIFF' and im.getexif().get(_ORIENTATION, 1)>4  # a TIFF's size is turned already
+            turned = im.format!='TIFF' and _exif(im, path).get(_ORIENTATION, 1)>4  # a TIFF's size is turned already
             return im.size if turned else im.size[::-1]
     except FileNotFoundError: raise _gone(path) from None
     except _BROKEN as e: raise _broken(path, e) from None

@@ -1,16 +1,19 @@
 "The main job on every set that the readers know, on files of the true layout: the whole run, and each stage by its own command"
-import json, os, shutil, subprocess, sys
+import json, os, shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
 from posereid import cli
-from posereid.data.layouts import check_train, load_dataset, read_generated
+from posereid.core import InputError
+from posereid.data.audit import audit
+from posereid.data.layouts import check_train, load_dataset, read_generated, read_msmt17, reader_choices, there_are, typed
 from posereid.data.manifest import pick
+from posereid.stages.generate import generated_names
 from posereid.stages.inputs import folder_inputs
-from posereid.synth.sets import toy_sets
 
 REID = ['reid.width=4', 'reid.epochs=1', 'reid.bs=8']
 GAN = ['transfer.width=4', 'transfer.d_width=4', 'transfer.pairs=16', 'transfer.parts=1', 'transfer.bs=8']
@@ -30,25 +33,6 @@ SETS = [pytest.param('Market-1501', 'MARS', {}, 'Market-1501: 16 queries of 8 pe
         pytest.param('folders_cam', 'folders', dict(read=['camera=^c([0-9]+)']), 'same person in same camera removed'),
         pytest.param('own/own.csv', 'folders', {}, 'own.csv: 16 queries', marks=slow)]
 names = lambda p: f"{p.values[0]}-{'-'.join(p.values[2].get('read', []))}{p.values[2].get('layout', '')}"
-
-
-@pytest.fixture(scope='module')
-def sets():
-    os.environ['POSEREID_QUIET'] = '1'
-    return toy_sets()
-
-
-@pytest.fixture
-def refused(capsys):
-    "Status 2, and one sentence with these words"
-    def _f(f, *args, says=(), **kwargs):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as e: f(*args, **kwargs)
-        err = capsys.readouterr().err.strip()
-        assert e.value.code==2 and len(err.splitlines())==1, err
-        for o in [says] if isinstance(says, str) else says: assert o in err, (o, err)
-        return err
-    return _f
 
 
 def there(sets, name):
@@ -222,3 +206,50 @@ def test_one_camera(sets, model, tmp_path, capsys, refused):
     assert e.value.code==1 and '--no_cameras' in capsys.readouterr().out
     cli.posereid_eval(tmp_path/'one.csv', model, no_cameras=True)
     assert 'no cameras' in capsys.readouterr().out
+
+# --- what a reader is told ---
+
+def paint(path, size=(8,16), seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(path)
+    return path
+
+def test_all_splits_by_name(sets):
+    "What the docs of `load_dataset` and `posereid_* --read splits=all` promise"
+    assert len(load_dataset(sets/'Market-1501', splits='all')) == len(load_dataset(sets/'Market-1501'))
+    assert load_dataset(sets/'MARS', splits='all').split.nunique() == 3
+    assert typed(dict(splits='all'), reader_choices('mars')) == dict(splits='all')
+
+def test_all_splits_of_msmt17_are_those_there(sets, tmp_path):
+    root = Path(shutil.copytree(sets/'MSMT17_V1', tmp_path/'m'))
+    (root/'list_gallery.txt').unlink()
+    assert set(read_msmt17(root, splits='all').split) == {'train','query'}
+
+@pytest.mark.parametrize('choice', [dict(camera='true'), dict(camera='no'), dict(dataset='yes')])
+def test_text_choices_stay_text(tmp_path, choice):
+    paint(tmp_path/'p'/'yes_1.jpg')
+    try: df = load_dataset(tmp_path, 'folder', **choice)
+    except InputError as e: assert repr(next(iter(choice.values()))) in str(e)
+    else: assert df.dataset[0] == 'yes'
+
+def test_audit_of_some_splits(sets):
+    for name, n in (('Market-1501', 60), ('MSMT17_V1', 60)):
+        a = audit(sets/name, read=dict(splits='train'), against='none')
+        assert [s['pictures'] for s in a.splits if s['split'] == 'train'] == [n]
+    a = audit(sets/'Market-1501', read=dict(splits='query,gallery'), against='none')
+    assert {s['split'] for s in a.splits if s['pictures']} == {'query','gallery'}
+
+def test_open_part_says_nothing_to_nobody(sets, tmp_path):
+    from posereid.stages.tables import TABLES, open_part
+    root = Path(shutil.copytree(sets/'Market-1501', tmp_path/'m'))
+    (root/'query'/'note.txt').touch()
+    open_part(TABLES['tbl1']['parts'][0], [], 1, tmp_path/'runs', 'smoke', dict(data=root, need_poses=False))
+
+def test_which_boxes_are_there(sets, tmp_path):
+    for b in ('labeled','detected'): shutil.copytree(sets/'cuhk03-np'/b, tmp_path/'np'/b)
+    shutil.rmtree(tmp_path/'np'/'labeled'/'query')
+    assert there_are(tmp_path/'np', 'cuhk03-labeled') == ('train','gallery') and len(there_are(tmp_path/'np', 'cuhk03-detected')) == 3
+
+def test_no_two_names_alike():
+    paths = ['/a/p_q/0.jpg', '/a/p/q_0.jpg', '/a/p_q_0.jpg-1.jpg', '/a/p/0.jpg', '/a/p_q/1.jpg']
+    assert len(set(generated_names(paths, [0]*5))) == 5

@@ -25,18 +25,6 @@ def cache(tmp_path_factory):
         yield Path(os.environ['POSEREID_CACHE'])
 
 
-@pytest.fixture
-def refused(capsys):
-    "Status 2, and one sentence with these words"
-    def _f(f, *args, says=(), status=2, **kwargs):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as e: f(*args, **kwargs)
-        err = capsys.readouterr().err.strip()
-        assert e.value.code==status and len(err.splitlines())==1 and err.startswith(f.__name__), err
-        for o in [says] if isinstance(says, str) else says: assert o in err, err
-        return err
-    return _f
-
 # --- posereid_run ---
 
 def run(out, **kwargs): return cli.posereid_run(out=Path(out), preset='smoke', set=WORLD+REID+GAN, **kwargs)
@@ -267,8 +255,8 @@ def test_poses(data, guider, refused):
     kept = file.read_text()
     call = lambda *says: refused(f, data/'target', data/'source', guider=guider, out=data/'o', preset='smoke', set=GAN, says=says)
     lines = kept.splitlines()
-    file.write_text('\n'.join([lines[0], lines[1].replace(lines[1].split(':')[0], '9999_c1s1_000001_01.jpg'), *lines[1:]])+'\n')
-    call('9999_c1s1_000001_01.jpg', str(file))
+    file.write_text('\n'.join([lines[0], *(f'9999_c1s1_{i:06d}_01.jpg:' + lines[1].split(':', 1)[1] for i in range(20)), *lines[1:]])+'\n')
+    call('9999_c1s1_000000_01.jpg', str(file))
     file.write_text('\n'.join([lines[0], *(re.sub(r'([\d.]+),', r'1\1,', l) for l in lines[1:])])+'\n')
     call('outside their pictures', str(file))
     file.write_text('\n'.join([lines[0], *(re.sub(r'\[.*?\]', str([-1]*18), l) for l in lines[1:])])+'\n')

@@ -197,7 +197,7 @@ def test_pooled_queries_by_hand(net, several, how):
     feat = lambda d: extract_features(net, Store().get(d.path))
     q,g,m = (several[several.split==o] for o in ('query','gallery','multi'))
     f = feat(m)
-    same = [torch.as_tensor(((m.pid==p) & (m.camid==c)).to_numpy()) for p,c in zip(q.pid, q.camid)]
+    same = [torch.tensor(((m.pid==p) & (m.camid==c)).tolist()) for p,c in zip(q.pid, q.camid)]
     pooled = F.normalize(torch.stack([f[o].mean(0) if how=='mean' else f[o].amax(0) for o in same]), dim=1)
     want = retrieval(torch.cdist(pooled, feat(g)), q.pid, g.pid, q.camid, g.camid)
     assert r.map_mean==pytest.approx(want.map_mean, abs=1e-6) and f'multi-query ({how})' in r.protocol
@@ -517,3 +517,38 @@ def test_zero_features_rank_as_their_matrix_does():
 
 def test_statistics_need_pictures(net, pics):
     with pytest.raises(InputError, match='there are none'): reestimate_bn(net, pics[:0])
+
+
+# --- files of the true layouts ---
+
+@pytest.fixture(scope='module')
+def toys():
+    from posereid.synth.sets import toy_sets
+    return toy_sets()
+
+
+def test_mars_from_disk(net, toys):
+    "The toy MARS: every query has its match among other queries only, which must not leave the gallery"
+    from posereid.data.layouts import read_mars
+    from posereid.data.pictures import PictureStore
+    df, store = read_mars(toys/'MARS', splits=('query','gallery')), PictureStore((32,16))
+    r = evaluate_reid(net, df, store, 'MARS')
+    q,g = test_rows(df)
+    assert (r.n_query, r.n_gallery, len(g), r.n_valid)==(32, 37, 40, 32)==(len(q), (g.pid>=0).sum(), 40, 32)
+    assert 'MARS as its authors score it' in r.protocol and 'of 48 and 60 frames' in r.protocol
+    assert all(str(t) in p for t,p in zip(q.tracklet, q.path)) and all(p.endswith('F001.jpg') for p in q.path)
+    one = extract_features(net, store.get(df.path[(df.split=='gallery') & (df.tracklet==q.tracklet[5])]), normalise=False)
+    both = tracklet_features(net, store.get(df.path), df.groupby(['split','tracklet'], sort=False).ngroup())
+    torch.testing.assert_close(both[5], F.normalize(one.amax(0), dim=0), atol=1e-5, rtol=1e-4)
+    without = df[(df.split=='query') | ~df.tracklet.isin(q.tracklet)]  # as toolboxes do that drop the queries
+    assert evaluate_reid(net, without, store).n_valid==0
+    with pytest.raises(InputError, match='all gallery tracklets of the people asked for are queries'): evaluate_reid(net, df, store, cameras=False)
+
+
+@pytest.mark.parametrize('boxes', ['labeled','detected'])
+def test_cuhk03_from_disk(net, toys, boxes):
+    from posereid.data.layouts import read_cuhk03
+    from posereid.data.pictures import PictureStore
+    r = evaluate_reid(net, read_cuhk03(toys/'cuhk03-np', boxes), PictureStore((32,16)), 'toy', single_shot=100)
+    assert f'CUHK03 new protocol (767/700), {boxes} boxes' in r.protocol and 'mean over 100 draws' in r.protocol
+    assert r.n_valid==16 and r.single_shot[0]>=r.rank(1)-.3 and r.single_shot[7]==1  # eight people, eight places

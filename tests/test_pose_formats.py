@@ -221,7 +221,7 @@ def test_formats_are_found_or_refused(tmp_path):
     for kind in ('market','openpose','coco','fdgan','mediapipe'):
         write_poses(tmp_path/kind, table_of(), kind, sizes=(128,64))
         assert find_format(tmp_path/kind)==kind
-    (tmp_path/'x.bin').write_bytes(bytes(range(256))); (tmp_path/'none').mkdir(); (tmp_path/'x.json').write_text('{"a": 1}')
+    (tmp_path/'x.bin').write_bytes(bytes(range(256))); (tmp_path/'none').mkdir(); (tmp_path/'none'/'x.bin').touch(); (tmp_path/'x.json').write_text('{"a": 1}')
     for o in ('x.bin','none','x.json'):
         with pytest.raises(InputError, match='market .*; openpose .*; coco .*; name one with') as e: read_poses(tmp_path/o)
         assert o in str(e.value)

@@ -114,6 +114,8 @@ def test_msmt17_lists_can_be_used(made):
     cam = lambda p: p.split('_')[2]
     assert min(Counter(w for _,w in have['train']).values())>=2
     assert Counter(w for _,w in have['val'])==dict.fromkeys({w for _,w in have['train']}, 1)
+    shots = {w: max(p for p,v in have['train'] if v==w) for _,w in have['val']}
+    assert all(p>shots[w] for p,w in have['val'])  # the last picture of each person
     for p,w in have['query']: assert any(w==v and cam(p)!=cam(g) for g,v in have['gallery'])
     with pytest.raises(InputError, match='versions 1 and 2'): write_msmt17(tiny_world()/'target', 'x', 3)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from pandas import DataFrame
 from ..core import InputError, nearest, progress
-from posereid.data.layouts import (MARKET_FOLDERS, READERS, account, camera_rule, find_layout, load_dataset, mars_info, matched,
-    pose_choices, typed)
+from .layouts import (MARKET_FOLDERS, READERS, account, camera_rule, find_layout, load_dataset, mars_info, matched,
+    pose_choices, reader_choices, typed, unread_kinds)
 from ..imagefiles import ENDINGS, picture_size, upright
 
 # %% ../../nbs/52_data.audit.ipynb #e095c756
@@ -119,14 +119,16 @@ def _read(name, path, choices):
     if name == 'folder' or (name.startswith('cuhk03') and not _folders(path)): return load_dataset(path, name, **choices), []
     if name == 'mars': parts = ['train'] + ['query','gallery']*bool(mars_info(path)) + ['gallery']*((path/'bbox_test').is_dir() and not mars_info(path))
     else: parts = ['train','query','gallery'] + ['multi']*(path/'gt_bbox').is_dir()
+    asked = typed(choices, reader_choices(name), f'The reader of {name}').pop('splits', 'all')
+    if asked != 'all': parts = [asked] if isinstance(asked, str) else list(dict.fromkeys(asked))
     good, said = [], {}
-    for split in [['train'], parts[1:]] if name == 'mars' else parts:
+    for split in [[s for s in parts if (s == 'train') == half] for half in (True, False)] if name == 'mars' else parts:
         if not split: continue
-        try: good.append(load_dataset(path, name, **{'splits':split, **choices}))
+        try: good.append(load_dataset(path, name, **{**choices, 'splits':split}))
         except InputError as e: said[str(split)] = str(e)
     if not good: raise InputError(next(iter(said.values())))
     df = pd.concat(good, ignore_index=True)
-    df.attrs = dict(layout=good[0].attrs.get('layout', name), ignored=list(itertools.chain(*(o.attrs.get('ignored', ()) for o in good))),
+    df.attrs = dict(layout=good[0].attrs.get('layout', name), notes=good[0].attrs.get('notes', []), ignored=list(itertools.chain(*(o.attrs.get('ignored', ()) for o in good))),
                     skipped={k: v for o in good for k, v in o.attrs.get('skipped', {}).items()})
     return df, list(said.values())
 
@@ -229,8 +231,11 @@ def _check_books(df, books, said, path):
     rest = ', '.join(f'{k} {v:,}' for k, v in books['unread'].items())
     out.append(Finding('files', 'ok' if sums == books['files'] else 'fail', f"{books['files']:,} files = {books['read']:,} read + {books['ignored']:,} no pictures + {books['skipped']:,} skipped"
                        + f' + elsewhere {rest}'*bool(rest), list(df.attrs.get('ignored', ()))))
+    if unread := unread_kinds(df.attrs.get('ignored', ())):
+        out.append(Finding('files', 'fail', f'pictures of kinds that are not read (HEIC, AVIF, GIF, JPEG XL): {len(unread):,}; save them as JPEG or PNG', unread))
     if skipped := df.attrs.get('skipped'):
         out.append(Finding('files', 'fail', f'pictures that cannot be read by name or link: {len(skipped):,}', [f'{p} {why}' for p, why in skipped.items()]))
+    out += [Finding('people', 'note', o) for o in df.attrs.get('notes', ())]
     try: out.append(Finding('cameras', 'ok', camera_rule(df, str(path))))
     except InputError as e: out.append(Finding('cameras', 'fail', str(e)))
     return out
@@ -313,7 +318,7 @@ def _check_poses(df, file, choices):
                    f'{n_seen[mine].mean() if mine.any() else 0:.1f} of 18 joints a picture', [*lack, *empty])]
     if not n_seen.any(): out.append(Finding('keypoints', 'fail', f'not one of the {len(t):,} poses has a joint', []))
     out += [Finding('keypoints', 'note', f'{what}: {len(some):,}', list(map(str, some))) for what, some in t.notes.items() if what not in ('nobody found',)]
-    if (~mine).any(): out.append(Finding('keypoints', 'note', f'rows of {Path(file).name} that name no picture of the set: {(~mine).sum():,}', [t.names[i] for i in np.flatnonzero(~mine)]))
+    if (~mine).any(): out.append(Finding('keypoints', 'fail' if not mine.any() else 'note', f'rows of {Path(file).name} that name no picture of the set: {(~mine).sum():,} of {len(t):,}', [t.names[i] for i in np.flatnonzero(~mine)]))
     return out + _check_scale(t, mine, [paths[i] for i in at[mine]])
 
 def _sizes_of(paths):
@@ -341,7 +346,7 @@ def _check_scale(t, mine, paths):
         out.append(Finding('keypoints', 'fail' if bad.sum() > .1*seen.sum() else 'note', f'pictures with joints outside their frame: {len(files):,}', files))
     low, span = [paths[i] for i in (span < 1/3).nonzero()[:,0].tolist()], span[~span.isnan()]
     if len(span) and span.median() < .5:
-        out.append(Finding('keypoints', 'fail', f'poses are far smaller than their pictures: they span {span.median():.0%} of the height in the middle of all; are the joints those of pictures of another size?', low))
+        out.append(Finding('keypoints', 'fail', f'poses are far smaller than their pictures: the median pose spans {span.median():.0%} of the height; are the joints those of pictures of another size?', low))
     elif low: out.append(Finding('keypoints', 'note', f'poses that span less than a third of the height of their picture: {len(low):,}', low))
     return out
 

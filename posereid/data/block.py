@@ -346,9 +346,9 @@ def load_poses(
     if not len(table): raise InputError(f"{path} holds no pose; give the keypoint file of this set.")
     if not has_pose(table.joints).any():
         raise InputError(f"{path}: not one of its {len(table)} poses has a joint (all are missing); estimate the poses again (posereid_pose), or take another file.")
-    at = find_pictures(table.names, paths, where=path)
-    also = _elsewhere(table, at, root, path, df.attrs.get('also', ()))
-    notes = {**table.notes, **also}
+    at = _pictures_of(table.names, paths, path)
+    notes = {**table.notes, **_elsewhere(table, at, df, root, path)}
+    notes.pop('no picture of this name', None)
     keep = np.flatnonzero(at >= 0)
     if not len(keep): raise InputError(f"{path}: not one of its {len(table)} poses is of a picture that was read here, such as {paths[0]}; is it the file of another part of the set?")
     own = [paths[i] for i in at[keep]]
@@ -369,34 +369,59 @@ def shorten(
     return res
 
 # %% ../../nbs/54_data.block.ipynb #c053
-def _elsewhere(table, at, root, path, also=()):
-    "The names that are no rows: fine if they are pictures below `root`, and counted"
+def _pictures_of(names, paths, path):
+    "Which picture each name means; folders in front of all names that are none of the set are passed over"
+    at = find_pictures(names, paths, where=path)
+    if (at >= 0).any() or not len(names): return at
+    names = [o.replace('\\', '/') for o in names]
+    front = os.path.commonprefix([o.split('/')[:-1] for o in names])
+    for k in range(1, len(front)+1):
+        at = find_pictures([o.split('/', k)[-1] for o in names], paths, where=path)
+        if (at >= 0).any(): break
+    return at
+
+def _elsewhere(table, at, df, root, path):
+    "The names that are no rows: pictures of the set that were not read, or strange; a few strange ones are counted, many refused"
     lost = [table.names[i] for i in np.flatnonzero(at < 0)]
     if not lost: return {}
-    there = {*also, *(_base_names_below(root) if root is not None else ())}
-    bare = lambda o: o.replace('\\', '/').rsplit('/', 1)[-1]
-    stems = {os.path.splitext(o)[0] for o in there} if 'no picture of this name' in table.notes else ()  # a file a picture drops the ending
-    strange = [o for o in lost if bare(o) not in there and os.path.splitext(bare(o))[0] not in stems]
-    if strange:
+    cut = (lambda o: os.path.splitext(o)[0]) if 'no picture of this name' in table.notes else (lambda o: o)  # a file a picture drops the ending
+    also, names = {*df.attrs.get('also', ())}, [o.replace('\\', '/') for o in lost]
+    there = _folders_of({cut(o.rsplit('/', 1)[-1]) for o in names}, root, df, cut)
+    known = lambda o: o in also or _is_there(cut(o.replace('\\', '/')), there)
+    strange = [o for o in lost if not known(o)]
+    if len(strange) > .1*len(table):
         raise InputError(f"{path}: {len(strange)} of {len(table)} poses name no picture, among them {', '.join(strange[:3])}; names must be base names as on disk, with their "
                          "ending, or paths within the set: is it the keypoint file of another set?")
-    table.notes.pop('no picture of this name', None)
-    return {'pictures of the set that are not read here': lost}
+    rest = [o for o in lost if o not in {*strange}]
+    out = {'pictures of the set that are not read here':rest, 'names of no picture, left out':strange}
+    return {k: v for k,v in out.items() if v}
 
-def _base_names_below(root):
-    "Base names of all files below a folder"
-    out = set()
-    for _, subs, files in os.walk(root):
+def _folders_of(wanted, root, df, cut):
+    "In which folders below a set's, and beside its pictures, the wanted base names lie"
+    out = {}
+    def add(d, files):
+        for k in wanted.intersection(map(cut, files)): out.setdefault(k, []).append(d.replace(os.sep, '/'))
+    for d, subs, files in os.walk(root) if root is not None else ():
         subs[:] = [o for o in subs if not is_junk_folder(o)]
-        out.update(files)
+        add(d, files)
+    home = None if root is None else os.path.abspath(root) + os.sep
+    for d in {os.path.dirname(p) for p in df.path}:
+        if (home is None or not d.startswith(home)) and os.path.isdir(d): add(d, os.listdir(d))
     return out
 
+def _is_there(name, there):
+    "Is a name the end of a file's path?"
+    folder, _, base = name.rpartition('/')
+    dirs = there.get(base, ())
+    return any(f'/{d}'.endswith(f'/{folder}') for d in dirs) if folder else bool(dirs)
+
+# %% ../../nbs/54_data.block.ipynb #ff396f33
 def _in_frame(table, paths, path, notes):
     "Joints in pixels of the stored pictures; those outside are missing"
     known = picture_sizes(paths, show=True)
     sizes = torch.tensor([known[os.path.abspath(p)] for p in paths])
     table = table.fitted(sizes)
-    _not_too_small(table, sizes, path)
+    _not_too_small(table, sizes, path, notes)
     seen = table.joints[...,2] > 0
     out = seen & ~inside(table.joints, sizes)
     if not out.any(): return table
@@ -408,13 +433,16 @@ def _in_frame(table, paths, path, notes):
     notes['joints outside their picture, taken as missing'] = [os.path.basename(paths[i]) for i in out.nonzero()[:,0].tolist()]
     return PoseTable(table.names, torch.where(out[...,None], 0., table.joints), path)
 
-def _not_too_small(table, sizes, path):
-    "Refuse joints that cannot be pixels of these pictures"
+def _not_too_small(table, sizes, path, notes):
+    "Refuse joints that cannot be pixels of these pictures; say it where they may not be"
     span = pose_heights(table.joints, sizes)
+    low = [os.path.basename(table.names[i]) for i in (span < .5).nonzero()[:,0].tolist()]
     span = span[~span.isnan()]
-    if len(span) and span.median() < .2:
-        raise InputError(f"{path}: its poses span {span.median():.0%} of the height of their pictures in the middle of all, so that their joints are of pictures of another size; "
+    if not len(span) or (mid := span.median()) >= .5: return
+    if mid < 1/3:
+        raise InputError(f"{path}: the median pose spans {mid:.0%} of the height of its picture, so these are joints of pictures of another size; "
                          "scale them to the pictures as stored.")
+    notes[f'small poses, the median one spans {mid:.0%} of its picture: are these joints of pictures of another size?'] = low
 
 # %% ../../nbs/54_data.block.ipynb #c055
 def scaled_joints(

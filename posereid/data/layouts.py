@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MarketName', 'DukeName', 'Cuhk03Name', 'MarsName', 'GRAMMAR', 'MARKET_FOLDERS', 'BOXES', 'Msmt17Name', 'READERS',
            'parse_market_name', 'parse_duke_name', 'parse_cuhk03_name', 'parse_mars_name', 'found', 'list_pictures',
-           'read_market', 'account', 'reading_notes', 'pool_features', 'multi_query', 'read_duke', 'read_mat',
-           'read_cuhk03', 'read_cuhk03_split', 'unpack_cuhk03', 'read_mars', 'mars_info', 'read_mars_tracks',
-           'parse_msmt17_name', 'read_msmt17', 'read_generated', 'number_people', 'camera_rule', 'read_csv',
-           'read_folder', 'find_layout', 'load_dataset', 'reader_choices', 'pose_choices', 'typed', 'there_are',
-           'check_train', 'matched', 'check_test']
+           'read_market', 'account', 'reading_notes', 'unread_kinds', 'pool_features', 'multi_query', 'read_duke',
+           'read_mat', 'read_cuhk03', 'read_cuhk03_split', 'unpack_cuhk03', 'read_mars', 'mars_info',
+           'read_mars_tracks', 'parse_msmt17_name', 'read_msmt17', 'read_generated', 'number_people', 'camera_rule',
+           'read_csv', 'read_folder', 'find_layout', 'load_dataset', 'reader_choices', 'pose_choices', 'typed',
+           'there_are', 'check_train', 'matched', 'check_test']
 
 # %% ../../nbs/51_data.layouts.ipynb #c002
 import hashlib, inspect, math, os, re, struct, sys, zlib
@@ -29,11 +29,11 @@ DukeName   = namedtuple('DukeName', 'pid camid frame')
 Cuhk03Name = namedtuple('Cuhk03Name', 'pid camid frame')
 MarsName   = namedtuple('MarsName', 'pid camid tracklet frame')
 GRAMMAR = dict(  # pattern of a base name, what it gives, an example, the parts
-    market1501=(re.compile(r'(-1|[0-9]{4})_c([1-9])s([0-9])_([0-9]+)_([0-9]+)(?=[._]|$)'), MarketName, '0002_c1s1_000451_03.jpg',
+    market1501=(re.compile(r'(-1|[0-9]{4})_c([1-9])s([0-9])_([0-9]+)_([0-9]+)(?=[._])'), MarketName, '0002_c1s1_000451_03.jpg',
                 'identity, camera, sequence, frame, box'),
-    dukemtmc=(re.compile(r'([0-9]{4})_c([1-8])_f([0-9]{7})(?=[._]|$)'), DukeName, '0001_c2_f0046182.jpg', 'identity, camera, frame'),
-    cuhk03=(re.compile(r'([0-9]{4})_c([12])_([0-9]+)(?=[._]|$)'), Cuhk03Name, '0001_c1_1.png', 'identity, camera, number'))
-_mars = re.compile(r'([0-9]{4}|00-1)C([1-9])T([0-9]{4})F([0-9]{3,})(?:\.|$)')
+    dukemtmc=(re.compile(r'([0-9]{4})_c([1-8])_f([0-9]{7})(?=[._])'), DukeName, '0001_c2_f0046182.jpg', 'identity, camera, frame'),
+    cuhk03=(re.compile(r'([0-9]{4})_c([12])_([0-9]+)(?=[._])'), Cuhk03Name, '0001_c1_1.png', 'identity, camera, number'))
+_mars = re.compile(r'([0-9]{4}|00-1)C([1-9])T([0-9]{4})F([0-9]{3,})\.')
 
 # %% ../../nbs/51_data.layouts.ipynb #c007
 def _parse(kind, name):
@@ -197,7 +197,7 @@ MARKET_FOLDERS = dict(train='bounding_box_train', query='query', gallery='boundi
 
 def _splits(splits, root, kind, folders=MARKET_FOLDERS):
     "The splits to read, as a list of known names"
-    if splits == 'all': return [s for s, f in folders.items() if (_whole(root)/f).is_dir()] or list(folders)
+    if splits == 'all': return [s for s, f in folders.items() if (_whole(root)/f).exists()] or list(folders)
     splits = [splits] if isinstance(splits, str) else list(splits)
     for s in splits:
         if s not in folders:
@@ -244,8 +244,18 @@ def reading_notes(
     ignored, skipped, said = (df.attrs.get(k, ()) for k in ('ignored', 'skipped', 'notes'))
     out = []
     if skipped: out.append(f"pictures skipped: {len(skipped):,} ({few(skipped)}); the first {next(iter(skipped.values()))}")
-    if ignored: out.append(f"files that are no pictures: {len(ignored):,} ({few(ignored)})")
+    unread = unread_kinds(ignored)
+    if unread: out.append(f"pictures of kinds that are not read: {len(unread):,} ({few(unread)}); save them as JPEG or PNG")
+    if rest := [o for o in ignored if o not in set(unread)]: out.append(f"files that are no pictures: {len(rest):,} ({few(rest)})")
+    if (rule := df.attrs.get('cameras', '')).startswith('no cameras'): out.append(rule)
     return out + list(said)
+
+def unread_kinds(
+    paths # Files that a reader ignored
+) -> list: # Those that are pictures all the same
+    "HEIC, AVIF, GIF and JPEG XL: pictures that a set may hold, and that are not read"
+    own = lambda p: not os.path.basename(p).startswith('.') and not any(is_junk_folder(o) for o in p.split(os.sep)[:-1])
+    return [p for p in paths if p.lower().endswith(('.heic','.heif','.avif','.gif','.jxl')) and own(p)]
 
 # %% ../../nbs/51_data.layouts.ipynb #0ac63499
 def pool_features(
@@ -881,9 +891,9 @@ def typed(
 def _typed(k, v, like):
     if not isinstance(v, str): return v
     if v.lower() == 'none': return None
-    if (like is None or isinstance(like, bool)) and v.lower() in ('true','false','yes','no'): return v.lower() in ('true','yes')
+    if (isinstance(like, bool) or k == 'own_ids') and v.lower() in ('true','false','yes','no'): return v.lower() in ('true','yes')
     if isinstance(like, bool): raise InputError(f"{k!r} is true or false, but got {v!r}.")
-    if isinstance(like, tuple) or k == 'splits' and v != 'all': return tuple(o.strip() for o in v.split(',') if o.strip())
+    if v != 'all' and (isinstance(like, tuple) or k == 'splits'): return tuple(o.strip() for o in v.split(',') if o.strip())
     try: return float(v) if isinstance(like, float) else v
     except ValueError: raise InputError(f"{k!r} takes a number, such as {like}, but got {v!r}.") from None
 
@@ -898,7 +908,7 @@ def there_are(
                 mars=dict(train='bbox_train', query='info/query_IDX.mat', gallery='bbox_test')).get(name)
     if name.startswith('cuhk03') and not _raw_mat(root): home = MARKET_FOLDERS
     if home is None: return tuple(splits)
-    tops = [root, root/'labeled', root/'detected'] if name.startswith('cuhk03') else [root]
+    tops = [root, *(root/b for b in BOXES if name in ('cuhk03', f'cuhk03-{b}'))]
     return tuple(s for s in splits if any((t/home[s]).exists() for t in tops))
 
 # %% ../../nbs/51_data.layouts.ipynb #c041

@@ -236,9 +236,11 @@ def _test_set(df, tracklets, cameras, dataset):
         return _TestSet(query, gallery, pooled, 0)
     itself = _names(gallery.pictures, pooled).isin(_names(query.pictures, pooled))
     kept = _side(gallery.pictures[~itself], pooled)
-    if not len(kept.items):
-        raise InputError(f'{name} has no gallery but the queries themselves; without cameras it needs other pictures.')
-    return _TestSet(query, kept, pooled, len(gallery.items)-len(kept.items))
+    dropped = len(gallery.items)-len(kept.items)
+    if dropped and not kept.items.pid.isin(query.items.pid).any():
+        raise InputError(f'{name} has nothing to find without cameras: all gallery {_kind(pooled)}s of the people asked for are '
+                         'queries themselves, which leave the gallery; evaluate with cameras, or add others to the gallery.')
+    return _TestSet(query, kept, pooled, dropped)
 
 def _names(rows, pooled): return pd.MultiIndex.from_frame(rows[_ITEM]) if pooled else pd.Index(rows.path)
 

@@ -168,8 +168,9 @@ def decode_blazepose(
 def make_estimator(
     name:str, # `rcnn`, `blazepose` or `known`
     weights=None, # The weights, the .tflite file, or the file of poses
-    names=(), # Base names of the pictures, for files of poses that do not name them
+    names=(), # Names of the pictures, or `list_pictures_in`: a file of poses is matched with their paths then
     device='cpu', # Where `rcnn` runs
+    **choices # Of `read_poses`, for `known`
 ): # From pictures and names to `(n, 18, 3)`
     "An estimator by its name"
     if name=='rcnn': return KeypointRCNN(weights, device)
@@ -177,12 +178,13 @@ def make_estimator(
     what = dict(blazepose='a .tflite of pose landmarks', known='poses in any format')[name]
     if weights is None: raise InputError(f"The estimator '{name}' needs a file: {what}; give its path.")
     if name=='blazepose': return BlazePose(weights)
-    return KnownPoses(_named_as(read_poses(weights, names=sorted(names) or None), list(names), weights), Path(weights).name)
+    paths = [str(o) for o in (names.values() if isinstance(names, dict) else names)]
+    return KnownPoses(_named_as(read_poses(weights, names=sorted(paths) or None, **choices), list(names), paths, weights), Path(weights).name)
 
-def _named_as(table, names, where):
+def _named_as(table, names, paths, where):
     "The rows that belong to pictures, under the names of these"
     if not names: return table
-    at = find_pictures(table.names, names, where)
+    at = find_pictures(table.names, paths, where)
     rows = (at>=0).nonzero()[0]
     if len(table) and not len(rows):
         raise InputError(f"{where}: none of its {len(table)} poses, {table.names[0]} being the first, belongs to one of the {len(names)} "

@@ -8,7 +8,7 @@ __all__ = ['FORMATS', 'PoseTable', 'find_pictures', 'read_market_csv', 'write_ma
            'from_mediapipe', 'read_mediapipe', 'find_format', 'read_poses', 'write_poses', 'check_poses']
 
 # %% ../../nbs/11_pose.files.ipynb #c002
-import importlib, json, math, os, re
+import importlib, json, math, os, re, unicodedata
 from array import array
 from collections import Counter
 from itertools import count, islice
@@ -102,9 +102,14 @@ def of(self:PoseTable,
     "The poses of pictures by their paths, empty for those that are absent"
     return self._at(self.rows_of(items))
 
-def _slashes(name):
-    "A name with `/` between folders, and no `./` before it"
+def _plain(name):
+    "A name with `/` between folders, its letters composed: `é` is one, also where macOS wrote two"
     name = str(name).replace('\\', '/')
+    return name if name.isascii() else unicodedata.normalize('NFC', name)
+
+def _slashes(name):
+    "The same without `./` before it"
+    name = _plain(name)
     while name.startswith('./'): name = name[2:]
     return name
 
@@ -194,7 +199,7 @@ def find_pictures(
     where='the keypoint file', # What to call the file in an error
 ) -> np.ndarray: # `(n,)` int64, the number of the path that each name means, -1 for none
     "Which picture each name of a keypoint file means"
-    names,paths = [_slashes(n) for n in names], [str(p).replace('\\', '/') for p in paths]
+    names,paths = [_slashes(n) for n in names], [_plain(p) for p in paths]
     if any(map(os.path.isabs, names)): paths = [os.path.abspath(p) for p in paths]
     def clash(n, a, b):
         return InputError(f"{where}: {n} may mean {a} or {b}; write names relative to the folder "
@@ -570,12 +575,21 @@ def _files(path, *endings):
     path = Path(path)
     if path.is_file(): return [(str(path), _cut(path.name, endings))]
     if not path.is_dir(): raise InputError(f"{path}: no such keypoint file or folder.")
+    path = _unwrapped(path)
     have = [o for o in _scan(path) if _base(o).lower() not in _LISTS]
     for ending in endings:
         if some := [o for o in have if o.lower().endswith(ending)]:
             files = [(os.path.join(path, o), o[:-len(ending)]) for o in some]
             return progress(files, desc='keypoint files') if len(files)>=2000 else files
     raise InputError(f"{path}: no file below it ends in {' or '.join(endings)}.")
+
+_WRAPPERS = ('labels','predictions','sep-json','json','keypoints','poses')
+
+def _unwrapped(folder):
+    "Where tools put a folder of theirs around the files, that folder"
+    inner = [o for o in os.listdir(folder) if o[0]!='.' and o.lower() not in _LISTS]
+    is_one = len(inner)==1 and inner[0].lower() in _WRAPPERS and (folder/inner[0]).is_dir()
+    return folder/inner[0] if is_one else folder
 
 def _cut(name, endings):
     return next((name[:-len(e)] for e in endings if name.lower().endswith(e)), name)
@@ -684,8 +698,8 @@ def _by_number(numbers, names):
         if None in by or len(by.get(i, ()))!=1:
             raise InputError(f"{where}: this names its picture by the number {i} alone; give "
                              "`images`, the annotation file that holds "
-                             "`images`, or `names` of pictures that are all called by their numbers, "
-                             f"such as {i:06d}.jpg.")
+                             "`images` (commands: --pose_read images=FILE), or `names` of pictures that are all called by "
+                             f"their numbers, such as {i:06d}.jpg.")
     return {i: (by[i][0],None) for i,_ in numbers}
 
 def _coco_table(found, images, names):
@@ -1114,6 +1128,9 @@ def find_format(
         elif head.startswith(b'name') or path.suffix.lower()=='.csv': kind = 'market'
         elif path.suffix.lower()=='.txt': kind = _txt_format(path) or 'fdgan'
     if kind: return kind
+    if path.is_dir() and not (have := _scan(path)): raise InputError(f"{path}: this folder holds no file; give the folder of keypoint files.")
+    if path.is_dir() and is_picture(os.path.join(path, have[0])):
+        raise InputError(f"{path}: this folder holds pictures, and no keypoints; give the keypoint file, or estimate the poses (posereid_pose).")
     raise InputError(f"{path}: no format of poses that is known here; it may be "
                      f"{'; '.join(f'{k} ({v})' for k,v in FORMATS.items())}; "
                      "name one with `format` if it is.")

@@ -139,10 +139,19 @@ class Experiment:
         self.rows,self.groups,self.say = [check_row(r, groups) for r in rows],groups,say or (lambda s: None)
         for row in self.rows: check_settings(row_settings(row, groups))
         kept = groups if inputs is None else {**{k:v for k,v in groups.items() if k!='world'}, 'inputs':inputs.origin}
+        self.inputs,self.made = inputs,{}
+        if inputs is not None: self.plans()  # too few poses are found out before anything is trained
         self.run = RunFolder(out, kept, fresh)
         if inputs is None: self.say(f"world {groups['world'].world}: people, cameras, poses")
-        self.inputs,self.made = inputs or world_inputs(groups['world']),{}
+        self.inputs = inputs or world_inputs(groups['world'])
         self.train,self.labels = self.inputs.train,train_labels(self.inputs.target)
+
+    def plans(self):
+        "Draw the plans of all rows"
+        self.train = self.inputs.train
+        for row in self.rows:
+            by = row.get('poses', 'source')
+            if row.get('pictures') in ('generator','rendered') and by in ('source','shuffled'): self.todo(row_settings(row, self.groups), by)
 
     def once(self,
         key, # Anything that can be a key

@@ -8,6 +8,7 @@ __all__ = ['BANKS', 'GenerateSettings', 'plan', 'generated_name', 'generated_nam
 
 # %% ../../nbs/82_stages.generate.ipynb #c002
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import pandas as pd
@@ -100,7 +101,8 @@ def generated_names(
     plain = [generated_name(o, 0) for o in keys]
     stems = [o if n in clash(plain) else n.removesuffix('_g0.jpg') for o,n in zip(keys, plain)]
     twice = clash(stems)
-    rank = {p: i for n in twice for i,p in enumerate(_by_name(stems, source_paths)[n], 1)}
+    groups,rank = _by_name(stems, source_paths),{}
+    for n in sorted(twice): rank.update(zip(groups[n], (i for i in count(1) if f'{n}-{i}' not in groups)))
     return [f'{o}-{rank[p]}_g{k}.jpg' if o in twice else f'{o}_g{k}.jpg' for o,p,k in zip(stems, source_paths, ks)]
 
 def _by_name(names, paths):

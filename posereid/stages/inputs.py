@@ -19,7 +19,8 @@ from ..pose.files import PoseTable
 from ..data.manifest import pick
 from posereid.data.layouts import (READERS, check_test, check_train, find_layout, load_dataset, reader_choices, reading_notes,
     there_are)
-from ..data.block import PictureStore, load_poses, shorten
+from ..data.block import PictureStore, load_poses, poses_for, shorten
+from ..data.sampler import epoch_pairs
 from ..synth.world import World, WorldSettings, load_world, make_world
 from .guider import load_reid
 
@@ -106,11 +107,12 @@ def poses_beside(
 ) -> Path:          # The file or folder
     "The keypoint file of a set, which must be there"
     root = Path(root).expanduser().absolute()
-    if file and Path(file).exists(): return Path(file)
+    file = file and Path(file).expanduser()
+    if file and file.exists(): return file
     name = root.stem if root.suffix.lower()=='.csv' else root.name
     near = [root.parent/f'{name}_poses{o}' for o in ('.csv','.json','.mat','')]
     if not file and (there := [o for o in near if o.exists()]): return there[0]
-    raise InputError(f"No keypoint file for {root}: {file or near[0]} was expected; name it with --poses (target) or --source_poses (source), or estimate poses with posereid_pose.")
+    raise InputError(f"No keypoint file for {root}: {file or near[0]} was expected; name it with --poses (target) or --source_poses (source), or estimate the poses of its folder with posereid_pose.")
 
 # %% ../../nbs/86_stages.inputs.ipynb #c96c58f2
 def read_set(
@@ -160,10 +162,19 @@ def folder_inputs(
     if source is not None: _add_source(res, Path(source), source_poses, need_poses, how)
     if res.poses is not None: res.poses = shorten(res.poses, [*whole.path, *(() if res.source is None else res.source.path)])
     used = [res.target] if res.source is None else [res.target, res.source]
+    for df in used if need_poses else (): res.notes += _can_be_paired(pick(df, split='train'), res.poses)
     res.store(size).preload(pd.concat(used), show=True)  # a broken picture is found before anything is trained
     return res
 
 # %% ../../nbs/86_stages.inputs.ipynb #64a517c8
+def _can_be_paired(df, poses):
+    "Somebody must have two pictures with a pose, or stage two has nothing to learn from; how many have none"
+    kept,_ = poses_for(df, poses)
+    epoch_pairs(df.iloc[kept].reset_index(drop=True), 'any', 1)
+    lack = df.path[~df.index.isin(kept)]
+    few = ', '.join(Path(o).name for o in lack[:3])
+    return [f'{len(lack):,} of {len(df):,} training pictures have no pose, among them {few}; they take no part in step two']*bool(len(lack))
+
 def _said_otherwise(cameras, layout, choices):
     "What was said of reading, if anything was: a run without it keeps its settings"
     said = dict(cameras=cameras, layout=layout, **(choices or {}))

@@ -201,6 +201,7 @@ def report(
         'Error to the true rendering': len(errors) and html_table(errors, ERROR_HEADS) + _note(ERROR_NOTE),
         'Losses': png(plot_logs(_logs(exp)), figs/'losses.png', 'Losses of each training over its epochs'),
         'Protocol': _note(exp.table.protocol.iloc[0]),
+        'What was read': exp.inputs.notes and ''.join(_note(o) for o in exp.inputs.notes),
         'How to run it again': _pre(command or 'posereid_run'),
         'Settings': _pre(to_json(kept['settings'])), 'Made with': _pre(to_json(kept['provenance']))}
     out = exp.run/'report.html'

@@ -171,7 +171,7 @@ def open_part(
     groups = experiment_settings(preset, seed, world_of(part, seed), None, held, [*part.get('opts', []), *opts], scratch=data is not None,
                                  recipe_name=part.get('recipe'))
     inputs = None if data is None else folder_inputs(**data, size=groups['transfer'].size, seed=seed, validation=held)
-    for o in inputs.notes if inputs else (): say(o)
+    for o in inputs.notes if inputs and say else (): say(o)
     return Experiment(rows, groups, Path(runs)/run_name(part, seed, preset, data, opts), inputs, say=say)
 
 # %% ../../nbs/89_stages.tables.ipynb #ce673b67
