@@ -384,7 +384,7 @@ def test_own_ids_of_a_csv(tmp_path):
     put(3)
     df = read_csv(tmp_path/'m.csv')
     assert df.own_id.tolist() == ['0030','0030','0000','0000'] and df.pid.tolist() == [2,2,1,1]
-    assert reading_notes(df) == df.attrs['notes'] and 'numbered 1 to 2' in df.attrs['notes'][0]
+    assert reading_notes(df) == [df.attrs['cameras'], *df.attrs['notes']] and 'numbered 1 to 2' in df.attrs['notes'][0]
     assert read_csv(tmp_path/'m.csv', splits=('train',)).pid.tolist() == [2,2]
     assert read_csv(tmp_path/'m.csv', own_ids=False).pid.tolist() == [30,30,0,0]
     put(4)
@@ -395,7 +395,7 @@ def test_own_ids_of_folders(tmp_path):
     paint(tmp_path/'query'/'7'/'b.jpg')
     df = read_folder(tmp_path, own_ids=True)
     assert df.attrs['people'] == {'-1':1, '0':2, '7':3} and df.own_id.tolist() == ['7','-1','0','7'] and 'numbered 1 to 3' in df.attrs['notes'][0]
-    assert reading_notes(read_folder(tmp_path)) == []
+    assert [o[:10] for o in reading_notes(read_folder(tmp_path))] == ['no cameras']
     paint(tmp_path/'gallery'/'-12'/'a.jpg')  # −12 is a number, too: by rank of numbers, not of texts
     assert read_folder(tmp_path).attrs['people'] == {'-12':1, '-1':2, '0':3, '7':4}
 
