@@ -166,3 +166,140 @@ def test_it_imports_neither_fastai_nor_torch():
             f"audit({str(tiny_world()/'target')!r}, decode=True)\nassert not {{'fastai','torch'}} & set(sys.modules)")
     res = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert res.returncode == 0, res.stderr
+
+# --- people, queries and cameras
+
+def table(root, *rows):
+    "A CSV of small pictures: split, pid, camid"
+    for i in range(len(rows)): Image.fromarray(np.random.default_rng(i).integers(0, 256, (16,8,3), dtype=np.uint8)).save(root/f'{i}.jpg')
+    (root/'m.csv').write_text('path,pid,split,camid\n' + ''.join(f'{i}.jpg,{p},{s},{c}\n' for i, (s, p, c) in enumerate(rows)))
+    return root/'m.csv'
+
+TRAIN = [('train',1,1), ('train',1,2), ('train',2,1), ('train',2,2)]
+
+@pytest.mark.parametrize('rows,level,words', [
+    ([('query',3,1), ('gallery',3,2), ('gallery',4,1)], 'ok', ['every query has']),
+    ([('query',3,1), ('query',4,1), ('gallery',3,2)], 'note', ['1 of 2']),
+    ([('query',3,1), ('gallery',3,1), ('gallery',4,2)], 'fail', ['1 of 1']),               # two cameras, but nobody is in both
+    ([('query',3,2), ('gallery',3,2), ('gallery',-1,1)], 'fail', ['1 of 1', 'from camera 2', '--no_cameras']),  # the camera of junk does not count
+    ([('query',3,0), ('gallery',4,0)], 'fail', ['1 of 1']),
+    ([('query',3,0), ('gallery',3,0)], 'ok', [])])
+def test_queries_that_nothing_answers(tmp_path, rows, level, words):
+    a = audit(table(tmp_path, *TRAIN, *rows))
+    one, = found(a, 'queries', level)
+    assert a.status == (level == 'fail') and all(w in one.text for w in words)
+    assert ('--no_cameras' in one.text) == ('--no_cameras' in words)
+    if level == 'fail': assert one.files == [str(tmp_path/'4.jpg')]
+
+def test_nobody_is_found_among_training_pictures(market):
+    first = sorted((market/'bounding_box_train').iterdir())[0]
+    assert not [f for f in found(audit(market, against='none'), 'people')]
+    for who in ('0000', '-1'):
+        odd = first.with_name(who+first.name[4:])
+        shutil.copy(first, odd)
+        a = audit(market, against='none')
+        assert a.status == 1 and [f.files for f in found(a, 'people')] == [[str(odd)]] and 'of nobody (pid −1 or 0): 1' in found(a, 'people')[0].text
+        odd.unlink()
+
+def test_names_that_repeat(market):
+    train = sorted((market/'bounding_box_train').iterdir())
+    (market/'gt_bbox').mkdir()
+    shutil.copy(train[0], market/'gt_bbox')  # hand-drawn boxes have the names of their pictures
+    assert not found(audit(market, against='none'), 'names', 'note')
+    shutil.copy(train[1], market/'query')
+    note, = found(audit(market, against='none'), 'names', 'note')
+    assert ': 2;' in note.text and sorted(note.files) == sorted([str(train[1]), str(market/'query'/train[1].name)])
+
+# --- the scale of keypoints
+
+@pytest.fixture
+def scaled(market, tmp_path):
+    "The audit of keypoints that were changed by `f`, and their table"
+    from posereid.pose.files import PoseTable, read_poses, write_market_csv
+    t = read_poses(tiny_world()/'target_poses.csv')
+    def _f(f):
+        k = f(t.joints.clone())
+        k[k[...,2] == 0] = 0
+        write_market_csv(tmp_path/'k.csv', PoseTable(t.names, k))
+        return audit(market, poses=tmp_path/'k.csv', against='none'), PoseTable(t.names, k)
+    return _f
+
+def spans(t):
+    "By hand: the share of its picture's 64 rows that each pose of ten joints or more spans"
+    out = {}
+    for n, k in zip(t.names, t.joints.numpy()):
+        y = k[k[:,2] > 0, 1]
+        if len(y) >= 10: out[n] = (y.max()-y.min())/64
+    return out
+
+def by(share):
+    def _f(k):
+        from posereid.pose.bank import pose_heights
+        h = pose_heights(k, (64,32))
+        k[...,:2] *= share/h[~h.isnan()].median()
+        return k
+    return _f
+
+def test_poses_smaller_than_their_pictures(scaled):
+    "A half of the height in the middle of all is the least that passes; single ones below a third are noted"
+    a, t = scaled(by(.45))
+    one = found(a, 'keypoints')
+    assert a.status == 1 and len(one) == 1 and 'far smaller' in one[0].text and '45% of the height' in one[0].text
+    a, t = scaled(by(.55))
+    low = sorted(n for n, s in spans(t).items() if s < 1/3)
+    assert not found(a, 'keypoints') and sorted(os.path.basename(p) for f in found(a, 'keypoints', 'note') if 'less than a third' in f.text for p in f.files) == low
+    def one_small(k): k[0,:,:2] *= .3; k[1,:,:2] *= .3; k[1,9:] = 0; return k  # nine joints say nothing
+    a, t = scaled(one_small)
+    note, = [f for f in found(a, 'keypoints', 'note') if 'third' in f.text]
+    want = [n for n, s in spans(t).items() if s < 1/3]
+    assert t.names[0] in want and t.names[1] not in want and sorted(map(os.path.basename, note.files)) == sorted(want) and f': {len(want)}' in note.text
+
+def test_joints_outside_their_pictures(scaled):
+    "A tenth of all joints may be; the pictures are named"
+    for share, level in ((.02, 'note'), (.2, 'fail')):
+        at = []
+        def some(k):
+            i, j = (k[...,2] > 0).nonzero().T
+            n = int(share*len(i))
+            k[i[:n], j[:n], 0] = 40.
+            at.append(len(set(i[:n].tolist())))
+            return k
+        a, _ = scaled(some)
+        one, = [f for f in found(a, 'keypoints', level) if 'outside their frame' in f.text]
+        assert len(one.files) == at[0] and f': {at[0]}' in one.text and a.status == (level == 'fail')
+
+def test_frames_of_keypoints(market, tmp_path):
+    "Shares and canvases are brought to the picture before they are judged, each row by its own frame"
+    from posereid.pose.files import read_poses
+    t = read_poses(tiny_world()/'target_poses.csv')
+    (tmp_path/'k').mkdir()
+    lost = {sorted(t.names)[0]}
+    for i, (n, k) in enumerate(zip(t.names, t.joints)):
+        scale, k = (1, 6)[i % 2], k.clone()
+        k[:,:2] = (k[:,:2]+.5)*scale-.5
+        k[k[:,2] == 0] = 0
+        people = [dict(pose_keypoints_2d=k.flatten().tolist())]
+        (tmp_path/'k'/f'{n[:-4]}_keypoints.json').write_text(json.dumps(dict(people=people, canvas_width=32*scale, canvas_height=64*scale)))
+    assert not found(audit(market, poses=tmp_path/'k', against='none'), 'keypoints')
+    for n in lost: next(market.rglob(n)).unlink()  # a row in front that is of no picture
+    assert not found(audit(market, poses=tmp_path/'k', against='none'), 'keypoints')
+
+def test_keypoints_without_joints_and_broken_pictures(market, scaled):
+    a, _ = scaled(lambda k: k*0)
+    assert a.status == 1 and any('not one of the 120 poses has a joint' in f.text for f in found(a, 'keypoints'))
+    bad = sorted((market/'query').iterdir())[0]
+    bad.write_bytes(b'no picture')
+    a, _ = scaled(lambda k: k)
+    assert not found(a, 'keypoints')  # its size is not known; that it cannot be decoded is another finding
+
+def test_what_was_decided_on_keypoints_is_told(market, tmp_path):
+    "Notes of the reader become findings"
+    from posereid.pose.files import read_poses
+    t = read_poses(tiny_world()/'target_poses.csv')
+    (tmp_path/'k').mkdir()
+    for i, (n, k) in enumerate(zip(t.names, t.joints)):
+        people = [dict(pose_keypoints_2d=k.flatten().tolist())]*(2 if i < 3 else 1)
+        (tmp_path/'k'/f'{n[:-4]}_keypoints.json').write_text(json.dumps(dict(people=people)))
+    notes = read_poses(tmp_path/'k').notes
+    a = audit(market, poses=tmp_path/'k', against='none')
+    assert notes and all(any(f.text.startswith(what) for f in found(a, 'keypoints', 'note')) for what in notes)

@@ -7,7 +7,8 @@ from PIL import Image
 from posereid.core import InputError
 from posereid.data.layouts import (check_test, check_train, find_layout, load_dataset, parse_mars_name, parse_market_name,
                                    read_csv, read_generated, read_market, read_mars)
-from posereid.data.manifest import check_manifest, label_of, make_manifest, pick, read_manifest, train_labels, write_manifest
+from posereid.data.manifest import check_manifest, label_of, make_manifest, pick, picture_keys, read_manifest, train_labels, write_manifest
+from posereid import imagefiles as I
 from posereid.data.sampler import epoch_pairs, make_pairs, pair_report
 
 
@@ -67,7 +68,7 @@ def test_names_are_read_from_the_base_name_only():
     assert parse_market_name('0002_c1s1_000451_03.jpg.jpg')[:2] == (2,1)
     assert parse_market_name('0002_c1s1_000451_03_g1.jpg')[:2] == (2,1)
     assert parse_mars_name('00-1C1T0001F001.jpg').pid == -1
-    for bad in ('002_c1s1_000451_03.jpg', 'x0002_c1s1_000451_03.jpg', '0002_c1_f0046182.jpg', '0002_c1s1_000451_03'):
+    for bad in ('002_c1s1_000451_03.jpg', 'x0002_c1s1_000451_03.jpg', '0002_c1_f0046182.jpg', '0002_c1s1_000451_03', '0002_c1s1_000451_03x.jpg'):
         error(lambda: parse_market_name(bad), bad)
 
 def test_market(market):
@@ -338,3 +339,225 @@ def test_fastai_learns_from_the_loaders(block, market):
     with learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-2)
     assert dls.train.epoch == 2 and len(learn.recorder.losses) == 6 and len(learn.recorder.values) == 2
     assert len(learn.get_preds()[0]) == 18
+
+# --- what is a picture, and how large
+
+def test_a_picture_is_told_by_its_ending_or_its_content(tmp_path):
+    kinds = dict(jpeg='jpeg', png='png', webp='webp', tiff='tiff', bmp='bmp', ppm='ppm', jpeg2000='jpeg2000')
+    for kind in kinds:
+        paint(tmp_path/'x.jpg').rename(tmp_path/kind)  # a name without ending
+        Image.open(tmp_path/kind).save(tmp_path/kind, kind)
+        assert I.picture_kind(tmp_path/kind) == kind and I.is_picture(tmp_path/kind)
+    jpeg = (tmp_path/'jpeg').read_bytes()
+    for name, raw, is_one in (('a.JPG', b'', True), ('b.Tiff', b'x', True), ('c.txt', jpeg, False), ('d.MAT', jpeg, False), ('.e.jpg', jpeg, False), ('f.xyz', jpeg, True),
+                              ('g', b'BM', False), ('h', b'P5 thoughts', True), ('i', b'P5thoughts', False), ('j', b'P6\n8 8 255\n', True), ('k', b'RIFF\x10\0\0\0WAVEfmt ', False),
+                              ('l', b'', False), ('m', b'GIF89a', False)):
+        (tmp_path/name).write_bytes(raw)
+        assert I.is_picture(tmp_path/name) == is_one, name
+    assert I.picture_kind(tmp_path/'none') == I.picture_kind(tmp_path) == ''
+
+def test_pictures_below_a_folder(tmp_path):
+    for n in ('b/1.jpg', 'a/c/2.png', '.thumbs/3.jpg', 'b/@eaDir/4.jpg', '__MACOSX/b/5.jpg', 'b/.6.jpg', 'lost+found/7.jpg', 'eaDir/8.jpg'): paint(tmp_path/n)
+    (tmp_path/'b'/'n.txt').touch()
+    assert [os.path.relpath(p, tmp_path) for p in I.list_images(tmp_path)] == ['a/c/2.png', 'b/1.jpg', 'eaDir/8.jpg']
+
+@pytest.mark.parametrize('end', ['jpg', 'png', 'webp', 'tif'])
+@pytest.mark.parametrize('way', range(1, 9))
+def test_one_rule_of_uprightness(tmp_path, way, end):
+    "For each of the eight orientations the header's size is that of the decoded picture, and its corner is where a viewer shows it"
+    raw = np.zeros((20,40,3), np.uint8); raw[:8,:8] = 255  # white in the first corner of what is stored
+    exif = Image.Exif(); exif[0x0112] = way
+    p = tmp_path/f'x.{end}'
+    Image.fromarray(raw).save(p, exif=exif, **(dict(quality=95) if end in ('jpg','webp') else {}))
+    im = I.open_upright(p).convert('RGB')
+    assert I.picture_size(p) == (im.height, im.width) == ((20,40) if way < 5 else (40,20))
+    a = np.asarray(im)[...,0] > 128
+    assert {(r, c) for r in (0,-1) for c in (0,-1) if a[r,c]} == {[(0,0), (0,-1), (-1,-1), (-1,0), (0,0), (0,-1), (-1,-1), (-1,0)][way-1]}
+
+@pytest.fixture
+def looks(tmp_path, monkeypatch):
+    "Which pictures were opened for their sizes since it was asked last; the cache is a folder of this test"
+    monkeypatch.setenv('POSEREID_CACHE', str(tmp_path/'cache'))
+    seen, was = [], I.picture_size
+    monkeypatch.setattr(I, 'picture_size', lambda p: (seen.append(os.path.basename(p)), was(p))[1])
+    def _f():
+        out = sorted(seen); seen.clear()
+        return out
+    return _f
+
+def test_sizes_are_kept_until_a_file_changes(tmp_path, looks):
+    ps = [str(paint(tmp_path/'s'/f'{n}.bmp', size=(8+i,16))) for i, n in enumerate('abc')]
+    sizes = lambda: list(I.picture_sizes(ps, keep_from=3).values())
+    want = [(16,8), (16,9), (16,10)]
+    assert sizes() == want and looks() == ['a.bmp','b.bmp','c.bmp']
+    assert sizes() == want and looks() == []
+    st = os.stat(ps[0])
+    Image.new('RGB', (16,8)).save(ps[0])  # as many bytes, another date
+    assert os.path.getsize(ps[0]) == st.st_size
+    os.utime(ps[0], ns=(0, st.st_mtime_ns+1))
+    assert sizes()[0] == (8,16) and looks() == ['a.bmp']
+    st = os.stat(ps[1])
+    Image.new('RGB', (20,30)).save(ps[1])  # other bytes, the same date
+    os.utime(ps[1], ns=(0, st.st_mtime_ns))
+    assert sizes() == [(8,16), (30,20), (16,10)] and looks() == ['b.bmp'] and sizes() and looks() == []
+    os.unlink(ps[2])
+    error(sizes, ps[2], 'does not exist')
+
+def test_few_sizes_are_not_kept(tmp_path, looks):
+    ps = [paint(tmp_path/'s'/f'{n}.bmp', size=(8,16)) for n in 'abc']
+    for _ in range(2): assert I.picture_sizes(ps, keep_from=4) == {str(p): (16,8) for p in ps} and len(looks()) == 3
+    assert not (tmp_path/'cache').exists()
+
+def test_sizes_of_folders_are_kept_apart(tmp_path, looks):
+    "Folders of one name, and names that a table cannot hold"
+    st = None
+    for i, home in enumerate(('a','b')):
+        p = paint(tmp_path/home/'x'/'1.bmp', size=((8,16), (16,8))[i])
+        os.utime(p, ns=(0, 10**18))
+        assert list(I.picture_sizes([p], keep_from=1).values()) == [((16,8), (8,16))[i]]
+    looks()
+    odd = [paint(tmp_path/'c'/n, size=(8,16)) for n in ('tab\t.bmp', 'line\nbreak.bmp', 'plain.bmp')]
+    for want in (3, 2): assert set(I.picture_sizes(odd, keep_from=1).values()) == {(16,8)} and len(looks()) == want
+    twin = [paint(tmp_path/'d'/n, size=s) for n, s in (('break.bmp', (16,8)), ('line\nbreak.bmp', (8,16)))]  # as long, as old, and the end of the other's name
+    for p in twin: os.utime(p, ns=(0, 10**18))
+    assert len({os.path.getsize(p) for p in twin}) == 1
+    for _ in range(2): assert list(I.picture_sizes(twin, keep_from=1).values()) == [(8,16), (16,8)]
+
+def test_picture_keys():
+    assert picture_keys(['/a/x.jpg','/b/y.jpg','/a/x.jpg']) == ['x.jpg','y.jpg','x.jpg']  # one picture may come twice
+    assert picture_keys(['/a/p/0.jpg','/a/q/r/0.jpg','/a/q/1.jpg']) == ['p/0.jpg','q/r/0.jpg','q/1.jpg']
+    assert picture_keys([]) == [] and picture_keys([Path('/a/b/0.jpg')]) == ['0.jpg']
+
+# --- poses of a set
+
+@pytest.fixture
+def folders(tmp_path):
+    "Two people whose base names start again, 64×32, and their joints"
+    from posereid.pose.files import PoseTable
+    from posereid.pose.joints import walking_pose
+    names = [f'train/{p}/{i}.jpg' for p in ('An','Bo') for i in (0,1)]
+    for i, n in enumerate(names): paint(tmp_path/'set'/n, seed=i)
+    return tmp_path/'set', PoseTable(names, walking_pose(torch.linspace(0, 6, 4)))
+
+def test_keys_of_poses(block, folders, tmp_path):
+    "Base names where they tell pictures apart, paths where they do not, whatever pictures have no pose"
+    from posereid.pose.files import PoseTable, write_market_csv
+    root, full = folders
+    df = load_dataset(root, 'folder')
+    write_market_csv(tmp_path/'k.csv', full)
+    table = block.load_poses(tmp_path/'k.csv', df)
+    assert table.names == df.path.tolist() and torch.equal(table.of(df), full.joints)
+    write_market_csv(tmp_path/'one.csv', PoseTable(full.names[:2], full.joints[:2]))
+    part = block.load_poses(tmp_path/'one.csv', df)  # its own names differ, but `Bo/0.jpg` may be asked for
+    assert part.names == df.path[:2].tolist() and (part.of(df)[2:] == 0).all()
+    an = df[df.pid == 1]
+    assert block.load_poses(tmp_path/'one.csv', an).names == ['0.jpg','1.jpg']
+    assert block.load_poses(tmp_path/'one.csv', an, by_path=True).names == an.path.tolist()
+    assert block.poses_for(df, table)[0].tolist() == [0,1,2,3]
+    bare = PoseTable(['0.jpg'], full.joints[:1])
+    error(lambda: block.poses_for(df, bare), df.path[0], df.path[2], 'same base name')
+    assert block.poses_for(an, bare)[0].tolist() == [0]
+    assert block.poses_for(df, PoseTable([df.path[3]], full.joints[3:]))[0].tolist() == [3]
+    for p in ('An','Bo'): paint(root/'train'/p/'2.jpg', seed=9)
+    paint(root/'train'/'Bo'/'3.jpg', seed=9)
+    more = load_dataset(root, 'folder')
+    some = more[~more.path.str.contains('/[01].jpg')]  # `2.jpg` twice, but the table does not know it
+    assert block.poses_for(some, PoseTable(['3.jpg'], full.joints[:1]))[0].tolist() == [2]
+
+def test_poses_of_what_is_not_read(block, folders, tmp_path):
+    "Names that are pictures of the set elsewhere are counted; others are of another set"
+    from posereid.pose.files import PoseTable, write_market_csv
+    root, full = folders
+    df = load_dataset(root, 'folder')
+    df = df[df.pid == 1]
+    write_market_csv(tmp_path/'k.csv', full)
+    table = block.load_poses(tmp_path/'k.csv', df, root)
+    assert table.notes == {'pictures of the set that are not read here': ['train/Bo/0.jpg','train/Bo/1.jpg']} and len(table) == 2
+    write_market_csv(tmp_path/'k.csv', PoseTable(['train/An/0.jpg','strange.jpg'], full.joints[:2]))
+    error(lambda: block.load_poses(tmp_path/'k.csv', df, root), '1 of 2 poses', 'strange.jpg')
+    paint(root/'train'/'@eaDir'/'strange.jpg')
+    error(lambda: block.load_poses(tmp_path/'k.csv', df, root), 'strange.jpg')  # what a program made is no picture of the set
+    df.attrs['also'] = ['strange.jpg']  # the reader knows it, as the other boxes of CUHK03
+    assert block.load_poses(tmp_path/'k.csv', df, root).notes == {'pictures of the set that are not read here': ['strange.jpg']}
+    write_market_csv(tmp_path/'k.csv', PoseTable(['train/An/0.jpg','train/Bo/0.png'], full.joints[:2]))
+    error(lambda: block.load_poses(tmp_path/'k.csv', df, root), 'Bo/0.png', 'ending')  # a file of one table says endings
+    paint(root/'train'/'Bo'/'2.jpg')
+    write_market_csv(tmp_path/'k.csv', PoseTable(['train/Bo/2.jpg'], full.joints[:1]))
+    error(lambda: block.load_poses(tmp_path/'k.csv', df, root), tmp_path/'k.csv', 'not one of its 1 poses', df.path.iloc[0])
+
+def test_a_file_a_picture_of_more_than_is_read(block, folders, tmp_path):
+    "Files that drop the ending: pictures of the set that are not read, whatever their ending, are told once and by one sentence"
+    import json
+    root, full = folders
+    for i in range(4): paint(root/('flat' if i < 2 else 'more')/f'p{i}.{"png" if i == 3 else "jpg"}', seed=i)
+    df = make_manifest([dict(path=str(root/'flat'/f'p{i}.jpg'), pid=1, split='train') for i in range(2)])
+    (tmp_path/'k').mkdir()
+    for i, k in enumerate(full.joints): (tmp_path/'k'/f'p{i}_keypoints.json').write_text(json.dumps(dict(people=[dict(pose_keypoints_2d=k.flatten().tolist())])))
+    assert block.load_poses(tmp_path/'k', df, root).notes == {'pictures of the set that are not read here': ['p2.jpg','p3.jpg']}
+    error(lambda: block.load_poses(tmp_path/'k', df, tmp_path/'k'), '2 of 4 poses', 'p2.jpg')
+
+def test_poses_without_a_joint(block, folders, tmp_path):
+    from posereid.pose.files import PoseTable, write_market_csv
+    root, full = folders
+    df = load_dataset(root, 'folder')
+    write_market_csv(tmp_path/'k.csv', PoseTable(full.names, full.joints*0))
+    error(lambda: block.load_poses(tmp_path/'k.csv', df, root), 'not one of its 4 poses has a joint', 'posereid_pose')
+    error(lambda: block.poses_for(df, PoseTable(df.path.tolist(), full.joints*0)), '4 of the 4 pictures', 'all are missing')
+    error(lambda: block.poses_for(df, PoseTable(['else.jpg'], full.joints[:1])), 'None of the 4 pictures', df.path[0])
+
+def test_a_tenth_of_the_joints_may_lie_outside(block, folders, tmp_path):
+    from posereid.pose.files import PoseTable, write_market_csv
+    root, full = folders
+    df = load_dataset(root, 'folder')
+    n = int((full.joints[...,2] > 0).sum())
+    for out in (n//10, n//10+1):
+        far = full.joints.clone()
+        at = (far[...,2] > 0).nonzero()[-out:]
+        far[at[:,0], at[:,1], 0] = -9.
+        write_market_csv(tmp_path/'k.csv', PoseTable(full.names, far))
+        if out > n//10:
+            error(lambda: block.load_poses(tmp_path/'k.csv', df), f'{out} of {n} joints', 'x=-9', 'height 64 and width 32')
+            continue
+        table = block.load_poses(tmp_path/'k.csv', df)
+        assert (table.joints[at[:,0], at[:,1]] == 0).all() and int((table.joints[...,2] > 0).sum()) == n-out
+        assert len(table.notes['joints outside their picture, taken as missing']) == out
+
+def test_poses_must_be_of_their_pictures_size(block, folders, tmp_path):
+    "The median pose spans a third of the height at least, and less than a half is said; poses of a few joints say nothing"
+    from posereid.pose.bank import pose_heights
+    from posereid.pose.files import PoseTable, write_market_csv
+    root, full = folders
+    df = load_dataset(root, 'folder')
+    y, seen = full.joints[...,1], full.joints[...,2] > 0
+    by_hand = torch.stack([(v[s].max()-v[s].min())/64 for v, s in zip(y, seen)])
+    torch.testing.assert_close(pose_heights(full.joints, (64,32)), by_hand)
+    torch.testing.assert_close(pose_heights(full.joints, torch.tensor([[64,32],[128,32],[64,9],[32,32]])), by_hand/torch.tensor([1,2,1,.5]))
+    few = full.joints.clone(); few[1:3,:9] = 0; few[3,:8] = 0  # nine joints, nine, ten
+    assert pose_heights(few, (64,32)).isnan().tolist() == [False,True,True,False] and pose_heights(few, (64,32), 9).isfinite().all()
+    k = few[3:]; s = k[0,:,2] > 0
+    torch.testing.assert_close(pose_heights(k, (64,32))[0], (k[0,s,1].max()-k[0,s,1].min())/64)  # missing joints, at 0, do not count
+    def load(joints, share):
+        joints = joints.clone(); joints[...,:2] *= (share/by_hand.median())
+        write_market_csv(tmp_path/'k.csv', PoseTable(full.names, joints))
+        return block.load_poses(tmp_path/'k.csv', df)
+    assert len(load(full.joints, .36)) == 4 and any('small poses' in o and '36%' in o for o in load(full.joints, .36).notes)
+    assert not load(full.joints, .52).notes
+    error(lambda: load(full.joints, .31), tmp_path/'k.csv', '31% of the height', 'scale')
+    short = full.joints.clone(); short[:3,9:] = 0; short[:3,:,:2] *= .1  # three poses of nine joints
+    assert not load(short, by_hand.median()).notes
+
+def test_frames_belong_to_their_poses(block, folders, tmp_path):
+    "Rows with frames of their own stay with them when other rows are left out"
+    import json
+    root, full = folders
+    for i in range(4): shutil.copy(root/full.names[i], paint(root/'flat'/f'p{i}.jpg'))
+    (tmp_path/'k').mkdir()
+    for i, scale in enumerate((8,1,2,4)):
+        k = full.joints[i].clone(); k[:,:2] = (k[:,:2]+.5)*scale-.5
+        k[full.joints[i,:,2] == 0] = 0
+        people = [dict(pose_keypoints_2d=k.flatten().tolist())]
+        (tmp_path/'k'/f'p{i}_keypoints.json').write_text(json.dumps(dict(people=people, canvas_width=32*scale, canvas_height=64*scale)))
+    df = make_manifest([dict(path=str(root/'flat'/f'p{i}.jpg'), pid=1, split='train') for i in (1,3)])
+    got = block.load_poses(tmp_path/'k', df, root)
+    want = full.joints[[1,3]]
+    assert ((got.of(df)-want)[want[...,2] > 0][:,:2].abs() < 1e-2).all()

@@ -5,8 +5,9 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image
 from posereid.core import InputError
 from posereid.data import layouts as L
-from posereid.data.layouts import (account, camera_rule, check_test, find_layout, load_dataset, matched, multi_query, pool_features, read_csv,
-                                   read_cuhk03, read_cuhk03_split, read_duke, read_folder, read_market, read_mars, read_mars_tracks, read_mat)
+from posereid.data.layouts import (account, camera_rule, check_test, check_train, find_layout, load_dataset, matched, multi_query, number_people, pool_features,
+                                   read_csv, read_cuhk03, read_cuhk03_split, read_duke, read_folder, read_market, read_mars, read_mars_tracks, read_mat, read_msmt17,
+                                   reader_choices, reading_notes, there_are, typed)
 from posereid.data.manifest import make_manifest, pick, read_table
 from posereid.synth.sets import (toy_sets, write_cuhk03_np, write_cuhk03_raw, write_duke, write_mars, write_mat)
 from posereid.synth.world import tiny_world
@@ -344,3 +345,195 @@ def test_unknown_folders_say_what_was_found(tmp_path):
     (tmp_path/'pictures').mkdir(); (tmp_path/'readme.md').touch()
     error(lambda: load_dataset(tmp_path), tmp_path, 'pictures/', 'readme.md', 'bbox_train')
     error(lambda: load_dataset(tmp_path/'none'), 'does not exist')
+
+# --- whose number is it
+
+@pytest.mark.parametrize('own,split,kw,want', [
+    ([3,7,-1,0], 'tqgg', {}, [3,7,-1,0]),                           # numbers from 1 stay, with junk and distractors in the gallery
+    ([3,0,-1,7], 'tqgg', {}, [3,2,1,4]),                            # 0 is asked for: they are the set's own
+    ([3,7,-2,0], 'tqgg', {}, [3,4,1,2]),                            # below −1, wherever it is
+    ([0,5,0,-1], 'tqgm', dict(own_ids=False), [0,5,0,-1]),          # said to be none: left as they are, `check_train` refuses them
+    ([-1,3,3,8], 'tqgg', dict(own_ids=True), [1,2,2,3]),
+    ([3,7,-1,0], 'tqgg', dict(own_ids=True), [3,4,1,2]),            # said to be people, though the rule would not need it
+    (['007','12','7',' 9'], 'ttgq', {}, [7,12,7,9]),
+    (['Bo','An','Bo','Cy'], 'ttqg', {}, [2,1,2,3]),
+    ([2**53,1,1,1], 'tqgg', {}, [2**53,1,1,1])])
+def test_people_of_any_numbers(own, split, kw, want):
+    pids, said = number_people(own, [dict(t='train', q='query', g='gallery', m='multi')[s] for s in split], **kw)
+    assert list(pids) == want
+    rank = max(want) == len(set(own)) and min(want) == 1
+    assert [f'1 to {len(set(own))}' in o and 'own_id' in o for o in said] == [True]*rank
+
+def test_junk_among_the_asked(tmp_path):
+    for split in ('train','query'): error(lambda: number_people([-1,0,3], [split, 'gallery', 'gallery'], 'my.csv'), 'my.csv', '1 training or query', 'pid -1', 'own_ids=true')
+    error(lambda: number_people([-1,0,3], ['train']*3), 'pid -1')                   # 0 beside −1: a protocol, not somebody's numbers
+    error(lambda: number_people([-1,3,3], ['train']*3, own_ids=False), 'pid -1')
+
+@pytest.mark.parametrize('own', [[1.5,2,3], [2**53+2.,1,1], ['a','1','2'], ['','',''], [' ','a','b'], [None,1,2]])
+def test_ids_that_are_none(own, tmp_path):
+    for i in range(3): paint(tmp_path/f'{i}.jpg', seed=i)
+    rows = '\n'.join(f'{i}.jpg,"{"" if o is None else o}",train' for i, o in enumerate(own))
+    (tmp_path/'m.csv').write_text(f'path,pid,split\n{rows}\n')
+    error(lambda: read_csv(tmp_path/'m.csv'), tmp_path/'m.csv', 'pid')
+
+def test_own_ids_of_a_csv(tmp_path):
+    "Printed ids are kept, a column of one's own is not written over, and a part of the set has the numbers of the whole"
+    for i in range(4): paint(tmp_path/f'{i}.jpg', seed=i)
+    rows = [('0.jpg','0030','train','007'), ('1.jpg','0030','train','007'), ('2.jpg','0000','query','010'), ('3.jpg','0000','gallery','010')]
+    def put(n): (tmp_path/'m.csv').write_text('\n'.join(','.join(r[:n]) for r in [('path','pid','split','own_id'), *rows]))
+    put(3)
+    df = read_csv(tmp_path/'m.csv')
+    assert df.own_id.tolist() == ['0030','0030','0000','0000'] and df.pid.tolist() == [2,2,1,1]
+    assert reading_notes(df) == [df.attrs['cameras'], *df.attrs['notes']] and 'numbered 1 to 2' in df.attrs['notes'][0]
+    assert read_csv(tmp_path/'m.csv', splits=('train',)).pid.tolist() == [2,2]
+    assert read_csv(tmp_path/'m.csv', own_ids=False).pid.tolist() == [30,30,0,0]
+    put(4)
+    assert read_csv(tmp_path/'m.csv').own_id.tolist() == ['007','007','010','010']
+
+def test_own_ids_of_folders(tmp_path):
+    for i, p in enumerate(('7','-1','0')): paint(tmp_path/'gallery'/p/'a.jpg', seed=i)
+    paint(tmp_path/'query'/'7'/'b.jpg')
+    df = read_folder(tmp_path, own_ids=True)
+    assert df.attrs['people'] == {'-1':1, '0':2, '7':3} and df.own_id.tolist() == ['7','-1','0','7'] and 'numbered 1 to 3' in df.attrs['notes'][0]
+    assert [o[:10] for o in reading_notes(read_folder(tmp_path))] == ['no cameras']
+    paint(tmp_path/'gallery'/'-12'/'a.jpg')  # −12 is a number, too: by rank of numbers, not of texts
+    assert read_folder(tmp_path).attrs['people'] == {'-12':1, '-1':2, '0':3, '7':4}
+
+def test_own_ids_as_printed(sets, tmp_path):
+    assert set(read_mars(sets/'MARS', splits='all').own_id) >= {'00-1','0000'} and all(len(o) == 4 for o in read_mars(sets/'MARS').own_id)
+    assert '-1' in set(read_market(sets/'Market-1501').own_id)
+    if not (sets/'cuhk03').is_dir(): pytest.skip('written without h5py')
+    df = read_cuhk03(sets/'cuhk03', 'labeled', unpack=tmp_path/'u')
+    assert df.own_id.tolist() == [os.path.basename(p)[:5] for p in df.path] and df.groupby('own_id').pid.nunique().max() == 1
+    both = {n for b in L.BOXES for n in read_cuhk03_split(sets/'cuhk03'/f'cuhk03_new_protocol_config_{b}.mat').name}
+    assert df.attrs['also'] == sorted(both)  # a keypoint file may know the other boxes, too
+
+# --- MSMT17 by hand
+
+ROWS17 = dict(train=[('0001/0001_000_14_x_0.jpg',1), ('0000/0000_000_03_x_0.jpg',0)], val=[('0001/0001_001_02_x_0.jpg',1), ('0003/0003_000_01_x_0.jpg',3)],
+              query=[('0000/0000_000_01_x_0.jpg',0), ('0001/0001_000_15_x_0.jpg',1)], gallery=[('0001/0001_001_01_x_0.jpg',1), ('0000/0000_001_02_x_0.jpg',0)])
+
+@pytest.fixture
+def msmt(tmp_path):
+    root = tmp_path/'MSMT17'
+    for i, (kind, rows) in enumerate(ROWS17.items()):
+        for j, (n, _) in enumerate(rows): paint(root/('train' if i < 2 else 'test')/n, seed=10*i+j)
+        (root/f'list_{kind}.txt').write_text(''.join(f'{n} {i}\n' for n, i in rows))
+    return root
+
+def test_msmt17_by_hand(msmt):
+    "Rows in the order of the lists; four numbers are taken by the training half (2 by nobody), whether `val` is read or not"
+    df = read_msmt17(msmt)
+    assert df.pid.tolist() == [2,1,2,4, 5,6, 6,5] and df.own_id.tolist() == ['0001','0000','0001','0003', '0000','0001', '0001','0000']
+    assert df.camid.tolist() == [14,3,2,1, 1,15, 1,2] and df.split.tolist() == ['train']*4 + ['query']*2 + ['gallery']*2
+    assert [os.path.relpath(p, msmt) for p in df.path[3:5]] == ['train/0003/0003_000_01_x_0.jpg', 'test/0000/0000_000_01_x_0.jpg']
+    few = read_msmt17(msmt, val=False)
+    assert few.pid.tolist() == [2,1, 5,6, 6,5] and 'list_val' not in few.attrs['layout'] and 'list_val' in df.attrs['layout']
+    assert read_msmt17(msmt, splits=('query','gallery')).pid.tolist() == [5,6, 6,5]
+    assert 'test people from 5' in reading_notes(df)[0] and books_meet(df, msmt)['read'] == 8
+    (msmt/'list_val.txt').unlink()
+    assert read_msmt17(msmt).pid.tolist() == [2,1, 3,4, 4,3]
+
+def test_msmt17_that_does_not_fit(msmt, tmp_path):
+    gone = msmt/'train'/ROWS17['train'][0][0]
+    raw = gone.read_bytes()
+    gone.unlink()
+    error(lambda: read_msmt17(msmt), gone, 'list_train.txt', 'not there', "odd='skip'")
+    assert read_msmt17(msmt, odd='skip').pid.tolist() == [1,2,4, 5,6, 6,5]
+    (tmp_path/'out.jpg').write_bytes(raw)
+    gone.symlink_to(tmp_path/'out.jpg')
+    error(lambda: read_msmt17(msmt), gone, 'out of the set')
+    df = read_msmt17(msmt, odd='skip')
+    assert list(df.attrs['skipped']) == [str(gone)] and 'out of the set' in df.attrs['skipped'][str(gone)] and len(df) == 7
+    assert read_msmt17(msmt, links=True).pid.tolist() == [2,1,2,4, 5,6, 6,5]
+    for line, words in (('a.jpg', ['line 1', 'a.jpg']), ('a.jpg -1', ['line 1', '-1']), ('0000/0000_000_00_x_0.jpg 0', ['not there'])):
+        (msmt/'list_query.txt').write_text(line+'\n')
+        error(lambda: read_msmt17(msmt, links=True), 'list_query.txt', *words)
+    (msmt/'list_query.txt').unlink()
+    error(lambda: read_msmt17(msmt, splits=('query',)), 'list_query.txt', 'does not exist')
+    assert set(read_msmt17(msmt, splits=('train','gallery'), links=True).split) == {'train','gallery'}
+
+def test_msmt17_names(msmt):
+    assert L.parse_msmt17_name('/x/12345_000_07_0303morning_0015_0.jpg').camid == 7
+    for bad in ('0000_000_00_x.jpg', '0000_000_1_x.jpg', '0000_01_x.jpg'): error(lambda: L.parse_msmt17_name(bad), bad)
+    spaced = paint(msmt/'test'/'0000'/'0000_002_01 b_0.jpg')  # a blank in a name: the person is the last word
+    spaced.rename(odd := msmt/'test'/'0000'/'0000_002_01_b c.jpg')
+    (msmt/'list_query.txt').write_text(f'0000/{odd.name} 0\n')
+    assert pick(read_msmt17(msmt), 'query').path.tolist() == [str(odd)]
+
+# --- what a reader says, what may be said to it
+
+def test_notes_of_reading():
+    df = pd.DataFrame(dict(path=[]))
+    assert reading_notes(df) == []
+    df.attrs.update(ignored=[f'/a/{c}.txt' for c in 'abc'], skipped={f'/a/{i}.jpg': f'is bad {i}' for i in range(1200)}, notes=['so it is'])
+    assert reading_notes(df) == ['pictures skipped: 1,200 (0.jpg, 1.jpg, 2.jpg, …); the first is bad 0', 'files that are no pictures: 3 (a.txt, b.txt, c.txt)', 'so it is']
+
+def test_which_splits_are_there(sets, mars, msmt, market, tmp_path):
+    all_ = ('train','query','gallery')
+    assert there_are(sets/'MSMT17_V1', 'msmt17') == there_are(mars, 'mars') == there_are(sets/'DukeMTMC-reID', 'dukemtmc') == all_
+    assert there_are(sets/'cuhk03-np', 'cuhk03-labeled') == there_are(sets/'cuhk03-np'/'detected', 'cuhk03') == all_ == there_are(tmp_path, 'folder')
+    shutil.copytree(sets/'cuhk03-np'/'detected'/'query', tmp_path/'np'/'detected'/'query')
+    assert there_are(tmp_path/'np', 'cuhk03') == ('query',)
+    for f in (market/'query', mars/'bbox_train'): shutil.rmtree(f)
+    (mars/'info'/'query_IDX.mat').unlink()
+    (msmt/'list_gallery.txt').unlink()
+    assert there_are(market, 'market1501') == ('train','gallery') and there_are(mars, 'mars') == ('gallery',) and there_are(msmt, 'msmt17') == ('train','query')
+    assert there_are(market, 'dukemtmc', ('gallery','query')) == ('gallery',)
+    if (sets/'cuhk03').is_dir(): assert there_are(sets/'cuhk03', 'cuhk03-labeled') == all_
+
+def test_choices_are_typed(sets):
+    known = dict(links=False, own_ids=None, splits=('train',), part='all', threshold=.3, camera=None)
+    def one(k, v): return typed({k: v}, known)[k]
+    assert [one('links', o) for o in ('true','YES','no','False')] == [True,True,False,False] and one('links', True) is True
+    assert [one('own_ids', o) for o in ('true','false','none')] == [True,False,None] and one('camera', '_c(.)') == '_c(.)'
+    assert one('splits', ' query, gallery,') == ('query','gallery') and typed(dict(splits='query,multi'), dict(splits='all'))['splits'] == ('query','multi')
+    assert typed(dict(splits='all'), dict(splits='all'))['splits'] == 'all' and one('part', 'a,b') == 'a,b'
+    assert one('threshold', '.5') == .5 and one('threshold', 1) == 1
+    error(lambda: one('threshold', 'x'), "'threshold'", '0.3', "'x'")
+    error(lambda: one('links', 'maybe'), "'links'", "'maybe'")
+    error(lambda: typed(dict(lnks=True), known, 'Nobody'), 'Nobody', "'lnks'", "'links'")
+    error(lambda: typed(dict(a=1), {}), 'but none.')
+    assert 'boxes' not in reader_choices('cuhk03-labeled') and reader_choices('msmt17')['val'] is True
+
+# --- fit for training and for testing
+
+def rows(*some): return make_manifest([dict(path=f'/x/{i}.jpg', split=s, pid=p, camid=c) for i, (s, p, c) in enumerate(some)])
+
+def test_nobody_is_trained_on_or_asked_for():
+    good = [('train',1,1), ('train',1,2), ('train',2,1), ('query',3,1), ('gallery',3,2), ('gallery',0,1), ('gallery',-1,1)]
+    assert check_train(rows(*good)) is not None and check_test(rows(*good)).attrs['unmatched'] == 0
+    for p in (0, -1):
+        error(lambda: check_train(rows(*good, ('train',p,1)), 'my set'), 'my set', '1 training pictures', '/x/7.jpg', f'pid {p}')
+        error(lambda: check_test(rows(*good, ('query',p,1)), 'my set'), 'my set', '1 queries', '/x/7.jpg', f'pid {p}')
+    fakes = make_manifest([*rows(*good).to_dict('records'), dict(path='/g.jpg', split='train', pid=0, camid=1, is_generated=True)])
+    assert check_train(fakes).attrs['single'] == [2]
+
+def test_matches_without_cameras():
+    "One camera, or some known and some not: scored without cameras, where a picture is not its own match"
+    one = rows(('query',1,3), ('gallery',1,3), ('query',2,3), ('gallery',4,3))
+    error(lambda: check_test(one), 'all 4', 'camera 3', '--no_cameras')
+    assert matched(one, False).tolist() == [True,False] and check_test(one, cameras=False).attrs['unmatched'] == 1
+    assert 'no cameras' in check_test(one, cameras=False).attrs['cameras']
+    part = rows(('query',1,0), ('gallery',1,3), ('gallery',2,3))
+    error(lambda: check_test(part), '/x/0.jpg')
+    assert check_test(part, cameras=False).attrs['unmatched'] == 0
+    alone = make_manifest([dict(path='/x/a.jpg', split=s, pid=1, camid=2) for s in ('query','gallery')])
+    error(lambda: check_test(alone, cameras=False), 'none of the 1 queries', 'without them')
+    error(lambda: check_test(rows(('query',1,1), ('gallery',2,2))), 'no person is in both')
+
+# --- folders that programs made
+
+def test_sets_beside_what_programs_made(market, mars, tmp_path):
+    home = tmp_path/'home'
+    shutil.copytree(market, home/'unzipped'/'Market-1501')
+    for junk in ('__MACOSX','@eaDir','.trash'): shutil.copytree(market, home/junk/'Market-1501')
+    assert find_layout(home) == ('market1501', home/'unzipped'/'Market-1501')
+    n = len(read_mars(mars))
+    for junk in ('__MACOSX','@eaDir'): shutil.copytree(mars/'bbox_train'/sorted(os.listdir(mars/'bbox_train'))[0], mars/'bbox_train'/junk)
+    df = read_mars(mars)
+    assert len(df) == n and len(df.attrs['ignored']) > 0 and not books_meet(df, mars)['skipped']
+    own(tmp_path/'o')
+    shutil.copytree(tmp_path/'o'/'train'/'Ann', tmp_path/'o'/'train'/'@eaDir')
+    df = read_folder(tmp_path/'o')
+    assert len(df) == 5 and '@eaDir' not in df.attrs['people'] and sorted(os.path.basename(p) for p in df.attrs['ignored']) == ['1_c1.jpg','2_c2.jpg']

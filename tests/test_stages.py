@@ -1,8 +1,9 @@
 "The three steps: who moves, who does not, and that stopping changes nothing"
-import shutil
+import json, shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -11,14 +12,14 @@ from PIL import Image
 
 from posereid.core import InputError, weights_hash
 from posereid.data.block import PictureStore, to_float
-from posereid.data.layouts import read_generated
-from posereid.data.manifest import pick, train_labels
+from posereid.data.layouts import load_dataset, parse_market_name, read_generated
+from posereid.data.manifest import make_manifest, pick, train_labels
 from posereid.models.reid import reid_net
 from posereid.stages import generate as gen, guider as gd, transfer as tr
 from posereid.stages.augment import augment, smoothed_eps
-from posereid.stages.generate import GenerateSettings, generate, generated_name, plan, write_generated
+from posereid.stages.generate import GenerateSettings, generate, generated_name, generated_names, market_names, plan, plan_id, write_generated
 from posereid.stages.guider import ReIDSettings, equal_steps, freeze, load_reid, step_lr, train_reid
-from posereid.stages.inputs import folder_inputs, share_people
+from posereid.stages.inputs import folder_inputs, poses_beside, read_set, share_people
 from posereid.stages.presets import PRESETS, RECIPES, experiment_settings, other_form, recipe
 from posereid.stages.transfer import TransferSettings, guider_input, load_generator, train_transfer
 from posereid.synth.world import load_world, tiny_world
@@ -425,3 +426,286 @@ def test_one_folder_of_all_kinds_of_pictures(data, tmp_path):
     with pytest.raises(InputError, match='convert'): folder_inputs(root, poses=tmp_path/'set_poses.csv').store((64,32)).get(some)
     i = folder_inputs(root, convert=True, need_poses=False)
     assert i.store((64,32)).get([*some, wide]).shape==(5,3,64,32)
+
+# --- names and keys of generated sets
+
+def test_names_of_a_whole_set():
+    "The base name, with its folder where base names repeat, with its ending where those differ alone, with a number where nothing else helps"
+    names = lambda *paths: generated_names([o for o in paths for _ in (0,1)], [0,1]*len(paths))
+    both = lambda *stems: [f'{o}_g{k}.jpg' for o in stems for k in (0,1)]
+    assert names('/a/x.JPG', '/b/y.webp', '/b/z') == both('x', 'y', 'z')
+    assert names('/a/p/0.jpg', '/a/q/0.jpg', '/a/q/1.jpg') == both('p_0', 'q_0', 'q_1')
+    assert names('/a/x.jpg', '/a/x.png', '/a/y.png') == both('x.jpg', 'x.png', 'y')
+    assert names('/a/p_q/0.jpg', '/a/p/q_0.jpg', '/a/p/0.jpg') == both('p_q_0.jpg-1', 'p_q_0.jpg-2', 'p_0')
+    assert names('/a/x.v2', '/a/x.jpg.jpg') == both('x.v2', 'x.jpg')
+    assert generated_name('x.JPeG', 0) == 'x_g0.jpg' and generated_name('x.v2', 3) == 'x.v2_g3.jpg' and generated_name('x', 1) == 'x_g1.jpg'
+
+def todo(**kw):
+    return pd.DataFrame({**dict(source_path=['/a/1.jpg','/a/1.jpg','/b/2.jpg','/b/2.jpg'], pose_path=['/s/3.jpg','/s/4.jpg']*2, k=[0,1]*2, pid=[5,5,9999,9999], camid=[0,0,9,9]), **kw})
+
+def test_market_names_by_hand():
+    want = ['0005_c1s1_000001_00.jpg', '0005_c1s1_000001_01.jpg', '9999_c9s1_000002_00.jpg', '9999_c9s1_000002_01.jpg']
+    assert market_names(todo()) == want and [parse_market_name(o).pid for o in want] == [5,5,9999,9999]
+    for kw in (dict(pid=[5,5,10000,1]), dict(pid=[0,1,1,1]), dict(camid=[0,0,10,1]), dict(k=[0,1,0,100])):
+        with pytest.raises(InputError, match='--names source'): market_names(todo(**kw))
+
+def test_a_plan_by_its_keys():
+    "Two plans are one if their pictures are, wherever the set lies; pictures of one base name in two folders are two"
+    moved = todo(source_path=[o.replace('/a/', '/else/a/').replace('/b/', '/else/b/') for o in todo().source_path])
+    assert plan_id(todo()) == plan_id(moved) != plan_id(todo(k=[1,0]*2)) != plan_id(todo(pose_path=['/s/4.jpg','/s/3.jpg']*2))
+    a,b = (todo(source_path=[f'/a/{p}/0.jpg' for p in ps]) for ps in ('ppqq', 'qqpp'))
+    assert plan_id(a) != plan_id(b)
+
+def test_pictures_by_their_keys(tmp_path):
+    "`frame_id`: the same where the set was moved, another where people are exchanged or a file is"
+    for p,n in (('p',8), ('q',9)):
+        (tmp_path/'a'/p).mkdir(parents=True)
+        Image.new('RGB', (8,n)).save(tmp_path/'a'/p/'0.bmp')
+    shutil.copytree(tmp_path/'a', tmp_path/'b')
+    df = lambda home, people: make_manifest([dict(path=str(tmp_path/home/p/'0.bmp'), pid=i, split='train') for i,p in people])
+    one = gd.frame_id(df('a', [(1,'p'),(2,'q')]))
+    assert one == gd.frame_id(df('b', [(1,'p'),(2,'q')])) != gd.frame_id(df('a', [(2,'p'),(1,'q')]))
+    for p in 'pq': Image.new('RGB', (8,8)).save(tmp_path/'b'/p/'0.bmp')
+    assert gd.frame_id(df('b', [(1,'p'),(2,'q')])) != one
+    assert gd.frame_id(df('b', [(1,'p'),(1,'q')])[:1]) == gd.frame_id(df('b', [(1,'q'),(1,'p')])[:1])  # alone, the base name is the key
+    same = [df('b', [(i,p)]*1 + [(j,q)]) for i,p,j,q in ((1,'p',2,'q'), (1,'q',2,'p'))]  # equal sizes, people exchanged
+    assert gd.frame_id(same[0]) != gd.frame_id(same[1])
+
+def test_own_ids_go_into_plan_and_map(data, tmp_path):
+    target = data.target.assign(own_id=[f'id{p}' for p in data.target.pid])
+    one = plan(target, data.source, data.poses, GenerateSettings(n_each=1))
+    assert one.own_id.tolist() == [f'id{p}' for p in one.pid]
+    few = one.iloc[:3].assign(pid=[1,2,3])
+    df = write_generated(torch.zeros(3,3,16,8, dtype=torch.uint8), few, tmp_path/'g', 'x', names='market1501')
+    back = pd.read_csv(tmp_path/'g'/'names.csv')
+    assert back.own_id.tolist() == few.own_id.tolist() and back.pose.tolist() == [Path(o).name for o in few.pose_path] and back.name.tolist() == [Path(o).name for o in df.path]
+    assert 'own_id' not in plan(data.target.drop(columns='own_id', errors='ignore'), data.source, data.poses, GenerateSettings(n_each=1))
+
+def test_names_are_a_setting(data, G, tmp_path):
+    "A set under other names is another set; too many people are refused before anything is painted"
+    make = lambda d, target=data.target, **kw: generate(G, target, data.source, data.poses, data.store, GenerateSettings(n_each=1), tmp_path/d, **kw)
+    make('g')
+    assert 'names' not in json.loads((tmp_path/'g'/'settings.json').read_text())
+    with pytest.raises(InputError, match='names'): make('g', names='market1501')
+    many = data.target.assign(pid=data.target.pid.where(data.target.pid < 1, data.target.pid+9999))
+    with pytest.raises(InputError, match='--names source'): make('m', many, names='market1501')
+    with pytest.raises(InputError, match='one of source, market1501'): make('m', names='sourc')
+    assert not (tmp_path/'m').exists()
+
+def test_copies_of_test_pictures_lend_no_poses(data):
+    "A copy keeps its name; where names repeat they tell nothing, and paths do"
+    test = data.target[data.target.split=='gallery']
+    copies = test.assign(split='train', path=['/copy/'+Path(o).name for o in test.path])
+    refused = lambda src: pytest.raises(InputError, match=f'{len(src)} pictures of the source are test pictures')
+    with refused(copies): gen._refuse_test_poses(data.target, copies)
+    twice = pd.concat([copies, copies.assign(path=['/copy2/'+Path(o).name for o in test.path])])
+    gen._refuse_test_poses(data.target, twice)
+    both = pd.concat([data.target, test.assign(split='query', camid=test.camid+1)])  # in query and gallery at once, as MARS has them
+    with refused(copies): gen._refuse_test_poses(both, copies)
+    again = pd.concat([twice, test])
+    with refused(test): gen._refuse_test_poses(data.target, again)
+
+# --- generated people are those of their sources
+
+def test_a_generated_person_is_its_sources(data, extra):
+    people = sorted(data.labels)
+    wrong = extra.copy()
+    wrong.loc[3,'pid'] = next(p for p in people if p != wrong.pid[3])
+    with pytest.raises(InputError, match=f'1 of the generated pictures are of another person.*{Path(wrong.path[3]).name}.*of {wrong.pid[3]} and not of {extra.pid[3]}'): augment(data.target, wrong)
+    moved = extra.assign(source_path=['/moved/'+Path(o).name for o in extra.source_path])  # the target lay elsewhere then
+    assert len(augment(data.target, moved)) == 3*len(data.train)
+    assert len(augment(data.target, extra.drop(columns='source_path'))) == 3*len(data.train)
+
+def test_sources_whose_names_repeat():
+    "Two people with `0.jpg` each: by path, or by folder and name where the set was moved"
+    real = make_manifest([dict(path=f'/set/{p}/{i}.jpg', pid=n, split='train') for n,p in ((1,'p'),(2,'q')) for i in (0,1)])
+    fake = lambda home, pids: make_manifest([dict(path=f'/g/{i}.jpg', pid=n, split='train', is_generated=True, source_path=f'{home}/{p}/{k}.jpg')
+                                             for i,(n,p,k) in enumerate(zip(pids, 'ppqq', (0,1,0,1)))])
+    for home in ('/set','/moved'):
+        assert len(augment(real, fake(home, (1,1,2,2)))) == 8
+        with pytest.raises(InputError, match='4 of the generated pictures'): augment(real, fake(home, (2,2,1,1)))
+    one = fake('/set', (1,1,2,2)).iloc[:1]  # alone its base name is its key, which no real picture has; its path is known
+    assert len(augment(real, one)) == 5
+
+# --- folders as inputs
+
+@pytest.fixture
+def sets(tmp_path):
+    "The tiny target and source, with their keypoints beside them"
+    w = tiny_world()
+    for o in ('target','source'):
+        shutil.copytree(w/o, tmp_path/o)
+        shutil.copy(w/f'{o}_poses.csv', tmp_path/f'{o}_poses.csv')
+    return tmp_path
+
+def test_settings_remember_what_was_said(sets):
+    "A run that says nothing of reading has the settings that it always had"
+    origin = lambda **kw: folder_inputs(sets/'target', need_poses=False, **kw).origin
+    plain = dict(data=str(sets/'target'), source=None, convert=False)
+    assert origin() == origin(cameras=True, layout=None, choices={}) == origin(choices=dict(read={})) == plain
+    said = dict(read=dict(odd='skip'))
+    assert origin(cameras=False, layout='market1501', choices=said) == {**plain, 'cameras':False, 'layout':'market1501', **said}
+    i = folder_inputs(sets/'target', need_poses=False, cameras=False)
+    assert i.cameras is False and folder_inputs(sets/'target', need_poses=False).cameras is True
+
+def test_every_picture_is_read_before_anything_is_trained(sets):
+    i = folder_inputs(sets/'target', sets/'source')
+    assert len(i.store((64,32))) == len(i.target)+len(i.source)
+    for home,p in (('source', i.source.path[3]), ('target', i.target.path.iloc[-1])):
+        raw = Path(p).read_bytes()
+        Path(p).write_bytes(raw[:-200])
+        with pytest.raises(InputError, match='truncated'): folder_inputs(sets/'target', sets/'source')
+        Path(p).write_bytes(raw)
+
+def test_inputs_are_fit_for_their_use(sets):
+    "A source has to be fit for training; a set scored on people set aside needs no test pictures; one camera alone is refused unless cameras do not count"
+    i = folder_inputs(sets/'target', sets/'source')
+    df = i.source.assign(split='train')[['path','pid','split','camid']]
+    df.assign(pid=1).to_csv(sets/'one.csv', index=False)
+    with pytest.raises(InputError, match='one.csv has .* 1 identities'): folder_inputs(sets/'target', sets/'one.csv', source_poses=sets/'source_poses.csv')
+    t = i.target[i.target.pid > 0][['path','pid','split']].assign(camid=1)
+    t.to_csv(sets/'cam.csv', index=False)
+    with pytest.raises(InputError, match='--no_cameras'): folder_inputs(sets/'cam.csv', need_poses=False)
+    assert len(folder_inputs(sets/'cam.csv', need_poses=False, cameras=False).target) == len(t)
+    for o in ('query','bounding_box_test'): shutil.rmtree(sets/'target'/o)
+    with pytest.raises(InputError, match='query'): folder_inputs(sets/'target', need_poses=False)
+    assert set(folder_inputs(sets/'target', need_poses=False, need_test=False).target.split) == {'train'}
+    held = folder_inputs(sets/'target', need_poses=False, validation=True)
+    assert set(held.target.split) == {'train','query','gallery'}
+
+def test_each_set_by_its_own_choices(sets):
+    "Layout, choices and keypoint choices of target and source are not mixed up"
+    for o in ('target/bounding_box_train','source/bbox_train'): (next((sets/o).rglob('*.jpg')).parent/'holiday.jpg').write_bytes(b'x')
+    with pytest.raises(InputError, match='holiday.jpg'): folder_inputs(sets/'target', sets/'source', choices=dict(read=dict(odd='skip')))
+    how = dict(read=dict(odd='skip'), source_read=dict(odd='skip', layout='mars'))
+    i = folder_inputs(sets/'target', sets/'source', choices=how)
+    assert [o.split(':')[0] for o in i.notes if 'skipped: 1 (holiday.jpg)' in o] == ['target','source'] and how['source_read']['layout'] == 'mars'
+    with pytest.raises(InputError, match='msmt17|MSMT17'): folder_inputs(sets/'target', sets/'source', choices={**how, 'source_read':dict(layout='msmt17')})
+    for k in ('pose_read','source_pose_read'):
+        with pytest.raises(InputError, match="'peple'"): folder_inputs(sets/'target', sets/'source', choices={**how, k:dict(peple='first')})
+    for k in ('pose_read','source_pose_read'):  # another format than that of the file
+        other = 'source' if k=='source_pose_read' else 'target'
+        with pytest.raises(InputError, match=f'{other}_poses'): folder_inputs(sets/'target', sets/'source', choices={**how, k:dict(format='fdgan')})
+
+def test_joints_of_two_sets(sets):
+    "Each set has the joints of its own file; a picture of both counts once; base names are keys where they tell all pictures apart"
+    from posereid.pose.files import PoseTable, read_poses, write_market_csv
+    i = folder_inputs(sets/'target', sets/'source')
+    for o in ('target','source'):
+        df,t = getattr(i, o),read_poses(sets/f'{o}_poses.csv')
+        assert torch.equal(i.poses.of(df), t.of(df))
+    assert len(i.poses) == len(i.target)+len(i.source) and i.poses.names[0] == Path(i.poses.names[0]).name
+    from posereid.stages.inputs import _both
+    a,b = PoseTable(['x','y'], i.poses.joints[:2]),PoseTable(['y','z'], i.poses.joints[2:4])
+    assert _both(a, b).names == ['x','y','z'] and torch.equal(_both(a, b).joints, i.poses.joints[[0,1,3]])
+
+def test_one_name_in_target_and_source(sets):
+    "A source picture called like one of the target: both keep their own joints, by path"
+    from posereid.pose.files import PoseTable, read_poses, write_market_csv
+    i = folder_inputs(sets/'target', sets/'source')
+    names,twin = [Path(o).name for o in i.source.path],sets/'lent'/Path(i.train.path[0]).name
+    twin.parent.mkdir()
+    shutil.copy(i.source.path[0], twin)
+    i.source.assign(path=[str(twin), *i.source.path[1:]])[['path','pid','split']].to_csv(sets/'lent.csv', index=False)
+    write_market_csv(sets/'lent_poses.csv', PoseTable([twin.name, *names[1:]], i.poses.of(i.source)))
+    two = folder_inputs(sets/'target', sets/'lent.csv')
+    assert not torch.equal(i.poses.of(i.source[:1]), i.poses.of(i.train[:1]))
+    assert torch.equal(two.poses.of([str(twin)]), i.poses.of(i.source[:1])) and torch.equal(two.poses.of(i.train), i.poses.of(i.train))
+
+def test_keypoints_of_a_csv_know_its_neighbours(sets):
+    "A CSV's set is its folder: poses of pictures beside it, which it does not list, are counted and told"
+    df = load_dataset(sets/'target')
+    df[df.split=='train'][['path','pid','split','camid']].to_csv(sets/'part.csv', index=False)
+    shutil.copy(sets/'target_poses.csv', sets/'part_poses.csv')
+    i = folder_inputs(sets/'part.csv', need_test=False)
+    n = (df.split!='train').sum()
+    assert [o for o in i.notes if 'part_poses.csv: pictures of the set that are not read here' in o][0].split(': ')[2].split(',')[0] == str(n)
+
+def test_where_keypoints_lie(sets):
+    root = sets/'x'
+    for name in ('x_poses','x_poses.mat','x_poses.json','x_poses.csv'):
+        (sets/name).mkdir() if name=='x_poses' else (sets/name).touch()
+        assert poses_beside(root) == sets/name
+    assert poses_beside(sets/'x.csv') == sets/'x_poses.csv' and poses_beside(root, sets/'x_poses.mat') == sets/'x_poses.mat'
+    for args in ((root, sets/'none.csv'), (sets/'y',)):
+        with pytest.raises(InputError, match='none.csv|y_poses.csv'): poses_beside(*args)
+
+def test_splits_that_are_wanted(sets):
+    shutil.rmtree(sets/'target'/'query')
+    want = ('train','query','gallery')
+    assert set(read_set(sets/'target', want, optional=True).split) == {'train','gallery'}
+    with pytest.raises(InputError, match='query'): read_set(sets/'target', want)
+    assert set(read_set(sets/'target', want, choices=dict(splits='gallery')).split) == {'gallery'}
+    df = load_dataset(sets/'target', splits=('train','gallery'))
+    df[['path','pid','split','camid']].to_csv(sets/'t.csv', index=False)
+    assert len(read_set(sets/'t.csv', ('train',))) == len(df)  # a table is read whole
+
+# --- scores by the cameras or without
+
+def test_scores_without_cameras(sets, tmp_path):
+    "`score_model` ranks by the inputs' own rule, and per_query.csv names each query that is ranked, by a key of its own"
+    from posereid.stages import experiments as ex
+    t = pick(load_dataset(sets/'target'))
+    t = t[(t.pid > 0) & (t.split!='train')].reset_index(drop=True)
+    q = t[t.split=='query']
+    rows = []
+    for r in t.itertuples():
+        p = sets/'own'/f'{r.split}{r.Index}'/'0.jpg'
+        p.parent.mkdir(parents=True)
+        shutil.copy(r.path, p)
+        rows.append(dict(path=str(p), pid=r.pid, split=r.split, camid=1))
+    real = pick(load_dataset(sets/'target'), 'train')[['path','pid','split']].assign(camid=1)
+    pd.concat([pd.DataFrame(rows), real]).to_csv(sets/'own.csv', index=False)
+    i = folder_inputs(sets/'own.csv', need_poses=False, cameras=False)
+    net = reid_net(len(i.train.pid.unique()), 'small', 4).eval()
+    path = tmp_path/'r'; path.mkdir()
+    res = ex.score_model(net, i, ReIDSettings(width=4), path)
+    back = pd.read_csv(path/'per_query.csv')
+    assert 'no cameras' in res['protocol'] and len(back) == len(q) and set(back['query']) == {f'query{k}/0.jpg' for k in q.index}
+    assert [int(q.pid[int(o[5:].split('/')[0])]) for o in back['query']] == back.pid.tolist()
+
+def test_scores_of_tracklets(tmp_path):
+    "On MARS each line of per_query.csv is a tracklet"
+    from posereid.stages.experiments import score_model
+    from posereid.synth.sets import toy_sets
+    i = folder_inputs(toy_sets()/'MARS', need_poses=False)
+    res = score_model(reid_net(i.train.pid.nunique(), 'small', 4).eval(), i, ReIDSettings(width=4), tmp_path)
+    q = pick(i.target, 'query')
+    assert len(pd.read_csv(tmp_path/'per_query.csv')) == q.tracklet.nunique() < len(q) and 'tracklets pooled by max' in res['protocol']
+
+def test_drawn_pictures_are_those_of_the_plan(sets, tmp_path):
+    "Rows of a plan find their pictures by source and pose, whatever files are called"
+    from posereid.stages.experiments import Experiment, pick_rows
+    i = folder_inputs(sets/'target', sets/'source')
+    exp = Experiment(pick_rows('control,guided'), experiment_settings('smoke'), tmp_path/'run', i)
+    whole = exp.todo(exp.groups)
+    shade = (torch.arange(len(whole)) % 250).to(torch.uint8)
+    write_generated(shade[:,None,None,None].expand(-1,3,64,32), whole, tmp_path/'g', 'x')
+    some = whole.iloc[[5,0,17]]
+    assert exp.drawn(tmp_path/'g', some).float().mean((1,2,3)).round().tolist() == [5,0,17]
+
+def test_a_line_comes_again_by_its_command(sets, tmp_path):
+    from posereid.stages.tables import _command, open_part, TABLES
+    d = dict(data=sets/'target', poses=None, cameras=False, layout='market1501', choices=dict(read=dict(odd='skip', links='true'), pose_read=dict(people='first')))
+    said = _command('tbl1', 1, 'control', dict(preset='smoke', data=d, opts=[]))
+    for o in ('--data target', '--no_cameras', '--layout market1501', '--read odd=skip links=true', '--pose_read people=first'): assert o in said, (o, said)
+    plain = _command('tbl1', 1, 'control', dict(preset='smoke', data=dict(data=sets/'target', cameras=True), opts=[]))
+    assert not any(o in plain for o in ('--no_cameras', '--layout', '--read'))
+    (sets/'target'/'query'/'note.txt').touch()
+    told = []
+    open_part(TABLES['tbl1']['parts'][0], [], 1, tmp_path/'runs', 'smoke', dict(data=sets/'target', need_poses=False), say=told.append)
+    assert any('files that are no pictures' in o for o in told)
+
+# --- what a console lacks
+
+@pytest.mark.parametrize('encoding,want', [('ascii', 'eps -1 +- Muller ?? 1,000'), ('cp1252', 'eps -1 ± Müller ?? 1,000'), ('iso-8859-7', 'ε -1 ± Muller ?? 1,000'),
+                                           ('utf-8', 'ε −1 ± Müller 李□ 1,000')])
+def test_letters_that_a_console_lacks(encoding, want):
+    "Each letter that is lacking is written in ASCII, the others stay; a stream of another kind is left alone"
+    import io
+    from posereid.core import plain_console
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    plain_console(out, None, io.StringIO(), object())
+    out.write('ε −1 ± Müller 李□ 1,000')
+    out.flush()
+    assert out.buffer.getvalue().decode(encoding) == want
