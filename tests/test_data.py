@@ -321,7 +321,7 @@ def test_keypoint_files_must_fit(block, market, mars, tmp_path):
     far = full.joints.clone(); far[4,3,0] = 500.
     write_market_csv(tmp_path/'k.csv', PoseTable(full.names, far))
     table = block.load_poses(tmp_path/'k.csv', df)
-    assert table.notes['joints outside their picture, taken as missing'] == [full.names[4]] and table[full.names[4]][3].tolist() == [0,0,0]
+    assert table.notes['pictures with joints outside, taken as missing'] == [full.names[4]] and table[full.names[4]][3].tolist() == [0,0,0]
     assert torch.equal(table.joints[:4], full.joints[:4])
     far = full.joints.clone(); far[4:,3:7,0] = 500.; far[4:,9,1] = -9.
     write_market_csv(tmp_path/'k.csv', PoseTable(full.names, far))
@@ -520,7 +520,7 @@ def test_a_tenth_of_the_joints_may_lie_outside(block, folders, tmp_path):
             continue
         table = block.load_poses(tmp_path/'k.csv', df)
         assert (table.joints[at[:,0], at[:,1]] == 0).all() and int((table.joints[...,2] > 0).sum()) == n-out
-        assert len(table.notes['joints outside their picture, taken as missing']) == out
+        assert len(table.notes['pictures with joints outside, taken as missing']) == len(at[:,0].unique())
 
 def test_poses_must_be_of_their_pictures_size(block, folders, tmp_path):
     "The median pose spans a third of the height at least, and less than a half is said; poses of a few joints say nothing"

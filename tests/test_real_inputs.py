@@ -8,9 +8,11 @@ from PIL import Image
 
 from posereid import cli
 from posereid.core import InputError
+from posereid.data.block import load_poses
 from posereid.data.layouts import load_dataset, reading_notes
 from posereid.data.manifest import pick
 from posereid.pose.files import PoseTable, read_poses, write_market_csv, write_poses
+from posereid.pose.joints import walking_pose
 from posereid.stages.inputs import folder_inputs
 
 slow = pytest.mark.slow
@@ -389,3 +391,18 @@ def test_equal_names_are_no_leak_and_copies_are(sets, tmp_path):
     poses = PoseTable([Path(o).name for o in renamed('own').path], i.poses.of(i.source.path[:16]))
     assert len(plan(i.target, renamed('own'), poses, GenerateSettings()))==120
     with pytest.raises(InputError, match='16 pictures of the source are test pictures'): plan(i.target, renamed('test'), poses, GenerateSettings())
+
+
+@pytest.mark.parametrize('front', ['train/', 'set/train/', 'data/set/train/'])
+def test_poses_of_other_people_are_not_taken(tmp_path, front):
+    "A file that names Bo's pictures alone gives none to An, whose base names are the same"
+    for p in ('An','Bo'):
+        for i in (0,1):
+            f = tmp_path/'set'/'train'/p/f'{i}.jpg'
+            f.parent.mkdir(parents=True, exist_ok=True)
+            Image.new('RGB', (32,64)).save(f)
+    df = load_dataset(tmp_path/'set', 'folder')
+    joints = walking_pose(torch.linspace(0, 6, 2))
+    write_market_csv(tmp_path/'k.csv', PoseTable([f'{front}Bo/{i}.jpg' for i in (0,1)], joints))
+    with pytest.raises(InputError): load_poses(tmp_path/'k.csv', df[df.pid == 1], tmp_path/'set')
+    assert torch.equal(load_poses(tmp_path/'k.csv', df, tmp_path/'set').of(df)[2:], joints)

@@ -492,17 +492,23 @@ def test_names_are_a_setting(data, G, tmp_path):
     with pytest.raises(InputError, match='one of source, market1501'): make('m', names='sourc')
     assert not (tmp_path/'m').exists()
 
-def test_copies_of_test_pictures_lend_no_poses(data):
-    "A copy keeps its name; where names repeat they tell nothing, and paths do"
+def test_copies_of_test_pictures_lend_no_poses(data, tmp_path):
+    "A copy has the name and the bytes of a test picture; a picture of another set may have its name"
     test = data.target[data.target.split=='gallery']
-    copies = test.assign(split='train', path=['/copy/'+Path(o).name for o in test.path])
+    def under(folder, paths):
+        (tmp_path/folder).mkdir()
+        new = [str(tmp_path/folder/Path(o).name) for o in test.path]
+        for a,b in zip(paths, new): Path(b).write_bytes(Path(a).read_bytes())
+        return test.assign(split='train', path=new)
+    copies,others = under('copy', test.path),under('others', data.train.path[:len(test)])
     refused = lambda src: pytest.raises(InputError, match=f'{len(src)} pictures of the source are test pictures')
     with refused(copies): gen._refuse_test_poses(data.target, copies)
-    twice = pd.concat([copies, copies.assign(path=['/copy2/'+Path(o).name for o in test.path])])
-    gen._refuse_test_poses(data.target, twice)
+    gen._refuse_test_poses(data.target, others)
+    twice = pd.concat([copies, others])
+    with refused(copies): gen._refuse_test_poses(data.target, twice)
     both = pd.concat([data.target, test.assign(split='query', camid=test.camid+1)])  # in query and gallery at once, as MARS has them
     with refused(copies): gen._refuse_test_poses(both, copies)
-    again = pd.concat([twice, test])
+    again = pd.concat([others, test])
     with refused(test): gen._refuse_test_poses(data.target, again)
 
 # --- generated people are those of their sources

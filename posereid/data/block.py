@@ -346,7 +346,7 @@ def load_poses(
     if not len(table): raise InputError(f"{path} holds no pose; give the keypoint file of this set.")
     if not has_pose(table.joints).any():
         raise InputError(f"{path}: not one of its {len(table)} poses has a joint (all are missing); estimate the poses again (posereid_pose), or take another file.")
-    at = _pictures_of(table.names, paths, path)
+    at = _pictures_of(table.names, paths, path, root)
     notes = {**table.notes, **_elsewhere(table, at, df, root, path)}
     notes.pop('no picture of this name', None)
     keep = np.flatnonzero(at >= 0)
@@ -369,15 +369,17 @@ def shorten(
     return res
 
 # %% ../../nbs/54_data.block.ipynb #c053
-def _pictures_of(names, paths, path):
+def _pictures_of(names, paths, path, root):
     "Which picture each name means; folders in front of all names that are none of the set are passed over"
     at = find_pictures(names, paths, where=path)
     if (at >= 0).any() or not len(names): return at
     names = [o.replace('\\', '/') for o in names]
     front = os.path.commonprefix([o.split('/')[:-1] for o in names])
-    for k in range(1, len(front)+1):
-        at = find_pictures([o.split('/', k)[-1] for o in names], paths, where=path)
-        if (at >= 0).any(): break
+    for k in range(len(front)+1):
+        cut = [o.split('/', k)[-1] for o in names]
+        at = find_pictures(cut, paths, where=path) if k else at
+        others = root is not None and any(os.path.isfile(os.path.join(root, o)) for o in cut)  # pictures of the set that were not read
+        if (at >= 0).any() or others: break
     return at
 
 def _elsewhere(table, at, df, root, path):
@@ -430,7 +432,7 @@ def _in_frame(table, paths, path, notes):
     if out.sum() > .1*seen.sum():
         raise InputError(f"{path}: {out.sum()} of {seen.sum()} joints lie outside their pictures, such as the {JOINTS[j]} of {os.path.basename(paths[i])} at x={x:g}, y={y:g} in a picture "
                          f"of height {h} and width {w}; scale the joints to the pictures, or take the keypoint file of this set.")
-    notes['joints outside their picture, taken as missing'] = [os.path.basename(paths[i]) for i in out.nonzero()[:,0].tolist()]
+    notes['pictures with joints outside, taken as missing'] = [os.path.basename(paths[i]) for i in out.any(1).nonzero()[:,0].tolist()]
     return PoseTable(table.names, torch.where(out[...,None], 0., table.joints), path)
 
 def _not_too_small(table, sizes, path, notes):

@@ -692,7 +692,8 @@ def number_people(
     "The people of a set, numbered from 1"
     own = pd.Series(own, dtype=object).reset_index(drop=True)
     num = pd.to_numeric(own, errors='coerce')
-    if num.isna().all() and not (own.astype(str).str.strip() == '').any(): return _by_rank(own.astype(str), 'names')
+    blank = own.isna() | (own.astype(str).str.strip() == '')
+    if num.isna().any() and not blank.any(): return _by_rank(own.astype(str).str.strip(), 'names')
     if num.isna().any() or (num % 1 != 0).any() or (num.abs() > 2**53).any(): return own.to_numpy(), []  # refused by name later
     num, asked = num.astype('int64'), pd.Series(split).reset_index(drop=True).isin(('train','query'))
     if own_ids or own_ids is None and ((num < -1).any() or (num[asked] == 0).any() and not (num[asked] == -1).any()):

@@ -567,6 +567,7 @@ def _scan(folder):
                 elif e.name[0]!='.': out.append(rel+e.name)
     return sorted(out)
 
+# %% ../../nbs/11_pose.files.ipynb #0b005a5e
 _LISTS = ('classes.txt','readme.txt')  # beside YOLO's labels
 _FOLDERS = ('openpose','alphapose','mmpose','openpifpaf','yolo','fdgan')
 

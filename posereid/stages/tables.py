@@ -8,6 +8,7 @@ __all__ = ['NS', 'EPSILONS', 'CONTROLS', 'TABLES', 'LINE', 'eps_rows', 'alpha_ro
            'open_part', 'reproduce', 'picture_lines']
 
 # %% ../../nbs/89_stages.tables.ipynb #f54d6fda
+import shlex
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -227,7 +228,7 @@ def _command(name, seed, row, kwargs):
     d = kwargs['data'] or {}
     if d: words += [f"--data {Path(d['data']).name}", *[f'--{k} {Path(d[k]).name}' for k in ('poses','source','source_poses') if d.get(k)], f"--ids {d.get('ids')}"*bool(d.get('ids'))]
     words += ['--no_cameras']*(not d.get('cameras', True)) + [f"--layout {d.get('layout')}"]*bool(d.get('layout'))
-    words += [f"--{k} {' '.join(f'{a}={b}' for a,b in o.items())}" for k,o in (d.get('choices') or {}).items()]
+    words += [f"--{k} {shlex.join(f'{a}={b}' for a,b in o.items())}" for k,o in (d.get('choices') or {}).items()]
     n = torch.get_num_threads() # another number of threads is another order of sums
     words += [f"--set {' '.join(kwargs['opts'])}"*bool(kwargs['opts']), f'--threads {n}'*(n!=1)]
     return ' '.join(w for w in words if w)
