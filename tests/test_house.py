@@ -10,7 +10,7 @@ LIB = ROOT/'posereid'
 FLOORS = ['core'], ['imagefiles'], ['pose','models','losses','metrics'], ['data'], ['synth','evaluate'], ['stages'], ['cli','docs']
 FLOOR = {room:i for i,rooms in enumerate(FLOORS) for room in rooms}
 TOP = {'nbs','posereid','settings.ini','setup.py','_quarto.yml','tests','README.md','LICENSE','.gitignore','.ci',
-       'CONTRIBUTING.md','CHANGELOG.md','CITATION.cff'}
+       'CONTRIBUTING.md','CHANGELOG.md','CITATION.cff','.gitattributes','.gitconfig','.github'}
 
 MODULES = sorted(o for o in LIB.rglob('*.py') if o.stem not in ('__init__','_modidx'))
 NOTEBOOKS = sorted(o for o in (ROOT/'nbs').rglob('*.ipynb') if not any(p[0] in '._' for p in o.relative_to(ROOT).parts))
