@@ -41,7 +41,8 @@ def parse_choices(
 ) -> dict: # Name → text
     "Choices of a reader from text"
     parts = [o.partition('=') for o in words or []]
-    if wrong := [k for k,eq,_ in parts if not eq]: raise InputError(f"A choice is written name=value, such as odd=skip, but got '{wrong[0]}'.")
+    if wrong := [k for k,eq,_ in parts if not eq]: raise InputError("A choice is written name=value, such as odd=skip, "
+                                                                    f"but got '{wrong[0]}'.")
     return {k.strip(): v.strip() for k,_,v in parts}
 
 # %% ../nbs/90_cli.ipynb #30820175
@@ -50,7 +51,8 @@ def _open(data, size, source=None, poses=None, source_poses=None, no_cameras=Fal
     "`folder_inputs` from the arguments of a command; what it had to decide is told"
     from posereid.stages.inputs import folder_inputs
     if source is None and any((source_poses, source_layout, source_read, source_pose_read)):
-        raise InputError("--source_poses, --source_layout, --source_read and --source_pose_read go with --source, the set that lends its poses.")
+        raise InputError("--source_poses, --source_layout, --source_read and --source_pose_read go with --source, the "
+                         "set that lends its poses.")
     lent = parse_choices(source_read) | ({'layout':source_layout} if source_layout else {})
     choices = dict(read=parse_choices(read), source_read=lent, pose_read=parse_choices(pose_read), source_pose_read=parse_choices(source_pose_read))
     choices = {k: v for k,v in choices.items() if v} or None
@@ -122,7 +124,8 @@ def _run_inputs(data, reading, seed, validation, rows, groups):
         if said := [k for k,v in reading.items() if v]: raise InputError(f"--{said[0]} goes with --data, the target set.")
         return None
     true = [r['row'] for r in rows if r.get('pictures')=='rendered']
-    if true: raise InputError(f"Rows {', '.join(true)} are rendered, which only a synthetic world can do; with --data name others, "
+    if true: raise InputError(f"Rows {', '.join(true)} are rendered, which only a synthetic world can do; with --data "
+                              "name others, "
                               "such as --rows control,equal_steps,smoothed,unguided,guided.")
     return _open(data, groups['transfer'].size, seed=seed, validation=validation, **reading)
 
@@ -180,7 +183,8 @@ def parse_seeds(
     "Seeds from text"
     if not s: return None
     words = str(s).replace(',', ' ').split()
-    if not all(o.isdigit() for o in words): raise InputError(f"Seeds are whole numbers apart by commas, such as 1,2,3, but got '{s}'.")
+    if not all(o.isdigit() for o in words): raise InputError("Seeds are whole numbers apart by commas, such as 1,2,3, "
+                                                             f"but got '{s}'.")
     return [int(o) for o in words]
 
 # %% ../nbs/90_cli.ipynb #c014

@@ -284,9 +284,11 @@ def load_weights(
     from safetensors import SafetensorError
     if not Path(path).is_file(): raise InputError(f"There are no weights at {path}; run the stage that makes them first.")
     try: state = load_file(path)
-    except SafetensorError as e: raise InputError(f"{path} is no whole safetensors file ({e}); remove it and run its stage again.")
+    except SafetensorError as e: raise InputError(f"{path} is no whole safetensors file ({e}); remove it and run "
+                                                  "its stage again.")
     diff = _first_difference(state, module.state_dict())
-    if diff: raise InputError(f"The weights in {path} are of another network ({diff}); use the settings that they were trained with.")
+    if diff: raise InputError(f"The weights in {path} are of another network ({diff}); use the settings that they were "
+                              "trained with.")
     module.load_state_dict(state)
     return module
 
@@ -351,7 +353,8 @@ def _reopen(self:RunFolder, fresh:bool):
     if not any(not o.name.startswith('.') for o in self.path.iterdir()): return
     try: old = json.loads((self/'settings.json').read_text(encoding='utf-8'))['settings']
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        raise InputError(f"{self.path} exists and is not a run (it has no settings.json of one); choose another --out.") from None
+        raise InputError(f"{self.path} exists and is not a run (it has no settings.json of one); choose "
+                         "another --out.") from None
     if fresh: return shutil.rmtree(self.path)
     diff = _differences(old, self.settings)
     more = f' and {len(diff)-3} more' if len(diff)>3 else ''

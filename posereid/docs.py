@@ -78,7 +78,8 @@ def readme(
     "The front page as the text of a README"
     nb = Path(nb)
     try: cells = json.loads(nb.read_text(encoding='utf-8'))['cells']
-    except FileNotFoundError: raise InputError(f"There is no notebook at {nb}; run this from the root of the repository.") from None
+    except FileNotFoundError: raise InputError(f"There is no notebook at {nb}; run this from the root of "
+                                               "the repository.") from None
     folder = nb.parent.name if folder is None else folder
     parts = [f'<!-- Written from {folder}/{nb.name}; edit there. -->' if folder else f'<!-- Written from {nb.name}; edit there. -->']
     for c in cells:
@@ -114,7 +115,8 @@ def kept_captions(
 
 def _with_caption(source, text, page):
     found = _label.search(source)
-    if not found: raise InputError(f"{page}: a cell with a caption needs a line '#| label: fig-…' or '#| label: tbl-…'; it begins with {source[:40]!r}.")
+    if not found: raise InputError(f"{page}: a cell with a caption needs a line '#| label: fig-…' or '#| label: tbl-…'; "
+                                   f"it begins with {source[:40]!r}.")
     line = f'#| {found[1]}-cap: {json.dumps(text, ensure_ascii=False)}'
     rest = re.sub(r'^#\|\s*(fig|tbl)-cap:.*\n', '', source, flags=re.M)
     return _label.sub(lambda m: f'{m[0]}\n{line}', rest, count=1)

@@ -165,10 +165,12 @@ def _published(name, path, against):
     if against == 'none': return '', None
     if against != 'auto':
         if against in PUBLISHED: return f"{against}: {PUBLISHED[against]['source']}", PUBLISHED[against]
-        raise InputError(f"against must be auto, none or one of {', '.join(PUBLISHED)}, but got {against!r}; did you mean {nearest(against, ['auto','none',*PUBLISHED])!r}?")
+        raise InputError(f"against must be auto, none or one of {', '.join(PUBLISHED)}, but got {against!r}; did you "
+                         f"mean {nearest(against, ['auto','none',*PUBLISHED])!r}?")
     if file:
         try: return f'{file.name} of the set', json.loads(file.read_text(encoding='utf-8'))
-        except ValueError as e: raise InputError(f"{file} should hold counts as JSON, but does not ({e}); mend or remove it.") from None
+        except ValueError as e: raise InputError(f"{file} should hold counts as JSON, but does not ({e}); mend "
+                                                 "or remove it.") from None
     if any((p/'world.json').is_file() for p in (path, path.parent)): return '', None  # a synthetic world
     return (f"{name}: {PUBLISHED[name]['source']}", PUBLISHED[name]) if name in PUBLISHED else ('', None)
 
@@ -365,7 +367,8 @@ def audit(
     "Counts and faults of a data set"
     t0 = time.time()
     if name is None: name, root = find_layout(root)
-    if name not in READERS: raise InputError(f"No reader is called {name!r} but {', '.join(READERS)}; did you mean {nearest(str(name), list(READERS))!r}?")
+    if name not in READERS: raise InputError(f"No reader is called {name!r} but {', '.join(READERS)}; did you mean "
+                                             f"{nearest(str(name), list(READERS))!r}?")
     path = Path(os.path.abspath(os.path.expanduser(root)))
     df, said = _read(name, path, read or {})
     dataset = str(df.dataset.iloc[0]) if 'dataset' in df and len(df) else name

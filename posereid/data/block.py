@@ -292,7 +292,8 @@ def triplet_dls(
     "Loaders of triplet training"
     crop, report = _fitting(crop, store, pad), pk_report(df)
     if report.n_identities < 2: raise InputError(
-        f"Triplets need two identities with two real pictures or more, but {report.n_identities} of the {len(df)} pictures' identities have them; "
+        f"Triplets need two identities with two real pictures or more, but {report.n_identities} of the {len(df)} "
+        "pictures' identities have them; "
         "add pictures, or train with cross-entropy.")
     n_ids, k_real, k_gen = pk_shape(bs, report.n_identities, report.ratio, K_real, K_generated)
     make = TripletBatch(df, store, labels, P or n_ids, k_real, k_gen, seed, pad=pad, flip=flip, crop=crop, **kwargs)
@@ -321,7 +322,8 @@ def _one_name_each(df, table):
     if len(first) == len(paths): return
     for p in paths:
         if (n := os.path.basename(p)) in table and first[n] != p:
-            raise InputError(f"{first[n]} and {p} have the same base name, by which this table knows poses; read the keypoint file with `load_poses` on both, or rename one.")
+            raise InputError(f"{first[n]} and {p} have the same base name, by which this table knows poses; read the "
+                             "keypoint file with `load_poses` on both, or rename one.")
 
 def _no_pose(df, table):
     "Why nobody has a pose"
@@ -345,12 +347,14 @@ def load_poses(
     table = read_poses(path, names=paths, **typed(kwargs, pose_choices(), 'The reader of keypoint files'))
     if not len(table): raise InputError(f"{path} holds no pose; give the keypoint file of this set.")
     if not has_pose(table.joints).any():
-        raise InputError(f"{path}: not one of its {len(table)} poses has a joint (all are missing); estimate the poses again (posereid_pose), or take another file.")
+        raise InputError(f"{path}: not one of its {len(table)} poses has a joint (all are missing); estimate the poses "
+                         "again (posereid_pose), or take another file.")
     at = _pictures_of(table.names, paths, path, root)
     notes = {**table.notes, **_elsewhere(table, at, df, root, path)}
     notes.pop('no picture of this name', None)
     keep = np.flatnonzero(at >= 0)
-    if not len(keep): raise InputError(f"{path}: not one of its {len(table)} poses is of a picture that was read here, such as {paths[0]}; is it the file of another part of the set?")
+    if not len(keep): raise InputError(f"{path}: not one of its {len(table)} poses is of a picture that was read here, "
+                                       f"such as {paths[0]}; is it the file of another part of the set?")
     own = [paths[i] for i in at[keep]]
     table = PoseTable(own, table.joints[keep], path, table.frames if table.frames is None else table.frames[keep])
     table = _in_frame(table, own, path, notes)
@@ -392,7 +396,8 @@ def _elsewhere(table, at, df, root, path):
     known = lambda o: o in also or _is_there(cut(o.replace('\\', '/')), there)
     strange = [o for o in lost if not known(o)]
     if len(strange) > .1*len(table):
-        raise InputError(f"{path}: {len(strange)} of {len(table)} poses name no picture, among them {', '.join(strange[:3])}; names must be base names as on disk, with their "
+        raise InputError(f"{path}: {len(strange)} of {len(table)} poses name no picture, among them "
+                         f"{', '.join(strange[:3])}; names must be base names as on disk, with their "
                          "ending, or paths within the set: is it the keypoint file of another set?")
     rest = [o for o in lost if o not in {*strange}]
     out = {'pictures of the set that are not read here':rest, 'names of no picture, left out':strange}
@@ -430,8 +435,10 @@ def _in_frame(table, paths, path, notes):
     i, j = out.nonzero()[0].tolist()
     (x,y,_), (h,w) = table.joints[i,j].tolist(), sizes[i].tolist()
     if out.sum() > .1*seen.sum():
-        raise InputError(f"{path}: {out.sum()} of {seen.sum()} joints lie outside their pictures, such as the {JOINTS[j]} of {os.path.basename(paths[i])} at x={x:g}, y={y:g} in a picture "
-                         f"of height {h} and width {w}; scale the joints to the pictures, or take the keypoint file of this set.")
+        raise InputError(f"{path}: {out.sum()} of {seen.sum()} joints lie outside their pictures, such as the "
+                         f"{JOINTS[j]} of {os.path.basename(paths[i])} at x={x:g}, y={y:g} in a picture "
+                         f"of height {h} and width {w}; scale the joints to the pictures, or take the keypoint "
+                         "file of this set.")
     notes['pictures with joints outside, taken as missing'] = [os.path.basename(paths[i]) for i in out.any(1).nonzero()[:,0].tolist()]
     return PoseTable(table.names, torch.where(out[...,None], 0., table.joints), path)
 
@@ -442,7 +449,8 @@ def _not_too_small(table, sizes, path, notes):
     span = span[~span.isnan()]
     if not len(span) or (mid := span.median()) >= .5: return
     if mid < 1/3:
-        raise InputError(f"{path}: the median pose spans {mid:.0%} of the height of its picture, so these are joints of pictures of another size; "
+        raise InputError(f"{path}: the median pose spans {mid:.0%} of the height of its picture, so these are joints of "
+                         "pictures of another size; "
                          "scale them to the pictures as stored.")
     notes[f'small poses, the median one spans {mid:.0%} of its picture: are these joints of pictures of another size?'] = low
 

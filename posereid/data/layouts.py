@@ -265,9 +265,11 @@ def pool_features(
 ) -> tuple:        # Labels `(m,)` in order of appearance, features `(m, d)`
     "One feature for each group: the maximum or mean over its rows"
     f, groups = np.asarray(features), np.asarray(groups)
-    if how not in ('max', 'mean'): raise InputError(f"how must be 'max' or 'mean', but got {how!r}; did you mean {nearest(str(how), ('max','mean'))!r}?")
+    if how not in ('max', 'mean'): raise InputError(f"how must be 'max' or 'mean', but got {how!r}; did you mean "
+                                                    f"{nearest(str(how), ('max','mean'))!r}?")
     if f.ndim != 2 or len(f) != len(groups) or not len(f):
-        raise InputError(f"Features of shape (n, d) and n groups are needed, n at least 1, but got {f.shape} and {len(groups)}; pass one group a row.")
+        raise InputError(f"Features of shape (n, d) and n groups are needed, n at least 1, but got {f.shape} and "
+                         f"{len(groups)}; pass one group a row.")
     labels, first, at = np.unique(groups, return_index=True, return_inverse=True)
     order = np.argsort(at, kind='stable')
     start = np.searchsorted(at[order], np.arange(len(labels)))
@@ -287,7 +289,8 @@ def multi_query(
     labels, pooled = pool_features(features, key(multi), how)
     row = {k: i for i, k in enumerate(labels)}
     if lost := [p for p, k in zip(query.path, key(query)) if k not in row]:
-        raise InputError(f"{len(lost)} queries have no multi-query picture of their person and camera, first {lost[0]}; read the whole gt_bbox.")
+        raise InputError(f"{len(lost)} queries have no multi-query picture of their person and camera, first {lost[0]}; "
+                         "read the whole gt_bbox.")
     return pooled[[row[k] for k in key(query)]]
 
 # %% ../../nbs/51_data.layouts.ipynb #46ca18c2
@@ -345,11 +348,14 @@ def read_mat(
 ) -> dict:     # Arrays, texts and lists (cells, in MATLAB's order) by name
     "The variables of a MATLAB file"
     try: b = memoryview(Path(path).read_bytes())
-    except OSError as err: raise InputError(f"{path} cannot be read ({err.strerror}); give the path of a MATLAB file.") from None
+    except OSError as err: raise InputError(f"{path} cannot be read ({err.strerror}); give the path of "
+                                            "a MATLAB file.") from None
     if bytes(b[:8]) == b'\x89HDF\r\n\x1a\n' or bytes(b[:10]) == b'MATLAB 7.3':
-        raise InputError(f"{path} is a MATLAB file of version 7.3 (HDF5), but version 5 is expected here; save it in MATLAB with the option -v7.")
+        raise InputError(f"{path} is a MATLAB file of version 7.3 (HDF5), but version 5 is expected here; save it in "
+                         "MATLAB with the option -v7.")
     if len(b) < 128 or bytes(b[126:128]) not in (b'IM', b'MI'):
-        raise InputError(f"{path} is no MATLAB file of version 5 (it has {len(b)} bytes and begins with {bytes(b[:12])!r}); copy it again.")
+        raise InputError(f"{path} is no MATLAB file of version 5 (it has {len(b)} bytes and begins with "
+                         f"{bytes(b[:12])!r}); copy it again.")
     e, at, out = '<' if bytes(b[126:128]) == b'IM' else '>', 128, {}
     try:
         while at < len(b):
@@ -363,11 +369,13 @@ def read_mat(
 def _table(path, name, kind='numbers', have=None):
     "One variable of a MATLAB file: whole numbers, or a list of texts"
     have = read_mat(path) if have is None else have
-    if have.get(name) is None: raise InputError(f"{path} should hold `{name}`, but it holds {', '.join(have) or 'nothing'}; is it the file of another set?")
+    if have.get(name) is None: raise InputError(f"{path} should hold `{name}`, but it holds "
+                                                f"{', '.join(have) or 'nothing'}; is it the file of another set?")
     v = have[name]
     if kind == 'texts' and isinstance(v, list) and all(isinstance(o, str) for o in v): return v
     if kind == 'numbers' and isinstance(v, np.ndarray) and np.isfinite(v).all() and (v == np.round(v)).all(): return v.astype(np.int64)
-    raise InputError(f"{path}: `{name}` should be {'a cell of texts' if kind == 'texts' else 'whole numbers'}, but it is another thing; copy the file again.")
+    raise InputError(f"{path}: `{name}` should be {'a cell of texts' if kind == 'texts' else 'whole numbers'}, but it is "
+                     "another thing; copy the file again.")
 
 # %% ../../nbs/51_data.layouts.ipynb #06f4cdab
 BOXES = ('labeled', 'detected')
@@ -402,14 +410,17 @@ def read_cuhk03(
 ) -> DataFrame:       # Manifest; `attrs['layout']` names form and boxes
     "CUHK03 in the 767/700 protocol, from folders or from the raw file"
     root = _whole(root)
-    if boxes not in (None, *BOXES): raise InputError(f"boxes must be labeled or detected, but got {boxes!r}; did you mean {nearest(str(boxes), BOXES)!r}?")
+    if boxes not in (None, *BOXES): raise InputError(f"boxes must be labeled or detected, but got {boxes!r}; did you "
+                                                     f"mean {nearest(str(boxes), BOXES)!r}?")
     have = _layout03(root)
     fit = [(f, b) for f, b in have if boxes is None or b in (boxes, '')]
     if not fit: raise _no_cuhk03(root, boxes, have)
     if len({b for _, b in fit}) > 1:
-        raise InputError(f"{root} holds the labeled and the detected boxes of CUHK03, which are two data sets; choose with boxes='labeled' or "
+        raise InputError(f"{root} holds the labeled and the detected boxes of CUHK03, which are two data sets; choose "
+                         "with boxes='labeled' or "
                          f"boxes='detected' (commands: --layout cuhk03-labeled or cuhk03-detected).")
-    if len(fit) > 1: raise InputError(f"{root} holds CUHK03 twice, as folders and as cuhk-03.mat; give {root/fit[0][1]} or move one away.")
+    if len(fit) > 1: raise InputError(f"{root} holds CUHK03 twice, as folders and as cuhk-03.mat; give {root/fit[0][1]} "
+                                      "or move one away.")
     form, boxes = fit[0][0], fit[0][1] or boxes or ''
     dataset = dataset or f'cuhk03-{boxes}'.rstrip('-')
     if form == 'raw': return _read_raw03(root, boxes, _splits(splits, root, 'CUHK03', dict.fromkeys(('train','query','gallery'), '.')), dataset, odd, unpack)
@@ -419,10 +430,13 @@ def read_cuhk03(
 def _no_cuhk03(root, boxes, have):
     "Why there is nothing to read"
     if _raw_mat(root) and not have:
-        return InputError(f"{root} has cuhk-03.mat but no cuhk03_new_protocol_config_{boxes or 'labeled'}.mat, the split of the 767/700 protocol; put "
+        return InputError(f"{root} has cuhk-03.mat but no cuhk03_new_protocol_config_{boxes or 'labeled'}.mat, the split "
+                          "of the 767/700 protocol; put "
                           f"it beside cuhk-03.mat.")
-    if have: return InputError(f"{root} has no {boxes} boxes of CUHK03 but {' and '.join(b for _, b in have)}; choose another set of boxes.")
-    return InputError(f"{root} is no CUHK03 set: the folders labeled or detected, or cuhk-03.mat, were expected, but {found(root)}; give the folder "
+    if have: return InputError(f"{root} has no {boxes} boxes of CUHK03 but {' and '.join(b for _, b in have)}; choose "
+                               "another set of boxes.")
+    return InputError(f"{root} is no CUHK03 set: the folders labeled or detected, or cuhk-03.mat, were expected, but "
+                      f"{found(root)}; give the folder "
                       f"that contains one of these.")
 
 # %% ../../nbs/51_data.layouts.ipynb #1970e75d
@@ -433,22 +447,28 @@ def read_cuhk03_split(
     table = partial(_table, path, have=read_mat(path))
     names, pid, cam = table('filelist', 'texts'), table('labels').ravel(), table('camId').ravel()
     split = np.full(len(names), '', object)
-    if not len(names) == len(pid) == len(cam): raise InputError(f"{path}: filelist, labels and camId have {len(names)}, {len(pid)} and {len(cam)} rows, not the same number; copy the file again.")
+    if not len(names) == len(pid) == len(cam): raise InputError(f"{path}: filelist, labels and camId have {len(names)}, "
+                                                                f"{len(pid)} and {len(cam)} rows, not the same number; "
+                                                                "copy the file again.")
     for s in ('train','query','gallery'):
         i = table(f'{s}_idx').ravel() - 1
-        if i.min(initial=0) < 0 or i.max(initial=0) >= len(names): raise InputError(f"{path}: {s}_idx should count from 1 to {len(names)}, but goes from {i.min()+1} to {i.max()+1}; copy the file again.")
+        if i.min(initial=0) < 0 or i.max(initial=0) >= len(names): raise InputError(f"{path}: {s}_idx should count from "
+            f"1 to {len(names)}, but goes from {i.min()+1} to {i.max()+1}; copy the file again.")
         if len(set(i)) < len(i) or (split[i] != '').any(): raise InputError(f"{path}: {names[int(i[split[i] != ''][0] if (split[i] != '').any() else i[0])]} stands in two parts or twice in {s}_idx; copy the file again.")
         split[i] = s
     parts = [_raw03.fullmatch(n) for n in names]
     for n, m, c in zip(names, parts, cam):
-        if not m or int(m[3]) != c: raise InputError(f"{path}: {n!r} should be like 1_001_1_01.png (camera pair, person, view {c}, number); copy the file again.")
-    if (split == '').any(): raise InputError(f"{path}: {names[int(np.argmax(split == ''))]} is in no part of the split; copy the file again.")
+        if not m or int(m[3]) != c: raise InputError(f"{path}: {n!r} should be like 1_001_1_01.png (camera pair, person, "
+                                                     f"view {c}, number); copy the file again.")
+    if (split == '').any(): raise InputError(f"{path}: {names[int(np.argmax(split == ''))]} is in no part of the split; "
+                                             "copy the file again.")
     return DataFrame(dict(name=names, pid=pid, camid=cam, seq=[int(m[1]) for m in parts], split=split))
 
 # %% ../../nbs/51_data.layouts.ipynb #5dfb5535
 def _h5py():
     try: import h5py
-    except ImportError: raise InputError("cuhk-03.mat is an HDF5 file, which needs the package h5py; install it with `pip install h5py`, or give the cuhk03-np folders.") from None
+    except ImportError: raise InputError("cuhk-03.mat is an HDF5 file, which needs the package h5py; install it with "
+                                         "`pip install h5py`, or give the cuhk03-np folders.") from None
     return h5py
 
 def _pictures03(f, boxes):
@@ -478,7 +498,8 @@ def unpack_cuhk03(
                 for name, x in progress(_pictures03(f, boxes), desc='Unpacking CUHK03'): Image.fromarray(np.ascontiguousarray(x)).save(tmp/name, compress_level=1)
         except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as e:
             said = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-            raise InputError(f"{mat} cannot be read as the HDF5 file of CUHK03 with {boxes} boxes ({said}); download it again.") from None
+            raise InputError(f"{mat} cannot be read as the HDF5 file of CUHK03 with {boxes} boxes ({said}); "
+                             "download it again.") from None
     return folder
 
 # %% ../../nbs/51_data.layouts.ipynb #5d100714
@@ -489,7 +510,8 @@ def _read_raw03(root, boxes, splits, dataset, odd, unpack):
     folder = unpack_cuhk03(_raw_mat(root), boxes, unpack)
     have = set(os.listdir(folder))
     if lost := [n for n in t.name if n not in have]:
-        raise InputError(f"{_config03(root, boxes)} names {len(lost)} pictures that {_raw_mat(root)} does not hold, first {lost[0]}; take the split of the {boxes} boxes.")
+        raise InputError(f"{_config03(root, boxes)} names {len(lost)} pictures that {_raw_mat(root)} does not hold, "
+                         f"first {lost[0]}; take the split of the {boxes} boxes.")
     for n in sorted(have - set(t.name)): r.skip(str(folder/n), f'is not named in {_config03(root, boxes).name}')
     rows = t.assign(path=[str(folder/n) for n in t.name], is_generated=False, own_id=t.name.str[:5])  # camera pair and person
     r.parts.append(rows[t.split.isin(splits)].drop(columns='name'))
@@ -510,8 +532,10 @@ def read_mars(
     r, info = _Reading(root, 'MARS', odd, links), mars_info(root)
     splits = [o for o in _splits(splits, root, 'MARS', half) if info or splits != 'all' or o != 'query']
     tracks = read_mars_tracks(root) if info else None
-    if 'query' in splits and not info: raise InputError(f"{_whole(root)/'info'} should hold query_IDX.mat and tracks_test_info.mat, which say what a query is, but "
-                                                        f"{found(_whole(root)/'info')}; take them from the evaluation code of MARS.")
+    if 'query' in splits and not info: raise InputError(f"{_whole(root)/'info'} should hold query_IDX.mat and "
+                                                        "tracks_test_info.mat, which say what a query is, but "
+                                                        f"{found(_whole(root)/'info')}; take them from the evaluation "
+                                                        "code of MARS.")
     if 'train' in splits: _mars_half(r, 'train', tracks)
     if {'query','gallery'} & {*splits}: _mars_test(r, splits, tracks)
     return r.manifest(dataset, 'MARS' + ' with info tables'*bool(info))
@@ -529,21 +553,30 @@ def read_mars_tracks(
 ) -> DataFrame: # One row a tracklet: `half start end pid camid n query`; start and end count from 1
     "The tracklets of MARS as its tables give them"
     info = mars_info(root)
-    if info is None: raise InputError(f"{_whole(root)} should hold info/tracks_train_info.mat, tracks_test_info.mat and query_IDX.mat, but {found(_whole(root)/'info')}; take them from the evaluation code of MARS.")
+    if info is None: raise InputError(f"{_whole(root)} should hold info/tracks_train_info.mat, tracks_test_info.mat and "
+                                      f"query_IDX.mat, but {found(_whole(root)/'info')}; take them from the evaluation "
+                                      "code of MARS.")
     parts = [_tracks(info/f'tracks_{h}_info.mat', f'track_{h}_info').assign(half=h) for h in ('train', 'test')]
     q, n, file = _table(info/'query_IDX.mat', 'query_IDX').ravel(), len(parts[1]), info/'query_IDX.mat'
-    if not len(q) or q.min() < 1 or q.max() > n or len(set(q)) < len(q): raise InputError(f"{file} should count test tracklets from 1 to {n}, each once, but has {len(q)} entries from {q.min(initial=0)} to {q.max(initial=0)}; copy it again.")
+    if not len(q) or q.min() < 1 or q.max() > n or len(set(q)) < len(q): raise InputError(f"{file} should count test "
+        f"tracklets from 1 to {n}, each once, but has {len(q)} entries from {q.min(initial=0)} to {q.max(initial=0)}; "
+        "copy it again.")
     parts[0]['query'], parts[1]['query'] = False, np.isin(np.arange(n), q-1)
-    if (bad := parts[1]['query'] & (parts[1].pid < 1)).any(): raise InputError(f"{file} names tracklet {int(np.argmax(bad))+1}, which is junk or a distractor; copy it again.")
+    if (bad := parts[1]['query'] & (parts[1].pid < 1)).any(): raise InputError(f"{file} names tracklet "
+                                                                               f"{int(np.argmax(bad))+1}, which is junk "
+                                                                               "or a distractor; copy it again.")
     return pd.concat(parts, ignore_index=True)[['half','start','end','pid','camid','n','query']]
 
 def _tracks(path, name):
     "The rows of one table, which must cover the frames from 1 without a gap"
     t = _table(path, name)
-    if t.ndim != 2 or t.shape[1] != 4 or not len(t): raise InputError(f"{path} should have rows of first frame, last frame, person, camera, but is of shape {t.shape}; copy it again.")
+    if t.ndim != 2 or t.shape[1] != 4 or not len(t): raise InputError(f"{path} should have rows of first frame, last "
+                                                                      "frame, person, camera, but is of shape "
+                                                                      f"{t.shape}; copy it again.")
     df = DataFrame(t, columns=['start','end','pid','camid']).assign(n=t[:,1]-t[:,0]+1)
     bad = (df.start != np.r_[1, df.end[:-1]+1]) | (df.n < 1) | (df.pid < -1) | (df.camid < 1)
-    if bad.any(): raise InputError(f"{path}: row {int(np.argmax(bad))+1} is {t[int(np.argmax(bad))].tolist()}, which does not follow the row before or has no person or camera; copy it again.")
+    if bad.any(): raise InputError(f"{path}: row {int(np.argmax(bad))+1} is {t[int(np.argmax(bad))].tolist()}, which "
+                                   "does not follow the row before or has no person or camera; copy it again.")
     return df
 
 # %% ../../nbs/51_data.layouts.ipynb #ce4eb572
@@ -551,7 +584,8 @@ def _mars_names(file, base, n):
     "The list of names that a table counts in: the text file, else the sorted names on disk"
     if file.is_file() and file.stat().st_size:
         try: names = file.read_text(encoding='utf-8-sig').split()
-        except UnicodeDecodeError: raise InputError(f"{file} should be a text of one name a line, but is none; copy it again.") from None
+        except UnicodeDecodeError: raise InputError(f"{file} should be a text of one name a line, but is none; "
+                                                    "copy it again.") from None
         said = f"{file} has {len(names)} names"
     else: names, said = sorted(base), f"{file} is not there, and {len(base)} pictures are on disk"
     if len(names) != n: raise InputError(f"{said}, but its table counts {n}; copy the list and the pictures again.")
@@ -564,14 +598,17 @@ def _mars_half(r, half, tracks):
     if tracks is None: return df
     t, file = tracks[tracks.half == half].reset_index(drop=True), r.root/'info'/f'{half}_name.txt'
     base = pd.Index([os.path.basename(p) for p in df.path])
-    if base.has_duplicates: raise InputError(f"{df.path[int(np.argmax(base.duplicated()))]} has the name of another picture of bbox_{half}; remove one.")
+    if base.has_duplicates: raise InputError(f"{df.path[int(np.argmax(base.duplicated()))]} has the name of another "
+                                             f"picture of bbox_{half}; remove one.")
     names = _mars_names(file, base, int(t.n.sum()))
     at = base.get_indexer(names)
-    if (at < 0).any(): raise InputError(f"{file} names {(at < 0).sum()} pictures that bbox_{half} does not hold, first {names[int(np.argmax(at < 0))]}; unpack bbox_{half} again.")
+    if (at < 0).any(): raise InputError(f"{file} names {(at < 0).sum()} pictures that bbox_{half} does not hold, first "
+                                        f"{names[int(np.argmax(at < 0))]}; unpack bbox_{half} again.")
     for p in df.path[~df.index.isin(at)]: r.skip(p, f'is not named in {file.name}')
     df, row = df.iloc[at].reset_index(drop=True), np.repeat(np.arange(len(t)), t.n)
     bad = (df.pid.values != t.pid.values[row]) | (df.camid.values != t.camid.values[row])
-    if bad.any(): raise InputError(f"{names[int(np.argmax(bad))]} stands in the place of person {t.pid[row[int(np.argmax(bad))]]}, camera {t.camid[row[int(np.argmax(bad))]]} of "
+    if bad.any(): raise InputError(f"{names[int(np.argmax(bad))]} stands in the place of person "
+                                   f"{t.pid[row[int(np.argmax(bad))]]}, camera {t.camid[row[int(np.argmax(bad))]]} of "
                                    f"tracks_{half}_info.mat; the list of names must be sorted as the table was made.")
     parts = df.groupby('tracklet').track.nunique() if 'track' in df else df.assign(track=row).groupby('tracklet').track.nunique()
     cut = df.tracklet.isin(parts.index[parts > 1])  # one prefix, several rows of the table
@@ -599,14 +636,17 @@ def parse_msmt17_name(
 ) -> Msmt17Name:   # camid
     "The camera in an MSMT17 file name; who it shows is in the list"
     if (m := _msmt17.match(os.path.basename(name))) and int(m[1]): return Msmt17Name(int(m[1]))
-    raise InputError(f"{name} is not named like 0000_000_01_0303morning_0015_0.jpg (identity, number, camera, time, …); rename or move it.")
+    raise InputError(f"{name} is not named like 0000_000_01_0303morning_0015_0.jpg (identity, number, camera, time, …); "
+                     "rename or move it.")
 
 def _msmt17_list(file):
     "Paths and people of one list"
-    if not file.is_file(): raise InputError(f"{file} should list the pictures as lines of path and person, but {found(file)}; give the folder that contains the lists of MSMT17.")
+    if not file.is_file(): raise InputError(f"{file} should list the pictures as lines of path and person, but "
+                                            f"{found(file)}; give the folder that contains the lists of MSMT17.")
     rows = [o.rsplit(None, 1) for o in file.read_text(encoding='utf-8-sig', errors='replace').splitlines() if o.strip()]
     for i, o in enumerate(rows, 1):
-        if len(o) != 2 or not o[1].isdecimal(): raise InputError(f"{file}, line {i}: {' '.join(o)!r} should be a path and the number of a person; copy the list again.")
+        if len(o) != 2 or not o[1].isdecimal(): raise InputError(f"{file}, line {i}: {' '.join(o)!r} should be a path "
+                                                                 "and the number of a person; copy the list again.")
     return [p for p, _ in rows], [int(i) for _, i in rows]
 
 # %% ../../nbs/51_data.layouts.ipynb #bb6354ae
@@ -620,7 +660,9 @@ def read_msmt17(
 ) -> DataFrame:             # Manifest; training people are numbered from 1, test people after them
     "MSMT17, V1 or V2, by its lists"
     r, form = _Reading(root, 'MSMT17', odd, links), _msmt17_form(_whole(root))
-    if not form: raise InputError(f"{r.root} is no MSMT17 set: the folders train and test (V1) or mask_train_v2 and mask_test_v2 (V2) were expected, but {found(r.root)}; give the folder that contains them.")
+    if not form: raise InputError(f"{r.root} is no MSMT17 set: the folders train and test (V1) or mask_train_v2 and "
+                                  f"mask_test_v2 (V2) were expected, but {found(r.root)}; give the folder that "
+                                  "contains them.")
     lists, K = _msmt17_lists(r.root, val), _msmt17_people(r.root)
     for half, folder in zip(('train','test'), _MSMT17[form]):
         mine = [s for s in _splits(splits, r.root, 'MSMT17', {s: f'list_{s}.txt' for s in lists}) if (s == 'train') == (half == 'train')]
@@ -699,7 +741,8 @@ def number_people(
     if own_ids or own_ids is None and ((num < -1).any() or (num[asked] == 0).any() and not (num[asked] == -1).any()):
         return _by_rank(num, 'whole numbers that are not all above 0')
     if (bad := asked & (num < 0)).any():
-        raise InputError(f"{where}: {bad.sum()} training or query pictures have pid {num[bad].iloc[0]}, which marks junk; move them to the "
+        raise InputError(f"{where}: {bad.sum()} training or query pictures have pid {num[bad].iloc[0]}, which marks "
+                         "junk; move them to the "
                          "gallery, or say own_ids=True if it is a person (commands: --read own_ids=true).")
     return num.to_numpy(), []
 
@@ -721,7 +764,8 @@ def camera_rule(
     unknown = part.camid == 0
     if not unknown.any(): return 'cameras known: gallery pictures of the same person in the same camera are removed'
     if not unknown.all():
-        raise InputError(f"{where} knows the camera of {(~unknown).sum()} pictures and not of {unknown.sum()}, such as {part.path[unknown].iloc[0]}; give all of them a camid "
+        raise InputError(f"{where} knows the camera of {(~unknown).sum()} pictures and not of {unknown.sum()}, such as "
+                         f"{part.path[unknown].iloc[0]}; give all of them a camid "
                          f"from 1 (1 more where they count from 0), or none.")
     return 'no cameras: every gallery picture of the person counts, and no picture may be query and gallery at once'
 
@@ -743,7 +787,8 @@ def read_csv(
     df['pid'], said = number_people(df.pid, df.split, str(path), own_ids)
     df = df[df.split.isin(_splits(splits, path, str(path), dict.fromkeys(SPLITS)))] if splits != 'all' else df
     if lost := [p for p in df.path if not os.path.isfile(p)]:
-        raise InputError(f"{path} lists {len(lost)} pictures that are not there, first {lost[0] or 'an empty path'}; paths must be "
+        raise InputError(f"{path} lists {len(lost)} pictures that are not there, first {lost[0] or 'an empty path'}; "
+                         "paths must be "
                          f"absolute or relative to {path.parent}.")
     df = make_manifest(df, str(path))
     df.attrs.update(layout='CSV', ignored=[], skipped={}, cameras=camera_rule(df, str(path)), notes=said)
@@ -756,21 +801,25 @@ def _own_name(pid, rx):
     def _f(base):
         m = rx.search(base) if rx else None
         if rx and not (m and re.fullmatch('[0-9]+', m[1]) and int(m[1])):
-            raise InputError(f"{base} is not named with a camera as {rx.pattern} finds it (a number from 1); rename it or change the pattern.")
+            raise InputError(f"{base} is not named with a camera as {rx.pattern} finds it (a number from 1); rename it "
+                             "or change the pattern.")
         return name(pid, int(m[1]) if rx else 0)
     return _f
 
 def _camera_pattern(camera):
     "The compiled pattern, or None"
     try: rx = re.compile(camera) if camera else None
-    except re.error as e: raise InputError(f"camera={camera!r} is no regular expression ({e}); write for instance '_c([0-9]+)'.") from None
-    if rx and not rx.groups: raise InputError(f"camera={camera!r} has no group; put the number in brackets, for instance '_c([0-9]+)'.")
+    except re.error as e: raise InputError(f"camera={camera!r} is no regular expression ({e}); write for instance "
+                                           "'_c([0-9]+)'.") from None
+    if rx and not rx.groups: raise InputError(f"camera={camera!r} has no group; put the number in brackets, for instance "
+                                              "'_c([0-9]+)'.")
     return rx
 
 def _homes(root, splits):
     "(split, folder) of each person's folder"
     homes = [(s or 'train', f) for s in splits or [''] for f in sorted((root/s).iterdir()) if f.is_dir() and not is_junk_folder(f.name)]
-    if not homes: raise InputError(f"{root} should hold a folder a person, or train, query and gallery with such folders, but {found(root)}; sort the pictures by person.")
+    if not homes: raise InputError(f"{root} should hold a folder a person, or train, query and gallery with such "
+                                   f"folders, but {found(root)}; sort the pictures by person.")
     return homes
 
 def _numbers(homes, where, own_ids):
@@ -845,9 +894,12 @@ def find_layout(
             raise InputError(f"{root} holds several sets, {' and '.join(str(p) for _, p in hits[:3])}; give one of "
                              f"them.")
         level = [o for p in level if p.is_dir() for o in sorted(p.iterdir())[:100] if o.is_dir() and not is_junk_folder(o.name)]
-    raise InputError(f"{root} is no known set: bounding_box_train (Market-1501, DukeMTMC-reID, generated), labeled or detected or cuhk-03.mat (CUHK03), "
-                     f"bbox_train (MARS), list_query.txt beside train and test (MSMT17), train/query/gallery with a folder a person, or a CSV was expected, but {found(root)}; "
-                     "give the folder that contains one of these, or name the layout (commands: --layout, such as `folder` for a folder a person without splits).")
+    raise InputError(f"{root} is no known set: bounding_box_train (Market-1501, DukeMTMC-reID, generated), labeled or "
+                     "detected or cuhk-03.mat (CUHK03), "
+                     "bbox_train (MARS), list_query.txt beside train and test (MSMT17), train/query/gallery with a "
+                     f"folder a person, or a CSV was expected, but {found(root)}; "
+                     "give the folder that contains one of these, or name the layout (commands: --layout, such as "
+                     "`folder` for a folder a person without splits).")
 
 # %% ../../nbs/51_data.layouts.ipynb #308f0cf1
 def load_dataset(
@@ -920,7 +972,8 @@ def check_train(
     "Training rows that can be learnt from: people alone, two at least, one of them with two pictures"
     train = df[(df.split == 'train') & ~df.is_generated]
     if (bad := train.pid < 1).any():
-        raise InputError(f"{where}: {bad.sum()} training pictures are of nobody, first {train.path[bad].iloc[0]} (pid {train.pid[bad].iloc[0]}: −1 is junk, 0 a "
+        raise InputError(f"{where}: {bad.sum()} training pictures are of nobody, first {train.path[bad].iloc[0]} (pid "
+                         f"{train.pid[bad].iloc[0]}: −1 is junk, 0 a "
                          "distractor); move them to the gallery, or number people from 1.")
     counts = train.pid.value_counts().sort_index()
     if len(counts) < 2:
@@ -954,9 +1007,11 @@ def check_test(
 ) -> DataFrame:               # The same; `attrs['unmatched']` counts queries without a true match, `attrs['cameras']` states the rule
     "Query and gallery rows that can be scored: at least one query has a true match in another camera"
     for name in ('query', 'gallery'):
-        if not (df.split == name).any(): raise InputError(f"{where} has no {name} picture; check the folder or the split column.")
+        if not (df.split == name).any(): raise InputError(f"{where} has no {name} picture; check the folder or the "
+                                                          "split column.")
     if (bad := (df.split == 'query') & (df.pid < 1)).any():
-        raise InputError(f"{where}: {bad.sum()} queries are of nobody, first {df.path[bad].iloc[0]} (pid {df.pid[bad].iloc[0]}); a query must show a person, numbered from 1.")
+        raise InputError(f"{where}: {bad.sum()} queries are of nobody, first {df.path[bad].iloc[0]} (pid "
+                         f"{df.pid[bad].iloc[0]}); a query must show a person, numbered from 1.")
     ok = matched(df, cameras)
     if not ok.any(): raise InputError(f'{where}: {_why_unmatched(df, len(ok), cameras)}.')
     df.attrs.update(unmatched=int((~ok).sum()), cameras=camera_rule(df if cameras else df.assign(camid=0), where))

@@ -29,7 +29,8 @@ def _int_column(df, name, where):
     bad = num.isna() | (num % 1 != 0) | (num.abs() > 2**53)
     empty = df[name].isna() | (df[name].astype(str).str.strip() == '')
     if empty.any():
-        raise InputError(f"{where}: `{name}` of {empty.sum()} rows is empty, first of row {int(np.argmax(empty))} ({df.path.iloc[int(np.argmax(empty))]}); fill "
+        raise InputError(f"{where}: `{name}` of {empty.sum()} rows is empty, first of row {int(np.argmax(empty))} "
+                         f"({df.path.iloc[int(np.argmax(empty))]}); fill "
                          f"{'it' if name == 'pid' else 'it, with 0 where it is not known'}.")
     if bad.any():
         raise InputError(f"{where}: `{name}` must hold whole numbers, but row {int(np.argmax(bad))} "
@@ -68,7 +69,8 @@ def _check_values(df, where):
     if (bad := ~df.split.isin(SPLITS)).any():
         word = df.split[bad].iloc[0]
         if str(word).lower() in ('test','testing','val','valid','validation','probe'):
-            raise InputError(f"{where}: split must be one of {', '.join(SPLITS)}, but {word!r} was found; of test pictures, those that are asked about are query, the others gallery.")
+            raise InputError(f"{where}: split must be one of {', '.join(SPLITS)}, but {word!r} was found; of test "
+                             "pictures, those that are asked about are query, the others gallery.")
         raise InputError(f"{where}: split must be one of {', '.join(SPLITS)}, but {word!r} was found; "
                          f"did you mean {nearest(str(word), SPLITS)!r}?")
     if (bad := (df.pid < -1) | (df.camid < 0)).any():

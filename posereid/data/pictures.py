@@ -25,7 +25,8 @@ def open_picture(
     "Decode one picture, or say in a sentence what is wrong with the file"
     im = open_upright(path)
     if im.mode == 'RGB' or convert and im.mode != 'F': return to_rgb(im)
-    if im.mode == 'F': raise InputError(f"{path} must be an 8-bit RGB picture but its mode is F, floating point, whose range is not "
+    if im.mode == 'F': raise InputError(f"{path} must be an 8-bit RGB picture but its mode is F, floating point, whose "
+                                        "range is not "
                                         "known; scale it to 0…255 and save it again.")
     raise InputError(f"{path} must be an 8-bit RGB picture but its mode is {im.mode}; save it again with Pillow's "
                      "`convert('RGB')`, or read the set with `PictureStore(convert=True)` (commands: --convert).")

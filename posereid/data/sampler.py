@@ -121,13 +121,15 @@ def draw_positives(
     seed=0,            # A number, or a sequence of numbers such as (seed, epoch)
 ) -> np.ndarray:       # `(n,)` positions in `df`
     "For each row a real picture of its identity, each with equal chance"
-    if how not in POSITIVES: raise InputError(f"`positives` must be one of {', '.join(POSITIVES)}, or None, but got {how!r}; choose one of these.")
+    if how not in POSITIVES: raise InputError(f"`positives` must be one of {', '.join(POSITIVES)}, or None, but got "
+                                              f"{how!r}; choose one of these.")
     pid,rows = df.pid.to_numpy(),np.asarray(rows)
     real = np.flatnonzero(~_generated(df) & (pid > 0))
     order = real[np.argsort(pid[real], kind='stable')]
     first, end = (np.searchsorted(pid[order], pid[rows], side) for side in ('left','right'))
     m, place = end-first, np.full(len(df), -1)
-    if (m == 0).any(): raise InputError(f"{df.path.iloc[rows[m == 0][0]]}: its identity has no real picture to be the positive of Eq. 4; add one or leave it out.")
+    if (m == 0).any(): raise InputError(f"{df.path.iloc[rows[m == 0][0]]}: its identity has no real picture to be the "
+                                        "positive of Eq. 4; add one or leave it out.")
     place[order] = np.arange(len(order))
     other = (how == 'other') & (place[rows] >= 0) & (m > 1)  # x itself is passed over
     u = np.random.default_rng(seed).random(len(rows))
@@ -187,7 +189,8 @@ def pk_shape(
     k = K_real or (2 if gen(2) else 4)
     P = min(n_ids, bs//(k+gen(k)))
     if k < 2 or P < 2: raise InputError(
-        f"Triplets need two identities or more with two real pictures or more each, but K_real is {k} and {P} identities of {k+gen(k)} pictures "
+        f"Triplets need two identities or more with two real pictures or more each, but K_real is {k} and {P} identities "
+        f"of {k+gen(k)} pictures "
         f"would fill a batch of {bs} ({n_ids} identities in the set); raise bs, or lower K_real or K_generated.")
     while K_real is None and P == n_ids and P*(k+1+gen(k+1)) <= bs: k += 1
     return P, k, gen(k)
@@ -206,7 +209,8 @@ def pk_batches(
     ids, n = np.unique(pid[(pid > 0) & ~gen], return_counts=True)
     ids, n = ids[n > 1], n[n > 1]
     if K_real < 2 or K_generated < 0 or not 2 <= P <= len(ids): raise InputError(
-        f"P must be 2 to {len(ids)}, the identities that have two real pictures, K_real 2 or more and K_generated 0 or more, but they are "
+        f"P must be 2 to {len(ids)}, the identities that have two real pictures, K_real 2 or more and K_generated 0 or "
+        "more, but they are "
         f"{P}, {K_real} and {K_generated}; `pk_shape` finds fitting ones.")
     who, turn = _hands(-(-n//K_real), P, rng)
     hands = [_deal(pid, np.flatnonzero(g), ids, who, turn, K, rng) for g,K in ((~gen, K_real), (gen, K_generated))]

@@ -77,7 +77,8 @@ def plot_ranking(
 
 def _written(dist, rows, n):
     "What stands below each picture of a grid, and whether there is one"
-    if dist.shape!=(len(rows), n): raise InputError(f'`dist` must have one number for each ranked picture, {(len(rows), n)}, but its shape is {dist.shape}.')
+    if dist.shape!=(len(rows), n): raise InputError('`dist` must have one number for each ranked picture, '
+                                                    f'{(len(rows), n)}, but its shape is {dist.shape}.')
     return [['', *(f'{o:.2f}' for o in d)] for d in dist], [[j>0 and j<len(r) and r[j] is not None for j in range(n+1)] for r in rows]
 
 # %% ../../nbs/71_evaluate.plots.ipynb #2221e702
@@ -92,9 +93,11 @@ def ranked_pictures(
     "The tops of some lists, ready for `plot_ranking(**...)`"
     dist = np.asarray(dist.cpu() if hasattr(dist, 'cpu') else dist)
     if dist.shape!=(len(query), len(gallery)):
-        raise InputError(f'Distances of {len(query)} queries to {len(gallery)} gallery pictures are wanted, but their shape is {dist.shape}.')
+        raise InputError(f'Distances of {len(query)} queries to {len(gallery)} gallery pictures are wanted, but their '
+                         f'shape is {dist.shape}.')
     rows = np.arange(min(8, len(query))) if rows is None else np.asarray(rows)
-    if not len(rows) or rows.min()<0 or rows.max()>=len(query): raise InputError(f'`rows` must be positions from 0 to {len(query)-1}, but they are {rows}.')
+    if not len(rows) or rows.min()<0 or rows.max()>=len(query): raise InputError('`rows` must be positions from 0 to '
+        f'{len(query)-1}, but they are {rows}.')
     q,d = query.iloc[rows], dist[rows]
     idxs,right = top_matches(d, q.pid.to_numpy(), gallery.pid.to_numpy(), q.camid.to_numpy(), gallery.camid.to_numpy(), k)
     pics = [store.get(list(gallery.path.iloc[o[o>=0]])) for o in idxs]
@@ -174,7 +177,8 @@ def pose_differences(
     "Mean pose distance from each query to the pictures it should find"
     q,g,ids = check_joints(q_kpts), check_joints(g_kpts), [np.asarray(o) for o in (q_pids, g_pids, q_camids, g_camids)]
     if [len(o) for o in ids]!=[len(q), len(g)]*2:
-        raise InputError(f'{len(q)} and {len(g)} poses need as many persons and cameras, but there are {[len(o) for o in ids]}.')
+        raise InputError(f'{len(q)} and {len(g)} poses need as many persons and cameras, but there are '
+                         f'{[len(o) for o in ids]}.')
     res = np.full(len(q), np.nan)
     for i in range(len(q)):
         good = torch.as_tensor(gallery_masks(ids[0][i], ids[2][i], ids[1], ids[3])[0])
@@ -198,11 +202,15 @@ def plot_ap_by_pose(
 ):                    # A matplotlib figure
     "Mean AP, with intervals, against the pose difference of query and positives"
     x = np.asarray(differences, dtype=np.float64)
-    if not results or ap not in ('ap_trap','ap_mean','inp'): raise InputError(f"At least one result is needed, and `ap` ap_trap, ap_mean or inp; got {len(results)} and {ap!r}.")
+    if not results or ap not in ('ap_trap','ap_mean','inp'): raise InputError("At least one result is needed, and `ap` "
+                                                                              "ap_trap, ap_mean or inp; got "
+                                                                              f"{len(results)} and {ap!r}.")
     wrong = [k for k,r in results.items() if x.shape!=(r.n_query,)]
-    if wrong: raise InputError(f'`differences` must have one number a query, but its shape is {x.shape} and {wrong[0]} has {results[wrong[0]].n_query}.')
+    if wrong: raise InputError(f'`differences` must have one number a query, but its shape is {x.shape} and {wrong[0]} '
+                               f'has {results[wrong[0]].n_query}.')
     keep = np.isfinite(x) & np.logical_and.reduce([r.n_good>0 for r in results.values()])
-    if not 1<=bins<=keep.sum(): raise InputError(f'`bins` must be from 1 to the {keep.sum()} queries with a pose difference, but it is {bins}.')
+    if not 1<=bins<=keep.sum(): raise InputError(f'`bins` must be from 1 to the {keep.sum()} queries with a pose '
+                                                 f'difference, but it is {bins}.')
     who,where = None if pids is None else np.asarray(pids)[keep], _bins(x[keep], bins)
     with figure_style():
         fig,((ax,),) = _axes(1, 1, (4,2.6))
@@ -225,9 +233,11 @@ def camera_matrix(
     score:str='map_trap', # `map_trap`, `map_mean`, `minp` or `rank1`
 ) -> tuple:               # Cameras of the rows, of the columns, `(r, c)` scores with NaN where nothing is to be found, `(r, c)` queries that count
     "The score of each camera's queries in each camera's gallery"
-    if score not in ('map_trap','map_mean','minp','rank1'): raise InputError(f'`score` must be map_trap, map_mean, minp or rank1, but it is {score!r}.')
+    if score not in ('map_trap','map_mean','minp','rank1'): raise InputError('`score` must be map_trap, map_mean, minp '
+                                                                             f'or rank1, but it is {score!r}.')
     dist,qp,gp,qc,gc = _ranking(dist, (q_pids, g_pids, q_camids, g_camids))
-    if (qc==0).any() or (gc==0).any(): raise InputError(f'Every camera must be known, but {(qc==0).sum()+(gc==0).sum()} pictures have camera 0; leave them out.')
+    if (qc==0).any() or (gc==0).any(): raise InputError(f'Every camera must be known, but {(qc==0).sum()+(gc==0).sum()} '
+                                                        'pictures have camera 0; leave them out.')
     rows,cols = np.unique(qc), np.unique(gc)
     res,n = np.full((len(rows), len(cols)), np.nan), np.zeros((len(rows), len(cols)), dtype=np.int64)
     for i,a in enumerate(rows):
@@ -276,7 +286,8 @@ def project_features(
             torch.manual_seed(seed)
             return (x@torch.pca_lowrank(x, q=min(6, *x.shape), center=False)[2][:,:2]).numpy()
     try: from sklearn.manifold import TSNE
-    except ImportError: raise InputError("t-SNE needs scikit-learn; `pip install scikit-learn`, or take method='pca'.") from None
+    except ImportError: raise InputError("t-SNE needs scikit-learn; `pip install scikit-learn`, or take "
+                                         "method='pca'.") from None
     return TSNE(perplexity=min(30, (len(x)-1)/3), init='pca', random_state=seed).fit_transform(x.numpy())
 
 # %% ../../nbs/71_evaluate.plots.ipynb #00478600
@@ -289,7 +300,8 @@ def plot_embedding(
 ):                     # A matplotlib figure
     "Features in the plane, a colour and a shape for each person"
     xy,pids = project_features(features, method, seed), np.asarray(pids)
-    if pids.shape!=(len(xy),): raise InputError(f'Each of {len(xy)} features needs a person, but `pids` has shape {pids.shape}.')
+    if pids.shape!=(len(xy),): raise InputError(f'Each of {len(xy)} features needs a person, but `pids` has shape '
+                                                f'{pids.shape}.')
     ids,counts = np.unique(pids[pids>0], return_counts=True)
     shown = np.sort(ids[np.argsort(-counts, kind='stable')[:people]])
     with figure_style():

@@ -238,8 +238,10 @@ def _test_set(df, tracklets, cameras, dataset):
     kept = _side(gallery.pictures[~itself], pooled)
     dropped = len(gallery.items)-len(kept.items)
     if dropped and not kept.items.pid.isin(query.items.pid).any():
-        raise InputError(f'{name} has nothing to find without cameras: all gallery {_kind(pooled)}s of the people asked for are '
-                         'queries themselves, which leave the gallery; evaluate with cameras, or add others to the gallery.')
+        raise InputError(f'{name} has nothing to find without cameras: all gallery {_kind(pooled)}s of the people '
+                         'asked for are '
+                         'queries themselves, which leave the gallery; evaluate with cameras, or add others '
+                         'to the gallery.')
     return _TestSet(query, kept, pooled, dropped)
 
 def _names(rows, pooled): return pd.MultiIndex.from_frame(rows[_ITEM]) if pooled else pd.Index(rows.path)
@@ -298,7 +300,8 @@ def _distances(q, g, distance):
     return known[distance](q, g)
 
 def _check_distance(distance):
-    if distance not in DISTANCES: raise InputError(f'`distance` must be one of {", ".join(DISTANCES)}, but it is {distance!r}.')
+    if distance not in DISTANCES: raise InputError(f'`distance` must be one of {", ".join(DISTANCES)}, but it is '
+                                                   f'{distance!r}.')
 
 def _features(model, df, store, bs, **kwargs):
     paths = [list(df.path.iloc[i:i+bs]) for i in range(0, len(df), bs)]
@@ -384,7 +387,8 @@ def _scored(q, g, ids, distance, rerank, single_shot, kwargs):
 # %% ../../nbs/70_evaluate.protocol.ipynb #7e541466
 def _pooled(get, query, rows, how):
     "Features of the queries, pooled over pictures of the same person and camera, of length 1 again"
-    if not len(rows): raise InputError('Multi-query needs pictures with split `multi`, but there are none; read the set with them, or leave `multi` out.')
+    if not len(rows): raise InputError('Multi-query needs pictures with split `multi`, but there are none; read the set '
+                                       'with them, or leave `multi` out.')
     return F.normalize(multi_query(get(rows), rows.pid, rows.camid, query.pid, query.camid, how), dim=1)
 
 def _without_junk(q, g, g_pids, settings):

@@ -56,7 +56,8 @@ def difference(
     "How far one row is from another, paired by seed, with its t-interval"
     wide = by_seed(df, value, part)
     for o in (a,b):
-        if o not in wide: raise InputError(f"There is no row '{o}' to compare; there are {', '.join(map(str, wide.columns))}.")
+        if o not in wide: raise InputError(f"There is no row '{o}' to compare; there are "
+                                           f"{', '.join(map(str, wide.columns))}.")
     return paired_interval(wide[a][wide[b].notna()].dropna(), wide[b][wide[a].notna()].dropna())
 
 # %% ../../nbs/72_evaluate.results.ipynb #4cf50e48
@@ -141,7 +142,8 @@ def paper_context(
     df,res = pd.read_csv(path, dtype=dict(rank1=str, map=str)),{}
     for name,(table,method) in names.items():
         rows = df[(df.table==table) & (df.method==method) & (df.dataset==dataset)]
-        if not len(rows): raise InputError(f"{path} has no row '{method}' in table {table} for {dataset}; look it up there.")
+        if not len(rows): raise InputError(f"{path} has no row '{method}' in table {table} for {dataset}; "
+                                           "look it up there.")
         r = rows.iloc[0]
         quoted = f' (quoted from [{int(r.cite)}])' if not r.ours and pd.notna(r.cite) else ''
         res[name] = 'none' if pd.isna(r.rank1) else f"{r['rank1']} / {r['map']}{quoted}"

@@ -76,7 +76,8 @@ def _generated(labels, is_generated):
 
 def _known(what, name, names):
     "Refuse a name that is not among `names`"
-    if name not in names: raise InputError(f"No {what} is called {name!r} but {', '.join(names)}; did you mean {nearest(name, list(names))!r}?")
+    if name not in names: raise InputError(f"No {what} is called {name!r} but {', '.join(names)}; did you mean "
+                                           f"{nearest(name, list(names))!r}?")
 
 # %% ../../nbs/30_losses.identity.ipynb #6bec5901
 def _pairs(pos, neg):

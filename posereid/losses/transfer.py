@@ -22,7 +22,8 @@ def check_form(
 ) -> str:     # The same
     "Refuse a form of Eq. 1 that does not exist"
     if form in GAN_FORMS: return form
-    raise InputError(f"The adversarial loss `gan` must be one of {', '.join(GAN_FORMS)}, but got {form!r}; choose one of these.")
+    raise InputError(f"The adversarial loss `gan` must be one of {', '.join(GAN_FORMS)}, but got {form!r}; choose "
+                     "one of these.")
 
 # %% ../../nbs/31_losses.transfer.ipynb #c008
 def discriminator_loss(

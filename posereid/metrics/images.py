@@ -86,7 +86,8 @@ def ssim(
 # %% ../../nbs/42_metrics.images.ipynb #793718ab
 def _check_mask(mask, a):
     if mask.shape!=(len(a), 1, *a.shape[2:]) or not ((mask>=0) & (mask<=1)).all():
-        raise InputError(f'A mask must be {(len(a), 1, *a.shape[2:])} with numbers from 0 to 1; it is {tuple(mask.shape)}. '
+        raise InputError(f'A mask must be {(len(a), 1, *a.shape[2:])} with numbers from 0 to 1; it is '
+                         f'{tuple(mask.shape)}. '
                          '`stick_masks` makes one from joints.')
     return mask.float()
 
@@ -98,12 +99,14 @@ def mask_ssim(
     background:str='counts',   # `counts`: black in both and scores 1, as published; `left_out`: windows weigh what the mask says at their middle
 ) -> Tensor:                   # `(n,)` one number a picture, at most 1
     "SSIM of the person, in the published dialect or without the background"
-    if background not in ('counts','left_out'): raise InputError(f"`background` must be 'counts' or 'left_out', but it is {background!r}.")
+    if background not in ('counts','left_out'): raise InputError("`background` must be 'counts' or 'left_out', but it "
+                                                                 f"is {background!r}.")
     a,b = _pair(a, b)
     m = _check_mask(mask, a)
     if background=='counts': return _ssim_map(a*m, b*m).mean((1,2))
     s,w = _ssim_map(a, b).mean(1), m[:,0,5:-5,5:-5].flatten(1)
-    if not (w.sum(1)>0).all(): raise InputError('A mask has nothing in a picture, five pixels from its edge; leave such pictures out.')
+    if not (w.sum(1)>0).all(): raise InputError('A mask has nothing in a picture, five pixels from its edge; leave such '
+                                                'pictures out.')
     return (s*w).sum(1)/w.sum(1)
 
 # %% ../../nbs/42_metrics.images.ipynb #c020
@@ -149,7 +152,8 @@ _HEAD = [0,1,14,15,16,17]
 def _skeletons(k, what):
     k = torch.as_tensor(k, dtype=torch.float32)
     if k.ndim!=3 or k.shape[1:]!=(18,3) or not k[~(k[...,2]<=0)].isfinite().all():
-        raise InputError(f'{what} must be (n, 18, 3): finite x, y and a confidence that is 0 where a joint is missing; got {tuple(k.shape)}.')
+        raise InputError(f'{what} must be (n, 18, 3): finite x, y and a confidence that is 0 where a joint is missing; '
+                         f'got {tuple(k.shape)}.')
     return k
 
 def pckh(
@@ -159,7 +163,8 @@ def pckh(
 ) -> dict:          # `pckh` from 0 to 1, NaN if nothing can be judged; `joints` counted, `n` pictures, `left_out` pictures, `dialect`
     "Share of joints within α of a head of where they belong, both axes separately"
     kpts,known = _skeletons(kpts, 'Joints that were found'), _skeletons(known, 'Joints that are known')
-    if len(kpts)!=len(known): raise InputError(f'{len(kpts)} poses to compare with {len(known)}; give one for each picture, in one order.')
+    if len(kpts)!=len(known): raise InputError(f'{len(kpts)} poses to compare with {len(known)}; give one for each '
+                                               'picture, in one order.')
     there,head = known[...,2]>0, known[:,_HEAD]
     far = torch.where(head[...,2:]>0, head[...,:2], torch.nan).nan_to_num(-torch.inf).amax(1)
     near = torch.where(head[...,2:]>0, head[...,:2], torch.nan).nan_to_num(torch.inf).amin(1)
@@ -188,9 +193,11 @@ class IdentityUtility:
 def _features(x, pids, what):
     x,pids = torch.as_tensor(x).detach().float().cpu(), np.asarray(pids.cpu() if isinstance(pids, Tensor) else pids)
     if x.ndim!=2 or not len(x) or not x.isfinite().all():
-        raise InputError(f'Features of {what} pictures must be (n, d), finite and at least one, but their shape is {tuple(x.shape)}.')
+        raise InputError(f'Features of {what} pictures must be (n, d), finite and at least one, but their shape is '
+                         f'{tuple(x.shape)}.')
     if pids.shape!=(len(x),) or pids.dtype.kind not in 'iu' or (pids<0).any():
-        raise InputError(f'Each of {len(x)} {what} pictures needs a person, an integer from 0 on (junk, −1, is nobody); got {pids.dtype} of shape {pids.shape}.')
+        raise InputError(f'Each of {len(x)} {what} pictures needs a person, an integer from 0 on (junk, −1, is nobody); '
+                         f'got {pids.dtype} of shape {pids.shape}.')
     return F.normalize(x, dim=1), pids
 
 def _nearest(a, b, itself=False, bs=1024):
@@ -207,7 +214,8 @@ def _top1(scores, labels, n, whose):
     if scores is None: return float('nan')
     scores = torch.as_tensor(scores)
     if scores.ndim!=2 or len(scores)!=n or labels is None or len(labels)!=n:
-        raise InputError(f'The scores of {whose} must be ({n}, K) with {n} `labels`, but their shape is {tuple(scores.shape)}.')
+        raise InputError(f'The scores of {whose} must be ({n}, K) with {n} `labels`, but their shape is '
+                         f'{tuple(scores.shape)}.')
     return (scores.argmax(1).cpu()==torch.as_tensor(np.asarray(labels))).float().mean().item()
 
 def identity_utility(
@@ -221,9 +229,11 @@ def identity_utility(
 ) -> IdentityUtility:  # All shares from 0 to 1, distances from 0 to 2
     "Top-1, nearest real picture, and feature distance of generated pictures, beside real ones"
     (f,fp),(r,rp) = _features(fake, fake_pids, 'generated'), _features(real, real_pids, 'real')
-    if f.shape[1]!=r.shape[1]: raise InputError(f'Features must be of one net, but have {f.shape[1]} and {r.shape[1]} numbers a picture.')
+    if f.shape[1]!=r.shape[1]: raise InputError(f'Features must be of one net, but have {f.shape[1]} and {r.shape[1]} '
+                                                'numbers a picture.')
     people,at = np.unique(rp, return_inverse=True)
-    if not np.isin(fp, people).all(): raise InputError(f'Person {fp[~np.isin(fp, people)][0]} is generated but has no real picture; give the real training set.')
+    if not np.isin(fp, people).all(): raise InputError(f'Person {fp[~np.isin(fp, people)][0]} is generated but has no '
+                                                       'real picture; give the real training set.')
     sums = torch.zeros(len(people), r.shape[1], dtype=torch.float64).index_add_(0, torch.as_tensor(at), r.double())
     counts,own = torch.as_tensor(np.bincount(at)), np.searchsorted(people, fp)
     same,every = (f.double()*sums[own]).sum(1), f.double()@sums.sum(0)         # sums of cosines: no matrix of pairs is needed
@@ -252,11 +262,13 @@ def _published(what, module, name, file, **kwargs):
     except ModuleNotFoundError: raise cure from None
     except (OSError, RuntimeError) as e:
         place = Path(torch.hub.get_dir())/'checkpoints'
-        raise InputError(f'{what} needs the weights {file}, which could not be fetched ({e}); put that file into {place}.') from e
+        raise InputError(f'{what} needs the weights {file}, which could not be fetched ({e}); put that file '
+                         f'into {place}.') from e
 
 def _bytes(x, what, least=2):
     x = unit_pictures(x)
-    if len(x)<least or x.shape[1]!=3: raise InputError(f'{what} needs at least {least} pictures of 3 channels, but got {tuple(x.shape)}.')
+    if len(x)<least or x.shape[1]!=3: raise InputError(f'{what} needs at least {least} pictures of 3 channels, but got '
+                                                       f'{tuple(x.shape)}.')
     return (255*x).round().byte()
 
 # %% ../../nbs/42_metrics.images.ipynb #49c31fa6
@@ -299,7 +311,8 @@ def lpips(
     "LPIPS through torchmetrics; small is good"
     if net not in LPIPS_NETS: raise InputError(f'`net` must be one of {", ".join(LPIPS_NETS)}, but it is {net!r}.')
     a,b = _pair(a, b)
-    if a.shape[1]!=3 or not len(a) or min(a.shape[2:])<32: raise InputError(f'LPIPS needs pictures of 3 channels from 32×32 on, but got {tuple(a.shape)}.')
+    if a.shape[1]!=3 or not len(a) or min(a.shape[2:])<32: raise InputError('LPIPS needs pictures of 3 channels from '
+                                                                            f'32×32 on, but got {tuple(a.shape)}.')
     m = _published('LPIPS', 'lpip', 'LearnedPerceptualImagePatchSimilarity', LPIPS_NETS[net], net_type=net, normalize=True)
     for x,y in zip(a.split(bs), b.split(bs)): m.update(x, y)
     return dict(value=float(m.compute()), n=len(a), dialect=DIALECTS['lpips'].format(net=net, h=a.shape[2], w=a.shape[3]))

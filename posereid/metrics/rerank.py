@@ -67,7 +67,8 @@ def _neighbours(source, k, ties, chunk):
         rank[a:b] = _nearest(d, k, ties)
         if b<=q: D[a:b] = d[:,q:]
     if top.isfinite().all(): return rank, top, D
-    raise InputError('Some distances are not finite when they are squared, because they are too large; normalise the features.')
+    raise InputError('Some distances are not finite when they are squared, because they are too large; normalise '
+                     'the features.')
 
 # %% ../../nbs/41_metrics.rerank.ipynb #36222b98
 def _reciprocal(rank):
@@ -153,7 +154,8 @@ def _rerank(source, k1, k2, lam, ties, chunk):
 
 def _check_settings(k1, k2, lam, ties):
     for name,k in (('k1',k1), ('k2',k2)):
-        if int(k)!=k or k<1: raise InputError(f'`{name}` must be a whole number from 1, but it is {k!r}; the authors take k1=20, k2=6.')
+        if int(k)!=k or k<1: raise InputError(f'`{name}` must be a whole number from 1, but it is {k!r}; the authors '
+                                              'take k1=20, k2=6.')
     if not 0<=lam<=1: raise InputError(f'`lam` must lie between 0 and 1, but it is {lam!r}; the authors take 0.3.')
     if ties not in ('argsort','stable'): raise InputError(f"`ties` must be 'argsort' or 'stable', but it is {ties!r}.")
 
@@ -161,7 +163,8 @@ def _as_tensor(x, what):
     x = (torch.as_tensor(x) if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))).detach()
     if x.dtype not in (torch.float32,torch.float64): x = x.float()
     if x.ndim!=2 or 0 in x.shape: raise InputError(f'{what} must be a matrix, but has shape {tuple(x.shape)}.')
-    if not np.isfinite([float(x.min()), float(x.max())]).all(): raise InputError(f'{what} must be finite, but some are NaN or infinite.')
+    if not np.isfinite([float(x.min()), float(x.max())]).all(): raise InputError(f'{what} must be finite, but some are '
+        'NaN or infinite.')
     return x
 
 # %% ../../nbs/41_metrics.rerank.ipynb #1d0fec70
@@ -181,7 +184,8 @@ def rerank(
     qg,qq,gg = (_as_tensor(o, f'The distances {n}') for o,n in ((qg,'query × gallery'), (qq,'query × query'), (gg,'gallery × gallery')))
     q,g = qg.shape
     if qq.shape!=(q,q) or gg.shape!=(g,g):
-        raise InputError(f'Distances of {q} queries and {g} gallery pictures must be ({q}, {g}), ({q}, {q}) and ({g}, {g}), but they are '
+        raise InputError(f'Distances of {q} queries and {g} gallery pictures must be ({q}, {g}), ({q}, {q}) and ({g}, '
+                         f'{g}), but they are '
                          f'{tuple(qg.shape)}, {tuple(qq.shape)} and {tuple(gg.shape)}.')
     return _rerank(_FromDistances(qg, qq, gg), int(k1), int(k2), lam, ties, chunk)
 
@@ -200,5 +204,6 @@ def rerank_features(
     _check_settings(k1, k2, lam, ties)
     q,g = _as_tensor(q, 'The features of the queries'), _as_tensor(g, 'The features of the gallery')
     if q.shape[1]!=g.shape[1]:
-        raise InputError(f'Queries and gallery must have features of one length, but they have {q.shape[1]} and {g.shape[1]} numbers a picture.')
+        raise InputError(f'Queries and gallery must have features of one length, but they have {q.shape[1]} and '
+                         f'{g.shape[1]} numbers a picture.')
     return _rerank(_FromFeatures(torch.cat([q.to(g), g]), len(q)), int(k1), int(k2), lam, ties, chunk)

@@ -187,7 +187,8 @@ def _vector(name, ids, n):
 
 def _check_ids(n_query, n_gallery, q_pids, g_pids, q_camids, g_camids):
     if not n_query*n_gallery:
-        raise InputError(f'There is nothing to rank: {n_query} queries and {n_gallery} gallery pictures; both need at least one.')
+        raise InputError(f'There is nothing to rank: {n_query} queries and {n_gallery} gallery pictures; both need '
+                         'at least one.')
     q_pids,q_camids = (_vector(s, o, n_query) for s,o in (('q_pids',q_pids), ('q_camids',q_camids)))
     g_pids,g_camids = (_vector(s, o, n_gallery) for s,o in (('g_pids',g_pids), ('g_camids',g_camids)))
     if (q_pids<=0).any():
@@ -201,9 +202,11 @@ def _as_matrix(x, what):
     if isinstance(x, Tensor): x = (x.float() if x.dtype==torch.bfloat16 else x).detach()
     else: x = np.asarray(x)
     if x.ndim!=2: raise InputError(f'{what}, but they have shape {tuple(x.shape)}; for one query pass `x[None]`.')
-    if not isinstance(x, Tensor) and x.dtype.kind not in 'fiu': raise InputError(f'{what}, but they are {x.dtype}; pass numbers.')
+    if not isinstance(x, Tensor) and x.dtype.kind not in 'fiu': raise InputError(f'{what}, but they are {x.dtype}; '
+        'pass numbers.')
     if 0 not in x.shape and not np.isfinite([float(x.min()), float(x.max())]).all():  # NaN goes through min and max
-        raise InputError(f'{what}, all finite, but some are NaN or infinite; look for NaN in the features or the weights.')
+        raise InputError(f'{what}, all finite, but some are NaN or infinite; look for NaN in the features '
+                         'or the weights.')
     return x
 
 def _check_ranking(dist, *ids):
@@ -219,7 +222,8 @@ def _check_empty(empty):
 
 def _check_sought(sought):
     if not any(map(len, sought.good)) and any(map(len, sought.gone)):
-        raise InputError('Every picture to be found was taken by the camera of its query, and so is removed; if there is one '
+        raise InputError('Every picture to be found was taken by the camera of its query, and so is removed; if '
+                         'there is one '
                          'camera only, or none is known, pass camera 0 for all: then only the pid decides.')
 
 def _said(n, g_pids, distance, empty):
@@ -334,10 +338,12 @@ def _as_features(x, whose):
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #f55fed31
 def _feature_pair(q, g, distance):
-    if distance not in DISTANCES: raise InputError(f'`distance` must be one of {", ".join(DISTANCES)}, but it is {distance!r}.')
+    if distance not in DISTANCES: raise InputError(f'`distance` must be one of {", ".join(DISTANCES)}, but it is '
+                                                   f'{distance!r}.')
     q,g = _as_features(q, 'the queries'), _as_features(g, 'the gallery')
     if q.shape[1]!=g.shape[1]:
-        raise InputError(f'Queries and gallery must have features of one length, but they have {q.shape[1]} and {g.shape[1]} '
+        raise InputError(f'Queries and gallery must have features of one length, but they have {q.shape[1]} and '
+                         f'{g.shape[1]} '
                          'numbers a picture; take both from the same model.')
     dtype = torch.promote_types(q.dtype, g.dtype)
     return q.to(g.device, dtype), g.to(dtype)
@@ -445,7 +451,8 @@ def tpr_at_far(
 ) -> list:                      # A `Verification` for each
     "True positive rate at given false accept rates, over all pairs that the protocol does not remove"
     fars = np.atleast_1d(np.asarray(fars, dtype=np.float64))
-    if not ((fars>=0) & (fars<=1)).all(): raise InputError(f'False accept rates lie between 0 and 1, but these are {fars.tolist()}.')
+    if not ((fars>=0) & (fars<=1)).all(): raise InputError('False accept rates lie between 0 and 1, but these are '
+                                                           f'{fars.tolist()}.')
     dist,*ids = _check_ranking(dist, q_pids, g_pids, q_camids, g_camids)
     sought = _sought(*ids)
     n_wrong = dist.shape[0]*(dist.shape[1]-len(sought.junk)) - sum(map(len, sought.good+sought.gone))
@@ -500,7 +507,8 @@ def multi_query(
     pooled,first = pool_features(feats, who, how)
     place = {tuple(who[i].tolist()): n for n,i in enumerate(first)}
     lost = [o for o in map(tuple, asked.tolist()) if o not in place]
-    if lost: raise InputError(f'{len(lost)} queries have no picture to pool, such as person {lost[0][0]} in camera {lost[0][1]}; '
+    if lost: raise InputError(f'{len(lost)} queries have no picture to pool, such as person {lost[0][0]} in camera '
+                              f'{lost[0][1]}; '
                               'leave them out or add the query itself to the pictures.')
     return pooled[[place[o] for o in map(tuple, asked.tolist())]]
 

@@ -122,7 +122,8 @@ def per_query(
     "What every query scored"
     names = _short([str(o).replace('\\','/') for o in names])
     if len(names)!=result.n_query or len(set(names))<len(names):
-        raise InputError(f'Each of {result.n_query} queries needs a name of its own, but there are {len(names)}, {len(set(names))} different.')
+        raise InputError(f'Each of {result.n_query} queries needs a name of its own, but there are {len(names)}, '
+                         f'{len(set(names))} different.')
     cols = dict(query=names, pid=np.asarray(pids), camid=np.asarray(camids))
     df = pd.DataFrame(cols | {k: getattr(result, k) for k in PER_QUERY[3:]})
     return df.sort_values('query', ignore_index=True)
@@ -182,7 +183,8 @@ def _read_per_query(path):
     path = Path(path)
     file = path/'per_query.csv' if path.is_dir() else path
     if not file.exists():
-        raise InputError(f'{path} has no per_query.csv, which every scored run writes; score it again, or name the folder of a ReID model.')
+        raise InputError(f'{path} has no per_query.csv, which every scored run writes; score it again, or name the '
+                         'folder of a ReID model.')
     df,how = pd.read_csv(file, dtype={'query':str}), file.with_suffix('.json')
     lost = set(PER_QUERY)-set(df)
     if lost: raise InputError(f'{file} lacks the columns {sorted(lost)}; it must be written by `write_per_query`.')
@@ -201,7 +203,8 @@ def compare_runs(
     "Paired comparison of two runs over the people of their queries"
     (x,said_a),(y,said_b) = _read_per_query(a), _read_per_query(b)
     if set(x.index)!=set(y.index) or (x.pid!=y.pid[x.index]).any():
-        raise InputError(f'Runs are compared on the same queries, but of {len(x)} and {len(y)} they share {len(set(x.index)&set(y.index))}; '
+        raise InputError(f'Runs are compared on the same queries, but of {len(x)} and {len(y)} they share '
+                         f'{len(set(x.index)&set(y.index))}; '
                          'score both on one test set.')
     y = y.loc[x.index]
     if empty=='skip': x,y = x[x.n_good>0], y[x.n_good>0]

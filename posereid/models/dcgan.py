@@ -20,7 +20,8 @@ def dcgan_base(
     (h,w),n = size,0
     while max(h,w)>4 and h%2==0 and w%2==0: h,w,n = h//2,w//2,n+1
     if n>=2 and max(h,w)<=8: return (h,w),n
-    raise InputError(f"A DCGAN halves its pictures down to a side of 4 to 8, but {size[0]} × {size[1]} ends at {h} × {w}; "
+    raise InputError(f"A DCGAN halves its pictures down to a side of 4 to 8, but {size[0]} × {size[1]} ends "
+                     f"at {h} × {w}; "
                      "choose sides of powers of two, such as 64 × 32 or 128 × 64.")
 
 # %% ../../nbs/23_models.dcgan.ipynb #d6caf7a0

@@ -34,7 +34,8 @@ class StackedDiscriminator(nn.Module):
         n_in:int=9,       # Channels of x, s and y together
     ):
         super().__init__()
-        if norm not in NORMS: raise InputError(f"`norm` must be one of {', '.join(NORMS)}, but got {norm!r}; choose one of these.")
+        if norm not in NORMS: raise InputError(f"`norm` must be one of {', '.join(NORMS)}, but got {norm!r}; choose "
+                                               "one of these.")
         cs = [n_in] + [width*min(2**i, 8) for i in range(n_layers+1)]
         layers = []
         for i,(a,b) in enumerate(zip(cs, cs[1:])):

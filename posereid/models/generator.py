@@ -61,7 +61,8 @@ def check_depth(
 ) -> int:       # The same
     "Refuse a size that cannot be halved `depth` times"
     if depth>=1 and not any(o % 2**depth for o in size): return depth
-    raise InputError(f"A U-Net of depth {depth} needs sides that are multiples of {2**max(depth,1)}, but got {size[0]} × {size[1]}; "
+    raise InputError(f"A U-Net of depth {depth} needs sides that are multiples of {2**max(depth,1)}, but got {size[0]} "
+                     f"× {size[1]}; "
                      f"change the size, or set the depth to {unet_depth(size)}.")
 
 # %% ../../nbs/21_models.generator.ipynb #c022
@@ -152,7 +153,8 @@ def check_choices(
     "Refuse a variant of the generator that does not exist"
     known = dict(norm=tuple(NORMS), up=('resize','transposed'), skips=('both','appearance'))
     for k,v in kwargs.items():
-        if v not in known[k]: raise InputError(f"`{k}` must be one of {', '.join(known[k])}, but got {v!r}; choose one of these.")
+        if v not in known[k]: raise InputError(f"`{k}` must be one of {', '.join(known[k])}, but got {v!r}; choose "
+                                               "one of these.")
 
 def init_gan(
     m:nn.Module, # Any layer

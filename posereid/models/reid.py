@@ -123,16 +123,20 @@ def check_arch(
     if name not in SMALL and not name.startswith('timm:'):
         import torchvision
         known = torchvision.models.list_models(module=torchvision.models)
-        if name not in known: raise InputError(f"`arch` must be small, small_dense, a classification net of torchvision or timm:NAME, but got {arch!r}; "
+        if name not in known: raise InputError("`arch` must be small, small_dense, a classification net of torchvision "
+                                               f"or timm:NAME, but got {arch!r}; "
                                                f"the nearest is {nearest(name, [*SMALL, *known])!r}.")
-    if weights and name in SMALL: raise InputError(f"`weights` must be left out for {name}, which is trained from scratch, but got {weights!r}.")
+    if weights and name in SMALL: raise InputError(f"`weights` must be left out for {name}, which is trained from "
+                                                   f"scratch, but got {weights!r}.")
     if weights and weights!='imagenet': _check_file(weights)
     return name
 
 def _check_file(path):
     if Path(path).suffix not in ('.safetensors','.pth','.pt'): raise InputError(
-        f"`weights` must be left out, or be `imagenet` or a file .safetensors, .pth or .pt, but got {str(path)!r}; choose one of these.")
-    if not Path(path).expanduser().is_file(): raise InputError(f"There is no file of weights at {path}; give the path of one, or `imagenet`, or leave `weights` out.")
+        f"`weights` must be left out, or be `imagenet` or a file .safetensors, .pth or .pt, but got {str(path)!r}; "
+        "choose one of these.")
+    if not Path(path).expanduser().is_file(): raise InputError(f"There is no file of weights at {path}; give the path of "
+                                                               "one, or `imagenet`, or leave `weights` out.")
 
 # %% ../../nbs/20_models.reid.ipynb #94ec8c51
 FLAT = dict(zip('013467', ('0.0','0.1','1.0','1.1','2','3'))) # Layers of a flat block of MobileNetV2
@@ -163,10 +167,12 @@ def read_state(
     path = Path(path).expanduser()
     try: state = load_file(path) if path.suffix=='.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as e: raise InputError(
-        f"{path} is no whole file of tensors alone ({str(e).splitlines()[0] if str(e) else type(e).__name__}); save a state_dict with safetensors or torch.save.") from e
+        f"{path} is no whole file of tensors alone ({str(e).splitlines()[0] if str(e) else type(e).__name__}); save a "
+        "state_dict with safetensors or torch.save.") from e
     state = _unwrap(state)
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"{path} must hold a state_dict, tensors by name, but holds something else; save `net.state_dict()`.")
+        raise InputError(f"{path} must hold a state_dict, tensors by name, but holds something else; save "
+                         "`net.state_dict()`.")
     if all(k.startswith('module.') for k in state): state = {k.removeprefix('module.'):v for k,v in state.items()}
     return _rename(state)
 
@@ -188,7 +194,8 @@ def fit_state(
     odd = [k for k in over if k not in left]
     lost = [k for k in want if k not in state and not k.endswith('num_batches_tracked')]
     bad = [k for k in want if k in state and state[k].shape!=want[k].shape]
-    if lost or bad or odd: raise InputError(f"{what} do not fit: {len(lost)} of {len(want)} names are missing, {len(bad)} have another shape and {len(odd)} are "
+    if lost or bad or odd: raise InputError(f"{what} do not fit: {len(lost)} of {len(want)} names are missing, "
+                                            f"{len(bad)} have another shape and {len(odd)} are "
         f"unknown, first {(lost+bad+odd)[0]!r}; use weights of the same net.")
     with torch.no_grad():
         for k,v in want.items(): v.copy_(state.get(k, v))
@@ -276,7 +283,8 @@ def embed(self:ReIDNet,
     try: return self.body((x-self.mean)/self.std).mean((2,3))
     except (RuntimeError, AssertionError) as e:
         if not re.search(r"too small|greater than actual input|n.t match model", str(e)): raise
-        raise InputError(f"Pictures of {x.shape[-2]}×{x.shape[-1]} do not fit this net ({e}); make them larger, or choose another `arch`.") from e
+        raise InputError(f"Pictures of {x.shape[-2]}×{x.shape[-1]} do not fit this net ({e}); make them larger, or "
+                         "choose another `arch`.") from e
 
 @patch
 def forward(self:ReIDNet,

@@ -23,7 +23,8 @@ def choose_poses(
     "For every picture `n_each` different poses of the bank, each as likely as any other (§4.2)"
     good = has_pose(bank, min_joints).nonzero()[:,0]
     if len(good)<n_each:
-        raise InputError(f"{len(good)} of {len(bank)} poses have at least {min_joints} joints, but each picture wants {n_each} "
+        raise InputError(f"{len(good)} of {len(bank)} poses have at least {min_joints} joints, but each picture "
+                         f"wants {n_each} "
                          "different ones; lower `min_joints`, or give more poses.")
     chosen = torch.zeros(n_pictures, 0, dtype=torch.long)
     for k in range(n_each):
@@ -150,8 +151,10 @@ def diverse_poses(
     min_shared:int=8, # Poses with fewer joints in common are not compared
 ) -> Tensor: # `(n,)` different rows of `bank`
     "Rows of a bank that cover it evenly"
-    if not 0<n<=len(bank): raise InputError(f"{n} poses wanted of a bank of {len(bank)}; ask for between 1 and {len(bank)}.")
-    if method not in ('farthest','cluster'): raise InputError(f"There is no method '{method}'; choose 'farthest' or 'cluster'.")
+    if not 0<n<=len(bank): raise InputError(f"{n} poses wanted of a bank of {len(bank)}; ask for between 1 "
+                                            f"and {len(bank)}.")
+    if method not in ('farthest','cluster'): raise InputError(f"There is no method '{method}'; choose 'farthest' "
+                                                              "or 'cluster'.")
     g = torch.Generator().manual_seed(seed)
     first = torch.randint(len(bank), (1,), generator=g).item()
     rows = _farthest(bank, n, first, min_shared)
@@ -197,6 +200,7 @@ def bank_rows(
     good = good_poses(bank, **kwargs).nonzero()[:,0]
     n = len(good) if n is None else n
     if len(good)<max(n,1):
-        raise InputError(f"{len(good)} of {len(bank)} poses are good enough, but {n} are wanted; loosen the filter, or give more poses.")
+        raise InputError(f"{len(good)} of {len(bank)} poses are good enough, but {n} are wanted; loosen the filter, or "
+                         "give more poses.")
     if method=='uniform': return good[torch.randperm(len(good), generator=torch.Generator().manual_seed(seed))[:n]] if n<len(good) else good
     return good[diverse_poses(bank[good], n, method, seed)]

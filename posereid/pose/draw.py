@@ -143,7 +143,8 @@ def flip_heatmaps(
     maps:Tensor, # `(n, 18, h, w)` heat maps
 ) -> Tensor: # Those of the mirrored pictures
     "Heat maps after a horizontal flip: mirrored, with left's channels for right's"
-    if maps.ndim!=4 or maps.shape[1]!=18: raise InputError(f"Heat maps must be (n, 18, h, w), a channel a joint, but got {tuple(maps.shape)}.")
+    if maps.ndim!=4 or maps.shape[1]!=18: raise InputError("Heat maps must be (n, 18, h, w), a channel a joint, but got "
+                                                           f"{tuple(maps.shape)}.")
     return maps[:,list(FLIP)].flip(-1)
 
 # %% ../../nbs/12_pose.draw.ipynb #5fe6e908

@@ -42,14 +42,17 @@ _RCNN = 'keypointrcnn_resnet50_fpn_coco-fc266e95.pth'
 def _rcnn_state(path):
     "Weights from a file, or from torchvision's server through torch's cache"
     folder = Path(torch.hub.get_dir())/'checkpoints'
-    if path is not None and not Path(path).is_file(): raise InputError(f"{path}: no such file; Keypoint R-CNN's weights are called {_RCNN}.")
+    if path is not None and not Path(path).is_file(): raise InputError(f"{path}: no such file; Keypoint R-CNN's weights "
+                                                                       f"are called {_RCNN}.")
     try:
         if path is None: return torch.hub.load_state_dict_from_url(f'https://download.pytorch.org/models/{_RCNN}', progress=False, check_hash=True)
         return torch.load(path, map_location='cpu', weights_only=True)
     except (OSError, urllib.error.URLError) as e:
-        raise InputError(f"{_RCNN} could not be fetched ({e}); put that file into {folder}, or give its path as `weights`.") from None
+        raise InputError(f"{_RCNN} could not be fetched ({e}); put that file into {folder}, or give its path "
+                         "as `weights`.") from None
     except Exception as e:
-        raise InputError(f"{path or folder/_RCNN}: these are no whole weights ({type(e).__name__}); copy {_RCNN} again.") from None
+        raise InputError(f"{path or folder/_RCNN}: these are no whole weights ({type(e).__name__}); copy "
+                         f"{_RCNN} again.") from None
 
 class KeypointRCNN:
     "torchvision's Keypoint R-CNN: the best person of each picture"
@@ -99,11 +102,14 @@ class BlazePose:
         threads:int=1, # Of the runtime
     ):
         self.path,self.margin,self.min_person,self.min_presence = Path(path),margin,min_person,min_presence
-        if not self.path.is_file(): raise InputError(f"{path}: no such file; BlazePose needs the path of a .tflite file of pose landmarks.")
+        if not self.path.is_file(): raise InputError(f"{path}: no such file; BlazePose needs the path of a .tflite file "
+                                                     "of pose landmarks.")
         try: litert = importlib.import_module('ai_edge_litert.interpreter')
-        except ImportError: raise InputError("BlazePose needs the package ai-edge-litert; `pip install ai-edge-litert`.") from None
+        except ImportError: raise InputError("BlazePose needs the package ai-edge-litert; `pip install "
+                                             "ai-edge-litert`.") from None
         try: self.net = litert.Interpreter(model_path=str(path), num_threads=threads)
-        except ValueError as e: raise InputError(f"{path}: this is no .tflite file that can be run ({str(e)[:80]}).") from None
+        except ValueError as e: raise InputError(f"{path}: this is no .tflite file that can be run "
+                                                 f"({str(e)[:80]}).") from None
         self.net.allocate_tensors()
         self._find_ends()
     def __repr__(self):
@@ -117,7 +123,8 @@ def _find_ends(self:BlazePose):
     numel = lambda o: torch.tensor(list(o['shape'])).prod().item()
     points,flags = ([o['index'] for o in outs if numel(o)==n] for n in (195,1))
     if len(ins)!=1 or len(ins[0]['shape'])!=4 or not points or not flags:
-        raise InputError(f"{self.path}: not the landmark network of BlazePose, which takes one picture and gives 195 numbers and a score; "
+        raise InputError(f"{self.path}: not the landmark network of BlazePose, which takes one picture and gives 195 "
+                         "numbers and a score; "
                          f"this gives {[tuple(map(int, o['shape'])) for o in outs]}.")
     self._in,self._points,self._flag = ins[0]['index'],points[0],flags[0]
     self.side = int(ins[0]['shape'][1])
@@ -174,7 +181,8 @@ def make_estimator(
 ): # From pictures and names to `(n, 18, 3)`
     "An estimator by its name"
     if name=='rcnn': return KeypointRCNN(weights, device)
-    if name not in ('blazepose','known'): raise InputError(f"There is no estimator '{name}'; choose 'rcnn', 'blazepose' or 'known'.")
+    if name not in ('blazepose','known'): raise InputError(f"There is no estimator '{name}'; choose 'rcnn', "
+                                                           "'blazepose' or 'known'.")
     what = dict(blazepose='a .tflite of pose landmarks', known='poses in any format')[name]
     if weights is None: raise InputError(f"The estimator '{name}' needs a file: {what}; give its path.")
     if name=='blazepose': return BlazePose(weights)
@@ -187,7 +195,8 @@ def _named_as(table, names, paths, where):
     at = find_pictures(table.names, paths, where)
     rows = (at>=0).nonzero()[0]
     if len(table) and not len(rows):
-        raise InputError(f"{where}: none of its {len(table)} poses, {table.names[0]} being the first, belongs to one of the {len(names)} "
+        raise InputError(f"{where}: none of its {len(table)} poses, {table.names[0]} being the first, belongs to one of "
+                         f"the {len(names)} "
                          f"pictures, of which {names[0]} is the first; is it the file of another folder?")
     return table.take(rows, [names[at[i]] for i in rows])
 
@@ -230,7 +239,8 @@ def _resume(out, settings, fresh):
         raise InputError(f"{out} is there, but was not made here (it has no {info.name}); choose another, or `fresh`.")
     if info.is_file():
         old = json.loads(info.read_text(encoding='utf-8')).get('estimator')
-        if old!=settings: raise InputError(f"{out} was made by {old}, not by {settings}; choose another file, or `fresh` to start over.")
+        if old!=settings: raise InputError(f"{out} was made by {old}, not by {settings}; choose another file, or `fresh` "
+                                           "to start over.")
     done = read_market_csv(out) if out.is_file() else PoseTable([], torch.zeros(0,18,3))
     rows,bad = dict(zip(done.names, done.joints)),{}
     for line in part.read_text(encoding='utf-8').splitlines(keepends=True) if part.is_file() else ():
@@ -272,7 +282,8 @@ def estimate_folder(
         for i in progress(range(0, len(todo), batch), desc='poses'):
             pics,gone = _read_batch(todo[i:i+batch], skip_unreadable)
             k = check_joints(estimator(list(pics.values()), list(pics))) if pics else ()
-            if len(k)!=len(pics): raise InputError(f"{estimator} gave {len(k)} poses for {len(pics)} pictures; it must give one for each.")
+            if len(k)!=len(pics): raise InputError(f"{estimator} gave {len(k)} poses for {len(pics)} pictures; it must "
+                                                   "give one for each.")
             new = dict(zip(pics, k)); rows |= new; bad |= gone
             _append(out, new, gone)
         table = PoseTable([n for n in files if n in rows], torch.stack([rows[n] for n in files if n in rows]) if rows else torch.zeros(0,18,3))
@@ -337,7 +348,8 @@ def pck(
 ) -> dict: # `mean` over joints, `joints` by name, `found` (share of known joints), `n` pictures, `left_out` pictures
     "Percentage of correct keypoints, PCK@alpha of the trunk"
     kpts,known = check_joints(kpts), check_joints(known)
-    if kpts.shape!=known.shape: raise InputError(f"{len(kpts)} poses to compare with {len(known)}; give one for each picture, in one order.")
+    if kpts.shape!=known.shape: raise InputError(f"{len(kpts)} poses to compare with {len(known)}; give one for each "
+                                                 "picture, in one order.")
     trunk = (known[:,1,:2]-known[:,[8,11],:2].mean(1)).norm(dim=-1)
     ok = (known[:,[1,8,11],2]>0).all(1) & (trunk>0)
     there,seen = known[ok][...,2]>0, kpts[ok][...,2]>0

@@ -699,7 +699,8 @@ def _by_number(numbers, names):
         if None in by or len(by.get(i, ()))!=1:
             raise InputError(f"{where}: this names its picture by the number {i} alone; give "
                              "`images`, the annotation file that holds "
-                             "`images` (commands: --pose_read images=FILE), or `names` of pictures that are all called by "
+                             "`images` (commands: --pose_read images=FILE), or `names` of pictures that are "
+                             "all called by "
                              f"their numbers, such as {i:06d}.jpg.")
     return {i: (by[i][0],None) for i,_ in numbers}
 
@@ -1129,9 +1130,11 @@ def find_format(
         elif head.startswith(b'name') or path.suffix.lower()=='.csv': kind = 'market'
         elif path.suffix.lower()=='.txt': kind = _txt_format(path) or 'fdgan'
     if kind: return kind
-    if path.is_dir() and not (have := _scan(path)): raise InputError(f"{path}: this folder holds no file; give the folder of keypoint files.")
+    if path.is_dir() and not (have := _scan(path)): raise InputError(f"{path}: this folder holds no file; give the "
+                                                                     "folder of keypoint files.")
     if path.is_dir() and is_picture(os.path.join(path, have[0])):
-        raise InputError(f"{path}: this folder holds pictures, and no keypoints; give the keypoint file, or estimate the poses (posereid_pose).")
+        raise InputError(f"{path}: this folder holds pictures, and no keypoints; give the keypoint file, or estimate the "
+                         "poses (posereid_pose).")
     raise InputError(f"{path}: no format of poses that is known here; it may be "
                      f"{'; '.join(f'{k} ({v})' for k,v in FORMATS.items())}; "
                      "name one with `format` if it is.")

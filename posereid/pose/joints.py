@@ -26,7 +26,8 @@ def check_joints(
     kpts = torch.as_tensor(kpts, dtype=torch.float32)
     if kpts.ndim!=3 or kpts.shape[1:]!=(18,3):
         raise InputError(f"Joints must be (n, 18, 3), i.e. x, y, confidence, but got {tuple(kpts.shape)}. "
-                         "For one skeleton pass `kpts[None]`; give joints without a confidence one of 1, or 0 if missing.")
+                         "For one skeleton pass `kpts[None]`; give joints without a confidence one of 1, or "
+                         "0 if missing.")
     kpts = torch.where(kpts[...,2:]>0, kpts, 0.)
     if not kpts.isfinite().all():
         i,j = (~kpts.isfinite()).any(-1).nonzero()[0].tolist()
@@ -112,7 +113,8 @@ JOINT_SETS = {
 
 # %% ../../nbs/10_pose.joints.ipynb #a282adba
 def _index_of(kind):
-    if kind not in JOINT_SETS: raise InputError(f"There is no set of joints '{kind}'; the sets are {', '.join(JOINT_SETS)}.")
+    if kind not in JOINT_SETS: raise InputError(f"There is no set of joints '{kind}'; the sets are "
+                                                f"{', '.join(JOINT_SETS)}.")
     return {name:i for i,name in enumerate(JOINT_SETS[kind])}
 
 def _between(kpts, i, j):
@@ -129,7 +131,8 @@ def to_openpose(
     "Joints of another set as ours: matched by name; a neck that is not there lies between the shoulders"
     at,kpts = _index_of(kind), torch.as_tensor(kpts, dtype=torch.float32)
     if kpts.ndim!=3 or kpts.shape[1:]!=(len(at),3):
-        raise InputError(f"Joints of {kind} must be (n, {len(at)}, 3), i.e. x, y, confidence, but got {tuple(kpts.shape)}.")
+        raise InputError(f"Joints of {kind} must be (n, {len(at)}, 3), i.e. x, y, confidence, but got "
+                         f"{tuple(kpts.shape)}.")
     ours = [at.get(name) for name in JOINTS]
     cols = [torch.zeros_like(kpts[:,0]) if i is None else kpts[:,i] for i in ours]
     if ours[1] is None: cols[1] = _between(kpts, at['right shoulder'], at['left shoulder'])

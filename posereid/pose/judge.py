@@ -75,8 +75,10 @@ def fit_joints(
 ) -> JointNet:       # In eval mode
     "A network that finds the joints of such pictures"
     kpts = check_joints(kpts)
-    if len(pictures)!=len(kpts): raise InputError(f"{len(pictures)} pictures and {len(kpts)} poses; give one pose for each picture, in one order.")
-    if len(pictures)<2: raise InputError(f"A judge of poses learns from pictures, but got {len(pictures)}; give at least two.")
+    if len(pictures)!=len(kpts): raise InputError(f"{len(pictures)} pictures and {len(kpts)} poses; give one pose for "
+                                                  "each picture, in one order.")
+    if len(pictures)<2: raise InputError(f"A judge of poses learns from pictures, but got {len(pictures)}; give "
+                                         "at least two.")
     seed_everything(seed)
     net,bs,wide = JointNet(width).train(),min(bs, len(pictures)),pictures.shape[-1]
     opt = torch.optim.AdamW(net.parameters(), lr)
@@ -110,5 +112,6 @@ def pose_error(
 ) -> dict:        # `pose_error`: mean distance in pixels over joints that were asked for; `pck`: percent of them within 0.2 of the trunk's length
     "How far pictures are from the poses that they were asked for"
     found,asked = check_joints(found),check_joints(asked)
-    if found.shape!=asked.shape: raise InputError(f"{len(found)} poses found and {len(asked)} asked for; give one for each picture, in one order.")
+    if found.shape!=asked.shape: raise InputError(f"{len(found)} poses found and {len(asked)} asked for; give one for "
+                                                  "each picture, in one order.")
     return dict(pose_error=joint_distance(found[...,:2], asked).item(), pck=pck(found, asked, .2)['mean'])

@@ -33,10 +33,12 @@ def check_generated(
     pid = {**dict(zip(picture_keys(real.path), real.pid)), **dict(zip(real.path, real.pid))}
     who = [pid.get(o, pid.get(k)) for o,k in zip(generated.source_path, picture_keys(generated.source_path))]
     strange = [o for o,i in zip(generated.source_path, who) if i is None]
-    if strange: raise InputError(f"{len(strange)} generated pictures come from pictures that are not in the training set, "
+    if strange: raise InputError(f"{len(strange)} generated pictures come from pictures that are not in the "
+                                 "training set, "
                                  f"the first from {strange[0]}; name the target that they were generated from.")
     other = [(o,i,j) for o,i,j in zip(generated.path, generated.pid, who) if i!=j]
-    if other: raise InputError("{} of the generated pictures are of another person than their source, the first, {}, of {} and not of {}; ".format(len(other), *other[0])
+    if other: raise InputError("{} of the generated pictures are of another person than their source, the first, {}, of "
+                               "{} and not of {}; ".format(len(other), *other[0])
                                + "generate the set again, from the target as it is read now.")
 
 # %% ../../nbs/83_stages.augment.ipynb #c006

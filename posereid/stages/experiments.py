@@ -80,7 +80,8 @@ def pick_rows(
     known,groups = {r['row']: r for r in MAIN+OPTIONAL},dict(main=MAIN, all=MAIN+OPTIONAL)
     for o in names:
         if o not in known and o not in groups:
-            raise InputError(f"There is no row '{o}'; the nearest is '{nearest(o, [*known, *groups])}' of {', '.join(known)}.")
+            raise InputError(f"There is no row '{o}'; the nearest is '{nearest(o, [*known, *groups])}' of "
+                             f"{', '.join(known)}.")
     groups = {k: [r for r in rows if rendered or r.get('pictures')!='rendered'] for k,rows in groups.items()}
     wanted = {r['row'] for o in names for r in groups.get(o, [known.get(o)])}
     return [r for r in known.values() if r['row'] in wanted]
@@ -97,12 +98,15 @@ def check_row(
     "Refuse a row with an unknown key or value"
     known = [*_plain_keys, *(f'{g}.{f.name}' for g,o in groups.items() for f in fields(o))]
     for k,v in row.items():
-        if k not in known: raise InputError(f"Row '{row.get('row')}' has no setting '{k}'; the nearest is '{nearest(k, known)}'.")
-        if _plain_keys.get(k) and v not in _plain_keys[k]: raise InputError(f"'{k}' of a row is one of {_plain_keys[k]}, but got {v!r}.")
+        if k not in known: raise InputError(f"Row '{row.get('row')}' has no setting '{k}'; the nearest is "
+                                            f"'{nearest(k, known)}'.")
+        if _plain_keys.get(k) and v not in _plain_keys[k]: raise InputError(f"'{k}' of a row is one of {_plain_keys[k]}, "
+                                                                            f"but got {v!r}.")
     if 'row' not in row: raise InputError(f"Each row needs a name under the key 'row', but got {row}.")
     by_eps = [k for k in ('also','trust') if row.get(k) in ('dcgan','guider')]
     if by_eps and row_settings(row, groups)['reid'].loss!='ce':
-        raise InputError(f"Row '{row['row']}' has '{by_eps[0]}', an ε for each picture, which triplets do not have; use a recipe with cross-entropy.")
+        raise InputError(f"Row '{row['row']}' has '{by_eps[0]}', an ε for each picture, which triplets do not have; use "
+                         "a recipe with cross-entropy.")
     return row
 
 def row_settings(
@@ -246,7 +250,8 @@ def rendered(self:Experiment,
     **kwargs           # `with_mask` of `render_as`
 ):                     # `(n, 3, h, w)` uint8, and what else was asked for
     "The true pictures of a plan, which only a synthetic world has"
-    if self.inputs.world is None: raise InputError("True renderings exist in a synthetic world only; leave out the rows whose pictures are rendered.")
+    if self.inputs.world is None: raise InputError("True renderings exist in a synthetic world only; leave out the rows "
+                                                   "whose pictures are rendered.")
     return render_as(self.inputs.world, _names(todo.source_path), _names(todo.pose_path), watch=watch, **kwargs)
 
 @patch

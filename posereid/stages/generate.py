@@ -58,7 +58,8 @@ def _copies(source, test):
 def _refuse_test_poses(target_df, source):
     "A test picture's pose in the bank would be a leak"
     shared = _copies(source, target_df[target_df.split.isin(('query','gallery','multi'))])
-    if shared: raise InputError(f"{len(shared)} pictures of the source are test pictures of the target, such as {Path(min(shared)).name}; take another source, "
+    if shared: raise InputError(f"{len(shared)} pictures of the source are test pictures of the target, such as "
+                                f"{Path(min(shared)).name}; take another source, "
                                 "or set generate.test_poses=True, which the report will say.")
 
 def plan(
@@ -72,7 +73,8 @@ def plan(
     one_of('generate.mode', settings.mode, ('eval','train'))
     one_of('generate.bank', settings.bank, BANKS)
     target,source = pick(target_df, split='train', is_generated=False),pick(source_df, split='train')
-    if not len(source): raise InputError("The source has no training pictures to take poses from; name a folder with bbox_train.")
+    if not len(source): raise InputError("The source has no training pictures to take poses from; name a folder "
+                                         "with bbox_train.")
     if not settings.test_poses: _refuse_test_poses(target_df, source)
     bank = poses.of(source)
     if settings.bank!='uniform': source,bank = _chosen(source, bank, settings)
@@ -119,7 +121,8 @@ def market_names(
 ) -> list:            # File names
     "Names in the grammar of Market-1501; the frame counts the sources, the box the poses"
     if not plan.pid.between(1, 9999).all() or not plan.camid.between(0, 9).all() or plan.k.max()>99:
-        raise InputError(f"Market-1501 names have people from 1 to 9999, cameras to 9 and boxes to 99, but these go to {plan.pid.max()}, {plan.camid.max()} and {plan.k.max()}; "
+        raise InputError("Market-1501 names have people from 1 to 9999, cameras to 9 and boxes to 99, but these go to "
+                         f"{plan.pid.max()}, {plan.camid.max()} and {plan.k.max()}; "
                          "leave the names as they are (--names source), the manifest says who is who.")
     frame = {p: i for i,p in enumerate(dict.fromkeys(plan.source_path), 1)}
     return [f'{i:04d}_c{max(c, 1)}s1_{frame[p]:06d}_{k:02d}.jpg' for p,k,i,c in zip(plan.source_path, plan.k, plan.pid, plan.camid)]
@@ -181,7 +184,8 @@ def write_generated(
         for batch in pictures.split(256) if isinstance(pictures, Tensor) else pictures:
             save_jpegs(batch, [Path(tmp)/o for o in names[n:n+len(batch)]])
             n += len(batch)
-        if n!=len(names): raise InputError(f"{folder}: the plan has {len(names)} pictures but {n} came; pass one for each row.")
+        if n!=len(names): raise InputError(f"{folder}: the plan has {len(names)} pictures but {n} came; pass one "
+                                           "for each row.")
     df = pd.DataFrame(dict(path=[str(folder/o) for o in names], pid=plan.pid.values, camid=plan.camid.values, split='train',
         is_generated=True, source_path=plan.source_path.values, pose_path=plan.pose_path.values, k=plan.k.values,
         generator=generator, seed=seed))

@@ -275,7 +275,8 @@ def at_least_one(
 ):
     "Refuse counts below 1"
     for o in names:
-        if getattr(settings, o)<1: raise InputError(f"{group}.{o} must be 1 or more, but is {getattr(settings, o)}; raise it.")
+        if getattr(settings, o)<1: raise InputError(f"{group}.{o} must be 1 or more, but is "
+                                                    f"{getattr(settings, o)}; raise it.")
 
 def one_of(
     name:str,   # A setting, as commands call it
@@ -283,7 +284,8 @@ def one_of(
     known:tuple # What it may be
 ):
     "Refuse a choice that does not exist"
-    if value not in known: raise InputError(f"{name} must be one of {', '.join(known)}, but is {value!r}; choose one of these.")
+    if value not in known: raise InputError(f"{name} must be one of {', '.join(known)}, but is {value!r}; choose "
+                                            "one of these.")
 
 # %% ../../nbs/80_stages.guider.ipynb #c041
 def reid_batches(
@@ -295,7 +297,8 @@ def reid_batches(
     "The batches of steps one and three: pictures, label and ε, or for triplets whether a picture is generated"
     s = settings
     if tuple(store.size)!=tuple(s.size): raise InputError(
-        f"The store holds pictures of {tuple(store.size)} but reid.size is {tuple(s.size)}; open a PictureStore of that size.")
+        f"The store holds pictures of {tuple(store.size)} but reid.size is {tuple(s.size)}; open a PictureStore "
+        "of that size.")
     kwargs = dict(bs=s.bs, seed=s.seed, pad=s.pad, flip=s.flip, crop=tuple(s.crop) or None, erase=s.erase, jitter=s.jitter, device=default_device())
     if s.loss=='triplet': return _tell_left_out(triplet_dls(df, store, labels, **kwargs))
     return reid_dls(df, store, labels, eps_real=s.eps_real, eps_generated=s.eps_generated, **kwargs)

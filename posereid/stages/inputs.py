@@ -71,8 +71,10 @@ def share_people(
     most = len(pids) - round(share*len(pids))
     n = most if ids is None else ids
     if not 2<=n<=most:
-        raise InputError(f"A target of {n} people was asked for, but of {len(pids)+len(held)} training people it can have 2 to {most} "
-                         f"({len(held)} are set aside for validation, and the source has its share); choose --ids in that range.")
+        raise InputError(f"A target of {n} people was asked for, but of {len(pids)+len(held)} training people it can "
+                         f"have 2 to {most} "
+                         f"({len(held)} are set aside for validation, and the source has its share); choose --ids "
+                         "in that range.")
     lent = len(pids)-most if ids is None else round(n*share/(1-share))
     return np.sort(pids[:n]),np.sort(pids[n:n+lent]),np.sort(held)
 
@@ -112,7 +114,8 @@ def poses_beside(
     name = root.stem if root.suffix.lower()=='.csv' else root.name
     near = [root.parent/f'{name}_poses{o}' for o in ('.csv','.json','.mat','')]
     if not file and (there := [o for o in near if o.exists()]): return there[0]
-    raise InputError(f"No keypoint file for {root}: {file or near[0]} was expected; name it with --poses (target) or --source_poses (source), or estimate the poses of its folder with posereid_pose.")
+    raise InputError(f"No keypoint file for {root}: {file or near[0]} was expected; name it with --poses (target) or "
+                     "--source_poses (source), or estimate the poses of its folder with posereid_pose.")
 
 # %% ../../nbs/86_stages.inputs.ipynb #c96c58f2
 def read_set(
@@ -224,7 +227,8 @@ def write_world_at(
     if file.exists():
         old,new = json.loads(file.read_text(encoding='utf-8')),json.loads(to_json(settings))
         diff = [f'{k}: {old.get(k)} → {v}' for k,v in new.items() if old.get(k)!=v]
-        if diff and not fresh: raise InputError(f"{out} holds another world ({', '.join(diff[:3])}); choose another --out, or --fresh to draw it again.")
+        if diff and not fresh: raise InputError(f"{out} holds another world ({', '.join(diff[:3])}); choose another "
+                                                "--out, or --fresh to draw it again.")
         if fresh: shutil.rmtree(out)
     return make_world(settings, out)
 
@@ -243,4 +247,5 @@ def guider_for(
     n = json.loads((folder/'reid.json').read_text(encoding='utf-8'))['n_ids'] if (folder/'reid.json').exists() else None
     model = load_reid(folder)
     if n==len(labels): return model
-    raise InputError(f"The guider in {folder} knows {n} people, but the target has {len(labels)}; train it on this target with posereid_guider.")
+    raise InputError(f"The guider in {folder} knows {n} people, but the target has {len(labels)}; train it on this "
+                     "target with posereid_guider.")

@@ -101,7 +101,9 @@ def train_dcgan(
     "Train a DCGAN on the real training pictures"
     df,s = pick(df, split='train', is_generated=False),settings
     at_least_one('dcgan', s, 'width', 'z', 'bs', 'epochs')
-    if tuple(store.size)!=tuple(s.size): raise InputError(f"The store holds pictures of {tuple(store.size)} but dcgan.size is {tuple(s.size)}; open a PictureStore of that size.")
+    if tuple(store.size)!=tuple(s.size): raise InputError(f"The store holds pictures of {tuple(store.size)} but "
+                                                          f"dcgan.size is {tuple(s.size)}; open a PictureStore "
+                                                          "of that size.")
     run = open_run(folder, dict(dcgan=s, data=frame_id(df)), fresh)
     if run.done: return load_dcgan(run.path)
     seed_everything(s.seed)
@@ -126,7 +128,8 @@ def load_dcgan(
 ) -> DCGANGenerator: # In eval mode
     "Build the generator of a run folder again and load its weights"
     path = Path(folder)/'dcgan.json'
-    if not path.exists(): raise InputError(f"{folder}: expected a trained DCGAN (dcgan.json and G.safetensors), found none; train one with train_dcgan, or name its folder.")
+    if not path.exists(): raise InputError(f"{folder}: expected a trained DCGAN (dcgan.json and G.safetensors), found "
+                                           "none; train one with train_dcgan, or name its folder.")
     s = DCGANSettings(**json.loads(path.read_text(encoding='utf-8')))
     G = DCGANGenerator(s.size, s.width, s.z)
     load_weights(G, Path(folder)/'G.safetensors')

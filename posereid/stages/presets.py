@@ -45,7 +45,8 @@ def recipe(
 ) -> dict:              # Fields of `ReIDSettings`
     "A recipe of §4.2 by the paper's name"
     if name in RECIPES[size]: return RECIPES[size][name]
-    raise InputError(f"There is no recipe '{name}'; the nearest is '{nearest(name, RECIPES[size])}' of {', '.join(RECIPES[size])}.")
+    raise InputError(f"There is no recipe '{name}'; the nearest is '{nearest(name, RECIPES[size])}' of "
+                     f"{', '.join(RECIPES[size])}.")
 
 def in_recipe(
     settings:ReIDSettings, # Any recipe
@@ -94,7 +95,8 @@ def experiment_settings(
 ) -> dict:                 # Settings by group, as in `GROUPS`
     "The settings of an experiment"
     if preset not in PRESETS:
-        raise InputError(f"There is no preset '{preset}'; the nearest is '{nearest(preset, PRESETS)}' of {', '.join(PRESETS)}.")
+        raise InputError(f"There is no preset '{preset}'; the nearest is '{nearest(preset, PRESETS)}' of "
+                         f"{', '.join(PRESETS)}.")
     more = {g: dict(seed=seed) for g in ('reid','transfer','generate','dcgan')} | {'world': dict(world=world, validation=validation), 'rows': {}}
     for g in ('world','reid','transfer','dcgan') if size else (): more[g]['size'] = tuple(size)
     if size: more['reid']['crop'] = ()
@@ -119,11 +121,13 @@ def _check_values(groups):
     for (lo,hi),keys in RANGES.items():
         for key in keys.split():
             v = _value(groups, key)
-            if v is not None and not lo<=v<=hi: raise InputError(f"Setting '{key}' must lie between {lo:g} and {hi:g}, but is {v:g}.")
+            if v is not None and not lo<=v<=hi: raise InputError(f"Setting '{key}' must lie between {lo:g} and {hi:g}, "
+                                                                 f"but is {v:g}.")
     for key,known in CHOICES.items():
         v = _value(groups, key)
         if v is not None and v not in known:
-            raise InputError(f"Setting '{key}' is one of {', '.join(known)}, but got '{v}'; the nearest is '{nearest(v, known)}'.")
+            raise InputError(f"Setting '{key}' is one of {', '.join(known)}, but got '{v}'; the nearest is "
+                             f"'{nearest(v, known)}'.")
 
 def check_settings(
     groups:dict # Settings by group

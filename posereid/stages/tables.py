@@ -206,7 +206,8 @@ def reproduce(
 # %% ../../nbs/89_stages.tables.ipynb #da6f5207
 def _check_names(only, known):
     for o in only:
-        if o not in known: raise InputError(f"This table has no row '{o}'; the nearest is '{nearest(o, known)}' of {', '.join(dict.fromkeys(known))}.")
+        if o not in known: raise InputError(f"This table has no row '{o}'; the nearest is '{nearest(o, known)}' of "
+                                            f"{', '.join(dict.fromkeys(known))}.")
 
 def _run_part(t, name, part, rows, seed, df, path, say, kwargs):
     "What is missing of one part and one seed"

@@ -306,7 +306,8 @@ def stage_batches(
     "The pairs of one part, drawn anew for each"
     s = settings
     if tuple(store.size)!=tuple(s.size): raise InputError(
-        f"The store holds pictures of {tuple(store.size)} but transfer.size is {tuple(s.size)}; open a PictureStore of that size.")
+        f"The store holds pictures of {tuple(store.size)} but transfer.size is {tuple(s.size)}; open a PictureStore "
+        "of that size.")
     return transfer_dls(target_df, source_df, poses, store, labels, bs=s.bs, n_pairs=s.pairs, epochs=s.parts, pair=s.pair,
                         source_pair=s.source_pair or None, missing=s.missing, seed=s.seed, flip=s.flip,
                         foreground=s.foreground, positives=s.positive if positives else None, device=default_device())
@@ -366,7 +367,8 @@ def start_from(
     init = SHIPPED if str(init)=='shipped' else Path(init)
     files = {'G':init/'G.safetensors', 'D':init/'D.safetensors'} if init.is_dir() else {'G':init}
     try: [load_weights(getattr(model, name), path) for name,path in files.items()]
-    except InputError as e: raise InputError(f"{str(e).rstrip('.')}, or begin from nothing (posereid_run --from_scratch).") from None
+    except InputError as e: raise InputError(f"{str(e).rstrip('.')}, or begin from nothing (posereid_run "
+                                             "--from_scratch).") from None
     if model.ema: model.G_ema.load_state_dict(model.G.state_dict())
     return {name:sha12(path) for name,path in files.items()}
 
@@ -411,7 +413,8 @@ def train_transfer(
 ) -> SiameseUNet:              # The generator, in eval mode
     "Step two of §4.2: train G and D on pairs of target and source, guided by R on the target's"
     if settings.beta and guider is None: raise InputError(
-        f"transfer.beta is {settings.beta} but there is no guider; train one with posereid_guider, or set transfer.beta=0.")
+        f"transfer.beta is {settings.beta} but there is no guider; train one with posereid_guider, or set "
+        "transfer.beta=0.")
     target_df,source_df = (None if o is None else pick(o, split='train') for o in (target_df, source_df))
     seed_everything(settings.seed)
     model = transfer_model(settings, guider, judge)

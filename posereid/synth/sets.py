@@ -162,7 +162,8 @@ def write_cuhk03_raw(
 ) -> Path:      # `to`
     "Lay a set out as the raw CUHK03; needs `h5py`"
     try: import h5py
-    except ImportError: raise InputError("Writing cuhk-03.mat needs the package h5py; install it with `pip install h5py`.") from None
+    except ImportError: raise InputError("Writing cuhk-03.mat needs the package h5py; install it with `pip "
+                                         "install h5py`.") from None
     to = Path(to)
     (to/'cuhk03_release').mkdir(parents=True)
     with h5py.File(to/'cuhk03_release'/'cuhk-03.mat', 'w', userblock_size=512) as f: _write_raw03(f, target, h5py)
@@ -238,7 +239,8 @@ def write_msmt17(
     poses=None,    # Keypoints of these pictures, a `PoseTable`; given, `<to>_poses.csv` is written beside
 ) -> Path:         # `to`
     "Lay a set out as MSMT17 with its lists"
-    if version not in (1, 2): raise InputError(f"MSMT17 has the versions 1 and 2, but got {version!r}; choose one of them.")
+    if version not in (1, 2): raise InputError(f"MSMT17 has the versions 1 and 2, but got {version!r}; "
+                                               "choose one of them.")
     to, df, files, lines, n = Path(to), _real(target), {}, defaultdict(list), {}
     for half, first, splits in (('train', 1, ['train']), ('test', 5001, ['query','gallery'])):
         part = df[df.split.isin(splits)].reset_index(drop=True)

@@ -200,10 +200,14 @@ def check_world(
     "Raise `InputError` where a world cannot be made"
     for k in ('n_train','n_source','n_test'):
         if getattr(s,k)<2: raise InputError(f"world.{k} must be at least 2, but got {getattr(s,k)}: choose more people.")
-    if s.per_train<2: raise InputError(f"world.per_train must be at least 2, since a picture needs another of the same person, but got {s.per_train}.")
-    if s.per_source<8: raise InputError(f"world.per_source must be at least 8, two frames for each of four tracklets, but got {s.per_source}.")
-    if s.per_test<5: raise InputError(f"world.per_test must be at least 5, two queries and a gallery of other cameras, but got {s.per_test}.")
-    if min(s.size)<16: raise InputError(f"world.size must be at least 16 pixels each way, but got {s.size[0]}×{s.size[1]}.")
+    if s.per_train<2: raise InputError("world.per_train must be at least 2, since a picture needs another of the same "
+                                       f"person, but got {s.per_train}.")
+    if s.per_source<8: raise InputError("world.per_source must be at least 8, two frames for each of four tracklets, "
+                                        f"but got {s.per_source}.")
+    if s.per_test<5: raise InputError("world.per_test must be at least 5, two queries and a gallery of other cameras, "
+                                      f"but got {s.per_test}.")
+    if min(s.size)<16: raise InputError("world.size must be at least 16 pixels each way, but got "
+                                        f"{s.size[0]}×{s.size[1]}.")
     return s
 
 def write_world(
@@ -253,7 +257,8 @@ def load_world(
 ) -> World:
     "Read a world"
     root = Path(root)
-    if not (root/'world.json').exists(): raise InputError(f"{root} should be a synthetic world but holds no world.json: make one with `posereid_synth --out {root}`.")
+    if not (root/'world.json').exists(): raise InputError(f"{root} should be a synthetic world but holds no world.json: "
+                                                          f"make one with `posereid_synth --out {root}`.")
     d = json.loads((root/'world.json').read_text(encoding='utf-8'))
     s = WorldSettings(**{**d, 'size':tuple(d['size'])})
     tp, sp = (read_market_csv(root/f'{k}_poses.csv') for k in ('target','source'))
@@ -268,7 +273,8 @@ def rows_of(self:Cast,
     "Find pictures in the cast list"
     if not hasattr(self, '_row'): self._row = {Path(f).name:i for i,f in enumerate(self.files.file)}
     missing = [n for n in names if n not in self._row]
-    if missing: raise InputError(f"{missing[0]} is no picture of this world, which has {len(self._row)} such as {next(iter(self._row))}.")
+    if missing: raise InputError(f"{missing[0]} is no picture of this world, which has {len(self._row)} such as "
+                                 f"{next(iter(self._row))}.")
     return np.array([self._row[n] for n in names])
 
 def render_as(
