@@ -365,7 +365,7 @@ def posereid_eval(
     from posereid.stages.guider import load_reid
     net,kind = load_reid(model),kind_of(model/'reid.json')
     df = check_test(read_set(data, ('query','gallery'), False, layout, parse_choices(read)), str(data), not no_cameras)
-    for o in reading_notes(df): tell(o)
+    for o in reading_notes(df): tell(f'{Path(data).absolute().name}: {o}')
     store = seen_by(PictureStore(kind['size'], convert=convert), kind['crop'])
     r = evaluate_reid(net, df, store, Path(data).absolute().name, distance, flip, grey, rerank={} if rerank else None, tracklets=tracklets,
                       cameras=not no_cameras, single_shot=single_shot)

@@ -406,3 +406,52 @@ def test_poses_of_other_people_are_not_taken(tmp_path, front):
     write_market_csv(tmp_path/'k.csv', PoseTable([f'{front}Bo/{i}.jpg' for i in (0,1)], joints))
     with pytest.raises(InputError): load_poses(tmp_path/'k.csv', df[df.pid == 1], tmp_path/'set')
     assert torch.equal(load_poses(tmp_path/'k.csv', df, tmp_path/'set').of(df)[2:], joints)
+
+
+@pytest.mark.parametrize('front,ok', [('images/', True), ('../x/', True), ('train/p1/', False), ('p1/', False), ('query/p0/', False), ('x/p1/', False)])
+def test_folders_of_the_set_are_never_passed_over(tmp_path, front, ok, capsys):
+    "`train/p1/a.jpg` is p1's, even if p0 alone has an a.jpg; run, audit and estimates agree"
+    for k,who in enumerate(('train/p0','train/p1','query/p0','gallery/p0')):
+        for i in range(3):
+            f = tmp_path/'set'/who/f'{"abcd"[k]}{i}.jpg'
+            f.parent.mkdir(parents=True, exist_ok=True)
+            Image.new('RGB', (32,64)).save(f)
+    names = [f'{front}a{i}.jpg' for i in range(3)]
+    write_market_csv(tmp_path/'k.csv', PoseTable(names, walking_pose(torch.linspace(0, 6, 3))))
+    df = load_dataset(tmp_path/'set')
+    read = lambda: load_poses(tmp_path/'k.csv', df, tmp_path/'set')
+    if ok: assert len(read())==3 and any('passed over' in o for o in read().notes)
+    else:
+        with pytest.raises(InputError, match='name no picture'): read()
+    try: cli.posereid_audit(tmp_path/'set', poses=tmp_path/'k.csv')
+    except SystemExit: pass
+    assert ('0 of 12 pictures have a row' in capsys.readouterr().out) is not ok
+
+
+def test_the_file_of_a_whole_set_for_a_part_as_source(sets):
+    i = folder_inputs(sets/'Market-1501', sets/'folders'/'train', source_poses=sets/'folders_poses.csv', choices=dict(source_read=dict(layout='folder')))
+    assert any('pictures of the set that are not read here' in o for o in i.notes)
+
+
+def test_msmt17_says_what_it_lacks(sets, tmp_path):
+    root = Path(shutil.copytree(sets/'MSMT17_V1', tmp_path/'m'))
+    (root/'list_val.txt').unlink()
+    assert any('list_train.txt alone' in o for o in reading_notes(load_dataset(root)))
+    assert not any('list_train.txt alone' in o for o in reading_notes(load_dataset(root, val=False)))
+    lines = (root/'list_query.txt').read_text().splitlines()
+    old = lines[0].split()[0]
+    new = '_'.join([*old.split('_')[:2], '16', *old.split('_')[3:]])
+    (root/'test'/old).rename(root/'test'/new)
+    (root/'list_query.txt').write_text('\n'.join([lines[0].replace(old, new), *lines[1:]])+'\n')
+    with pytest.raises(InputError, match='01 to 15'): load_dataset(root)
+
+
+def test_a_missing_frame_of_mars(sets, tmp_path):
+    root = Path(shutil.copytree(sets/'MARS', tmp_path/'MARS'))
+    whole = load_dataset(root, splits='all')
+    gone = Path(whole.path[whole.split=='train'].iloc[4])
+    gone.unlink()
+    with pytest.raises(InputError, match=f'{gone.name} is named in train_name.txt and not there.*odd=skip'): load_dataset(root)
+    df = load_dataset(root, splits='all', odd='skip')
+    want = whole[whole.path!=str(gone)].reset_index(drop=True)
+    assert df.equals(want) and list(df.attrs['skipped'])==[str(gone)]

@@ -212,7 +212,7 @@ def _check_names(df, splits):
     if (df.split == 'query').any() and (df.split == 'gallery').any():
         q, ok = df.path[df.split == 'query'], matched(df)
         one, none = bool(test.camid.nunique() == 1 and test.camid.iloc[0] > 0), not ok.any()
-        add('queries', (~ok).any(), 'every query has a match in another camera', f'queries without a match in another camera: {(~ok).sum():,} of {len(ok):,}'
+        add('queries', (~ok).any(), 'every query has a match' + ' in another camera'*bool((test.camid > 0).any()), f'queries without a match in another camera: {(~ok).sum():,} of {len(ok):,}'
             + f'; all test pictures are from camera {test.camid.iloc[0] if one else 0}, which can be scored with --no_cameras only'*one, q[~ok], 'fail' if none else 'note')
     nobody = (df.split == 'train') & (df.pid < 1)
     add('people', nobody.any(), 'every training picture shows a person', f'training pictures of nobody (pid −1 or 0): {nobody.sum():,}; move them to the gallery', df.path[nobody])
@@ -306,18 +306,19 @@ def _check_bytes(paths):
     return [Finding('sizes', 'fail' if bad else 'ok', f'files that are empty or gone: {len(bad):,} of {len(size):,}' if bad else f'{len(size):,} files, {sum(size.values())/1e6:,.1f} MB, none empty; not decoded', bad)]
 
 # %% ../../nbs/52_data.audit.ipynb #45ed936d
-def _check_poses(df, file, choices):
+def _check_poses(df, file, choices, home):
     "Findings on a keypoint file of any format"
-    from posereid.pose.files import find_pictures, read_poses
+    from posereid.pose.files import match_pictures, read_poses
     paths = list(df.path[df.split != 'multi'].unique())
     t = read_poses(file, names=paths, **typed(choices, pose_choices(), 'The reader of keypoint files'))
-    at = find_pictures(t.names, paths, where=file)
+    at, front = match_pictures(t.names, paths, home, where=file)
     n_seen = (t.joints[...,2] > 0).sum(1).numpy()
     has_row, mine, n = np.zeros(len(paths), bool), at >= 0, len(paths)
     has_row[at[mine]] = True
     lack, empty = [paths[i] for i in np.flatnonzero(~has_row)], [paths[i] for i in at[mine & (n_seen == 0)]]
     out = [Finding('keypoints', 'note' if lack or empty else 'ok', f'{n-len(lack):,} of {n:,} pictures have a row ({1-len(lack)/max(n,1):.1%}), {len(empty):,} of them without a joint; '
                    f'{n_seen[mine].mean() if mine.any() else 0:.1f} of 18 joints a picture', [*lack, *empty])]
+    if front: out.append(Finding('keypoints', 'note', f'folders in front of all names are none of the set, and passed over: {front}/', []))
     if not n_seen.any(): out.append(Finding('keypoints', 'fail', f'not one of the {len(t):,} poses has a joint', []))
     out += [Finding('keypoints', 'note', f'{what}: {len(some):,}', list(map(str, some))) for what, some in t.notes.items() if what not in ('nobody found',)]
     if (~mine).any(): out.append(Finding('keypoints', 'fail' if not mine.any() else 'note', f'rows of {Path(file).name} that name no picture of the set: {(~mine).sum():,} of {len(t):,}', [t.names[i] for i in np.flatnonzero(~mine)]))
@@ -378,5 +379,5 @@ def audit(
     findings = _check_counts(splits, want, df, df.attrs.get('skipped', {})) if want else []
     findings += _check_books(df, books, said, path) + _check_names(df, splits)
     findings += _check_pictures(df, looks) if decode else _check_bytes(paths)
-    if poses is not None: findings += _check_poses(df, poses, pose_read or {})
+    if poses is not None: findings += _check_poses(df, poses, pose_read or {}, path if path.is_dir() else path.parent)
     return Audit(str(path), df.attrs.get('layout', name), dataset, said_against, splits, findings, books, decode, round(time.time()-t0, 2))

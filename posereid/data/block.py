@@ -22,7 +22,7 @@ from fastai.torch_core import TensorImageBase, show_image, to_device
 from ..pose.draw import draw_skeletons
 from ..imagefiles import is_junk_folder, picture_sizes
 from ..pose.bank import pose_heights
-from ..pose.files import PoseTable, find_pictures, read_poses
+from ..pose.files import PoseTable, match_pictures, read_poses
 from ..pose.joints import JOINTS, flip_joints, has_pose, inside, scale_joints
 from .layouts import pose_choices, typed
 from .manifest import label_of
@@ -349,8 +349,8 @@ def load_poses(
     if not has_pose(table.joints).any():
         raise InputError(f"{path}: not one of its {len(table)} poses has a joint (all are missing); estimate the poses "
                          "again (posereid_pose), or take another file.")
-    at = _pictures_of(table.names, paths, path, root)
-    notes = {**table.notes, **_elsewhere(table, at, df, root, path)}
+    at, front = match_pictures(table.names, paths, root and os.path.abspath(root), path)
+    notes = {**table.notes, **_elsewhere(table, at, df, root, path, front)}
     notes.pop('no picture of this name', None)
     keep = np.flatnonzero(at >= 0)
     if not len(keep): raise InputError(f"{path}: not one of its {len(table)} poses is of a picture that was read here, "
@@ -373,35 +373,24 @@ def shorten(
     return res
 
 # %% ../../nbs/54_data.block.ipynb #c053
-def _pictures_of(names, paths, path, root):
-    "Which picture each name means; folders in front of all names that are none of the set are passed over"
-    at = find_pictures(names, paths, where=path)
-    if (at >= 0).any() or not len(names): return at
-    names = [o.replace('\\', '/') for o in names]
-    front = os.path.commonprefix([o.split('/')[:-1] for o in names])
-    for k in range(len(front)+1):
-        cut = [o.split('/', k)[-1] for o in names]
-        at = find_pictures(cut, paths, where=path) if k else at
-        others = root is not None and any(os.path.isfile(os.path.join(root, o)) for o in cut)  # pictures of the set that were not read
-        if (at >= 0).any() or others: break
-    return at
-
-def _elsewhere(table, at, df, root, path):
+def _elsewhere(table, at, df, root, path, front):
     "The names that are no rows: pictures of the set that were not read, or strange; a few strange ones are counted, many refused"
     lost = [table.names[i] for i in np.flatnonzero(at < 0)]
-    if not lost: return {}
+    out = {f'folders in front of the names, passed over ({front}/)':list(table.names)} if front else {}
+    if not lost: return out
     cut = (lambda o: os.path.splitext(o)[0]) if 'no picture of this name' in table.notes else (lambda o: o)  # a file a picture drops the ending
-    also, names = {*df.attrs.get('also', ())}, [o.replace('\\', '/') for o in lost]
+    also, names = {*df.attrs.get('also', ())}, [o.replace('\\', '/').removeprefix(front+'/') for o in lost]
     there = _folders_of({cut(o.rsplit('/', 1)[-1]) for o in names}, root, df, cut)
-    known = lambda o: o in also or _is_there(cut(o.replace('\\', '/')), there)
-    strange = [o for o in lost if not known(o)]
+    above = Path(root).absolute().parent if root is not None else None  # a part of a set is read, by the file of the whole
+    known = lambda o: o in also or _is_there(cut(o), there) or above is not None and (above/o).is_file()
+    strange = [o for o,n in zip(lost, names) if not known(n)]
     if len(strange) > .1*len(table):
         raise InputError(f"{path}: {len(strange)} of {len(table)} poses name no picture, among them "
                          f"{', '.join(strange[:3])}; names must be base names as on disk, with their "
                          "ending, or paths within the set: is it the keypoint file of another set?")
     rest = [o for o in lost if o not in {*strange}]
-    out = {'pictures of the set that are not read here':rest, 'names of no picture, left out':strange}
-    return {k: v for k,v in out.items() if v}
+    parts = {'pictures of the set that are not read here':rest, 'names of no picture, left out':strange}
+    return {**out, **{k: v for k,v in parts.items() if v}}
 
 def _folders_of(wanted, root, df, cut):
     "In which folders below a set's, and beside its pictures, the wanted base names lie"

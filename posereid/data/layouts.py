@@ -601,11 +601,11 @@ def _mars_half(r, half, tracks):
     if base.has_duplicates: raise InputError(f"{df.path[int(np.argmax(base.duplicated()))]} has the name of another "
                                              f"picture of bbox_{half}; remove one.")
     names = _mars_names(file, base, int(t.n.sum()))
-    at = base.get_indexer(names)
-    if (at < 0).any(): raise InputError(f"{file} names {(at < 0).sum()} pictures that bbox_{half} does not hold, first "
-                                        f"{names[int(np.argmax(at < 0))]}; unpack bbox_{half} again.")
+    at, row = base.get_indexer(names), np.repeat(np.arange(len(t)), t.n)
+    for n in (names[i] for i in np.flatnonzero(at < 0)): r.skip(str(r.root/f'bbox_{half}'/n[:4]/n), f'is named in {file.name} and not there; unpack bbox_{half} again')
     for p in df.path[~df.index.isin(at)]: r.skip(p, f'is not named in {file.name}')
-    df, row = df.iloc[at].reset_index(drop=True), np.repeat(np.arange(len(t)), t.n)
+    names, row, at = [n for n, i in zip(names, at) if i >= 0], row[at >= 0], at[at >= 0]
+    df = df.iloc[at].reset_index(drop=True)
     bad = (df.pid.values != t.pid.values[row]) | (df.camid.values != t.camid.values[row])
     if bad.any(): raise InputError(f"{names[int(np.argmax(bad))]} stands in the place of person "
                                    f"{t.pid[row[int(np.argmax(bad))]]}, camera {t.camid[row[int(np.argmax(bad))]]} of "
@@ -635,8 +635,8 @@ def parse_msmt17_name(
     name:str,      # Base name, e.g. `0000_000_01_0303morning_0015_0.jpg`
 ) -> Msmt17Name:   # camid
     "The camera in an MSMT17 file name; who it shows is in the list"
-    if (m := _msmt17.match(os.path.basename(name))) and int(m[1]): return Msmt17Name(int(m[1]))
-    raise InputError(f"{name} is not named like 0000_000_01_0303morning_0015_0.jpg (identity, number, camera, time, …); "
+    if (m := _msmt17.match(os.path.basename(name))) and 1 <= int(m[1]) <= 15: return Msmt17Name(int(m[1]))
+    raise InputError(f"{name} is not named like 0000_000_01_0303morning_0015_0.jpg (identity, number, camera from 01 to 15, time, …); "
                      "rename or move it.")
 
 def _msmt17_list(file):
@@ -668,7 +668,10 @@ def read_msmt17(
         mine = [s for s in _splits(splits, r.root, 'MSMT17', {s: f'list_{s}.txt' for s in lists}) if (s == 'train') == (half == 'train')]
         if mine: _msmt17_half(r, folder, {s: lists[s] for s in mine}, K*(half == 'test'))
     df = r.manifest(dataset, f"MSMT17 {form}, training pictures of {' and '.join(o.stem for o in lists['train'])}")
-    df.attrs['notes'] = [f'{K} training people are numbered 1 to {K}, test people from {K+1}; the numbers of the set, which start twice at 0, are in the column own_id']
+    df.attrs['notes'] = [f'{K} training people are numbered 1 to {K}, test people from {K+1}; the numbers of the set, which start twice at 0, '
+                         'are in the column own_id']
+    if val and len(lists['train']) == 1 and 'train' in _splits(splits, r.root, 'MSMT17', {s: f'list_{s}.txt' for s in lists}):
+        df.attrs['notes'].append('list_val.txt is not there, so that the training pictures are those of list_train.txt alone')
     return df
 
 # %% ../../nbs/51_data.layouts.ipynb #2750a092
@@ -898,7 +901,7 @@ def find_layout(
                      "detected or cuhk-03.mat (CUHK03), "
                      "bbox_train (MARS), list_query.txt beside train and test (MSMT17), train/query/gallery with a "
                      f"folder a person, or a CSV was expected, but {found(root)}; "
-                     "give the folder that contains one of these, or name the layout (commands: --layout, such as "
+                     "give the folder that contains one of these, or name the layout (commands: --layout, of a source --source_layout, such as "
                      "`folder` for a folder a person without splits).")
 
 # %% ../../nbs/51_data.layouts.ipynb #308f0cf1

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..core import InputError, locked, progress, sha12, to_json, write_beside
 from ..imagefiles import list_images, open_upright
 from .draw import COLORS, LIMBS
-from .files import PoseTable, find_pictures, from_mediapipe, read_market_csv, read_poses, write_market_csv
+from .files import PoseTable, match_pictures, from_mediapipe, read_market_csv, read_poses, write_market_csv
 from .joints import JOINTS, check_joints, has_pose, to_openpose
 
 # %% ../../nbs/13_pose.estimate.ipynb #b66e73ce
@@ -192,7 +192,7 @@ def make_estimator(
 def _named_as(table, names, paths, where):
     "The rows that belong to pictures, under the names of these"
     if not names: return table
-    at = find_pictures(table.names, paths, where)
+    at,_ = match_pictures(table.names, paths, where=where)
     rows = (at>=0).nonzero()[0]
     if len(table) and not len(rows):
         raise InputError(f"{where}: none of its {len(table)} poses, {table.names[0]} being the first, belongs to one of "
