@@ -158,6 +158,7 @@ def picture_sizes(
         except FileNotFoundError: raise _gone(p) from None
         return book.get(p, ())[:2]==(st.st_mtime_ns, st.st_size)
     new = [p for p in paths if not same(p)]
-    book.update(zip(new, _map(_looked_at, new, show)))
-    if new: _write_book(file, home, book)
+    if new:
+        book.update(zip(new, _map(_looked_at, new, show)))
+        _write_book(file, home, book)
     return {p: book[p][2:] for p in paths}
