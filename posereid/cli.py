@@ -46,6 +46,12 @@ def parse_choices(
     return {k.strip(): v.strip() for k,_,v in parts}
 
 # %% ../nbs/90_cli.ipynb #30820175
+def _choices(read, source_layout, source_read, pose_read, source_pose_read):
+    "What was said of reading, for `folder_inputs`; None for nothing"
+    lent = parse_choices(source_read) | ({'layout':source_layout} if source_layout else {})
+    res = dict(read=parse_choices(read), source_read=lent, pose_read=parse_choices(pose_read), source_pose_read=parse_choices(source_pose_read))
+    return {k: v for k,v in res.items() if v} or None
+
 def _open(data, size, source=None, poses=None, source_poses=None, no_cameras=False, layout=None, read=None, source_layout=None, source_read=None,
           pose_read=None, source_pose_read=None, **kwargs):
     "`folder_inputs` from the arguments of a command; what it had to decide is told"
@@ -53,9 +59,7 @@ def _open(data, size, source=None, poses=None, source_poses=None, no_cameras=Fal
     if source is None and any((source_poses, source_layout, source_read, source_pose_read)):
         raise InputError("--source_poses, --source_layout, --source_read and --source_pose_read go with --source, the "
                          "set that lends its poses.")
-    lent = parse_choices(source_read) | ({'layout':source_layout} if source_layout else {})
-    choices = dict(read=parse_choices(read), source_read=lent, pose_read=parse_choices(pose_read), source_pose_read=parse_choices(source_pose_read))
-    choices = {k: v for k,v in choices.items() if v} or None
+    choices = _choices(read, source_layout, source_read, pose_read, source_pose_read)
     res = folder_inputs(data, source, poses, source_poses, size, cameras=not no_cameras, layout=layout, choices=choices, **kwargs)
     for o in res.notes: tell(o)
     return res
@@ -148,6 +152,9 @@ def posereid_reproduce(
     layout:str=None,       # Reader of --data, such as cuhk03-labeled or folder; found by looking if not given
     read:_read=None,       # Choices of that reader, such as odd=skip links=true
     pose_read:_pose_read=None, # Choices for --poses, such as people=first
+    source_layout:str=None,# Reader of --source
+    source_read:_read=None,# Its choices
+    source_pose_read:_pose_read=None, # Choices for --source_poses
     threads:int=1,         # Of torch; the committed CSVs have one, and another number gives other digits
     set:_set=None,         # Any settings, such as reid.epochs=10
 ):
@@ -159,7 +166,8 @@ def posereid_reproduce(
     t = find_table(name)
     if threads<1: raise InputError(f"--threads must be at least 1, but is {threads}.")
     torch.set_num_threads(threads)
-    real = _real_set(data, dict(source=source, poses=poses, source_poses=source_poses, ids=ids, layout=layout), no_cameras, read, pose_read)
+    real = _real_set(data, dict(source=source, poses=poses, source_poses=source_poses, ids=ids, layout=layout), no_cameras,
+                     _choices(read, source_layout, source_read, pose_read, source_pose_read))
     df = reproduce(name, out, runs, parse_seeds(seeds), preset, real, rows, set or (), tell)
     tell(f'\n{t["title"]}')
     for part in t['parts']:
@@ -170,9 +178,9 @@ def posereid_reproduce(
     tell(f"\n{Path(out)/f'{name}.csv'}")
 
 # %% ../nbs/90_cli.ipynb #402a2113
-def _real_set(data, args, no_cameras, read, pose_read):
+def _real_set(data, args, no_cameras, choices):
     "Arguments of `folder_inputs` for a real set, None for synthetic worlds"
-    choices = {k: parse_choices(v) for k,v in dict(read=read, pose_read=pose_read).items() if v}
+    choices = choices or {}
     said = [k for k,v in {**args, **choices, 'no_cameras':no_cameras}.items() if v]
     if data is None and said: raise InputError(f"--{said[0]} goes with --data, the target set.")
     return None if data is None else dict(data=data, **args, cameras=not no_cameras, **({'choices':choices} if choices else {}))

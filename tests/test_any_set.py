@@ -253,3 +253,12 @@ def test_which_boxes_are_there(sets, tmp_path):
 def test_no_two_names_alike():
     paths = ['/a/p_q/0.jpg', '/a/p/q_0.jpg', '/a/p_q_0.jpg-1.jpg', '/a/p/0.jpg', '/a/p_q/1.jpg']
     assert len(set(generated_names(paths, [0]*5))) == 5
+
+
+def test_reproduce_reads_any_set(sets, tmp_path, refused):
+    "Both sets by the choices of their readers, and a line that names them"
+    kwargs = dict(out=tmp_path/'out', runs=tmp_path/'runs', seeds='1', rows='control', preset='smoke', set=REID)
+    cli.posereid_reproduce('tbl1', data=sets/'cuhk03-np', layout='cuhk03-labeled', source=sets/'folders_cam', source_read=['camera=^c([0-9]+)'], **kwargs)
+    line = pd.read_csv(tmp_path/'out'/'tbl1.csv').iloc[0]
+    assert '--layout cuhk03-labeled' in line.command and "--source_read 'camera=^c([0-9]+)'" in line.command
+    refused(cli.posereid_reproduce, 'tbl1', source_read=['odd=skip'], says='--source_read goes with --data', **kwargs)
