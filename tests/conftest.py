@@ -35,7 +35,6 @@ def refused(capsys):
         capsys.readouterr()
         with pytest.raises(SystemExit) as e: f(*args, **kwargs)
         err = capsys.readouterr().err.strip()
-        name = getattr(f, '__name__', '').strip('<>lambda')
         assert e.value.code==status and len(err.splitlines())==1 and err.startswith('posereid_'), err
         for o in [says] if isinstance(says, str) else says: assert o in err, (o, err)
         return err

@@ -388,7 +388,8 @@ def _elsewhere(table, at, df, root, path, front):
         raise InputError(f"{path}: {len(strange)} of {len(table)} poses name no picture, among them "
                          f"{', '.join(strange[:3])}; names must be base names as on disk, with their "
                          "ending, or paths within the set: is it the keypoint file of another set?")
-    rest = [o for o in lost if o not in {*strange}]
+    odd = {*strange}
+    rest = [o for o in lost if o not in odd]
     parts = {'pictures of the set that are not read here':rest, 'names of no picture, left out':strange}
     return {**out, **{k: v for k,v in parts.items() if v}}
 
