@@ -13,7 +13,7 @@ from posereid.data.audit import audit
 from posereid.data.layouts import check_train, load_dataset, read_generated, read_msmt17, reader_choices, there_are, typed
 from posereid.data.manifest import pick
 from posereid.stages.generate import generated_names
-from posereid.stages.inputs import folder_inputs
+from posereid.experiment.inputs import folder_inputs
 
 REID = ['reid.width=4', 'reid.epochs=1', 'reid.bs=8']
 GAN = ['transfer.width=4', 'transfer.d_width=4', 'transfer.pairs=16', 'transfer.parts=1', 'transfer.bs=8']
@@ -240,7 +240,7 @@ def test_audit_of_some_splits(sets):
     assert {s['split'] for s in a.splits if s['pictures']} == {'query','gallery'}
 
 def test_open_part_says_nothing_to_nobody(sets, tmp_path):
-    from posereid.stages.tables import TABLES, open_part
+    from posereid.experiment.tables import TABLES, open_part
     root = Path(shutil.copytree(sets/'Market-1501', tmp_path/'m'))
     (root/'query'/'note.txt').touch()
     open_part(TABLES['tbl1']['parts'][0], [], 1, tmp_path/'runs', 'smoke', dict(data=root, need_poses=False))

@@ -6,7 +6,7 @@ import pandas as pd, pytest
 from execnb.nbio import read_nb
 from execnb.shell import CaptureShell
 from posereid.docs import kept_captions
-from posereid.stages.tables import TABLES, part_name, part_names, read_lines, run_name
+from posereid.experiment.tables import TABLES, part_name, part_names, read_lines, run_name
 
 NBS = Path(__file__).parents[1]/'nbs'
 READERS = 'explanations/choices explanations/datasets explanations/pose_coverage explanations/protocols explanations/reranking'.split() # the other explanations train, if only for seconds

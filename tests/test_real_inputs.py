@@ -13,7 +13,7 @@ from posereid.data.layouts import load_dataset, reading_notes
 from posereid.data.manifest import pick
 from posereid.pose.files import PoseTable, read_poses, write_market_csv, write_poses
 from posereid.pose.joints import walking_pose
-from posereid.stages.inputs import folder_inputs
+from posereid.experiment.inputs import folder_inputs
 
 slow = pytest.mark.slow
 REID = ['reid.width=4', 'reid.epochs=1', 'reid.bs=8']

@@ -18,9 +18,9 @@ from posereid.models.reid import reid_net
 from posereid.stages import generate as gen, guider as gd, transfer as tr
 from posereid.stages.augment import augment, smoothed_eps
 from posereid.stages.generate import GenerateSettings, generate, generated_name, generated_names, market_names, plan, plan_id, write_generated
-from posereid.stages.guider import ReIDSettings, equal_steps, freeze, load_reid, step_lr, train_reid
-from posereid.stages.inputs import folder_inputs, poses_beside, read_set, share_people
-from posereid.stages.presets import PRESETS, RECIPES, experiment_settings, other_form, recipe
+from posereid.stages.reid import ReIDSettings, equal_steps, freeze, load_reid, step_lr, train_reid
+from posereid.experiment.inputs import folder_inputs, poses_beside, read_set, share_people
+from posereid.experiment.presets import PRESETS, RECIPES, experiment_settings, other_form, recipe
 from posereid.stages.transfer import TransferSettings, guider_input, load_generator, train_transfer
 from posereid.synth.world import load_world, tiny_world
 
@@ -601,7 +601,7 @@ def test_joints_of_two_sets(sets):
         df,t = getattr(i, o),read_poses(sets/f'{o}_poses.csv')
         assert torch.equal(i.poses.of(df), t.of(df))
     assert len(i.poses) == len(i.target)+len(i.source) and i.poses.names[0] == Path(i.poses.names[0]).name
-    from posereid.stages.inputs import _both
+    from posereid.experiment.inputs import _both
     a,b = PoseTable(['x','y'], i.poses.joints[:2]),PoseTable(['y','z'], i.poses.joints[2:4])
     assert _both(a, b).names == ['x','y','z'] and torch.equal(_both(a, b).joints, i.poses.joints[[0,1,3]])
 
@@ -672,7 +672,7 @@ def test_scores_without_cameras(sets, tmp_path):
 
 def test_scores_of_tracklets(tmp_path):
     "On MARS each line of per_query.csv is a tracklet"
-    from posereid.stages.experiments import score_model
+    from posereid.experiment.engine import score_model
     from posereid.synth.sets import toy_sets
     i = folder_inputs(toy_sets()/'MARS', need_poses=False)
     res = score_model(reid_net(i.train.pid.nunique(), 'small', 4).eval(), i, ReIDSettings(width=4), tmp_path)
@@ -681,7 +681,7 @@ def test_scores_of_tracklets(tmp_path):
 
 def test_drawn_pictures_are_those_of_the_plan(sets, tmp_path):
     "Rows of a plan find their pictures by source and pose, whatever files are called"
-    from posereid.stages.experiments import Experiment, pick_rows
+    from posereid.experiment.engine import Experiment, pick_rows
     i = folder_inputs(sets/'target', sets/'source')
     exp = Experiment(pick_rows('control,guided'), experiment_settings('smoke'), tmp_path/'run', i)
     whole = exp.todo(exp.groups)
@@ -691,7 +691,7 @@ def test_drawn_pictures_are_those_of_the_plan(sets, tmp_path):
     assert exp.drawn(tmp_path/'g', some).float().mean((1,2,3)).round().tolist() == [5,0,17]
 
 def test_a_line_comes_again_by_its_command(sets, tmp_path):
-    from posereid.stages.tables import _command, open_part, TABLES
+    from posereid.experiment.tables import _command, open_part, TABLES
     d = dict(data=sets/'target', poses=None, cameras=False, layout='market1501', choices=dict(read=dict(odd='skip', links='true'), pose_read=dict(people='first')))
     said = _command('tbl1', 1, 'control', dict(preset='smoke', data=d, opts=[]))
     for o in ('--data target', '--no_cameras', '--layout market1501', '--read odd=skip links=true', '--pose_read people=first'): assert o in said, (o, said)

@@ -8,10 +8,10 @@ from posereid import cli
 from posereid.core import InputError
 from posereid.data.sampler import pk_shape
 from posereid.data.block import ReIDBatch, TripletBatch, colour_jitter, random_erase, reid_dls
-from posereid.stages.experiments import COLUMNS, Experiment, class_probability, doubt, pick_rows, row_settings
-from posereid.stages.presets import experiment_settings
+from posereid.experiment.engine import COLUMNS, Experiment, class_probability, doubt, pick_rows, row_settings
+from posereid.experiment.presets import experiment_settings
 from posereid.evaluate.results import difference, finding, scores_table, verdict, verdicts
-from posereid.stages.tables import EPSILONS, LINE, NS, TABLES, n_rows, open_part, part_names, part_rows, read_lines, reproduce, run_name
+from posereid.experiment.tables import EPSILONS, LINE, NS, TABLES, n_rows, open_part, part_names, part_rows, read_lines, reproduce, run_name
 
 SMALL = ['world.n_train=6', 'world.per_train=4', 'world.n_source=4', 'world.per_source=8', 'world.n_test=4', 'world.per_test=5', 'world.n_junk=2',
          'world.n_distractor=2', 'reid.width=4', 'reid.epochs=1', 'reid.bs=8', 'transfer.width=4', 'transfer.d_width=4', 'transfer.pairs=32',
@@ -39,7 +39,7 @@ def table(exp): return exp.results().set_index('name')
 
 def sets_of(exp, name, **kw):
     from posereid.data.layouts import read_generated
-    from posereid.stages.experiments import row_settings
+    from posereid.experiment.engine import row_settings
     row = next(r for r in exp.rows if r['row']==name)
     return read_generated(exp.pictures(row, row_settings(row, exp.groups)))
 
@@ -69,7 +69,7 @@ def test_nothing_but_the_rows_differs(exp, table):
 
 
 def test_an_epsilon_for_each_picture(exp, table):
-    import posereid.stages.experiments as e
+    import posereid.experiment.engine as e
     row = next(r for r in exp.rows if r['row']=='trusted')
     g = e.row_settings(row, exp.groups)
     path = exp.pictures(row, g)
@@ -166,7 +166,7 @@ def test_tables_share_what_they_share():
 def test_every_table_is_one(name):
     for part in TABLES[name]['parts']:
         groups = experiment_settings('smoke', opts=part.get('opts', []), recipe_name=part.get('recipe'))
-        from posereid.stages.experiments import check_row, row_settings
+        from posereid.experiment.engine import check_row, row_settings
         rows = part_rows(part, TRIED)
         assert [r['row'] for r in rows]==part_names(part) and len({r['row'] for r in rows})==len(rows)
         for r in rows: check_row(r, groups)
@@ -187,7 +187,7 @@ def test_a_chosen_row_alone_is_chosen_first(tmp_path, monkeypatch):
     def result(self, row):
         asked.append(row['row'])
         return dict(row=row['title'], name=row['row'], map_trap=1., seed=1)
-    monkeypatch.setattr('posereid.stages.experiments.Experiment.result', result)
+    monkeypatch.setattr('posereid.experiment.engine.Experiment.result', result)
     df = reproduce('fig5', tmp_path/'o', tmp_path/'r', only='tuned_2', **ARGS)
     assert asked==[r['row'] for r in n_rows(NS, EPSILONS, 'try')]+['tuned_2'] and df.command.iloc[-1].startswith('posereid_reproduce fig5 --seeds 1 --rows tuned_2')
     with pytest.raises(InputError, match="no row 'tuned_4'; the nearest is 'tuned_"): reproduce('fig5', tmp_path/'o', tmp_path/'r', only='tuned_4', **ARGS)
