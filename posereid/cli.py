@@ -237,7 +237,7 @@ def posereid_guider(
 
 def _reid(inputs, s, generated, out, fresh, desc):
     "Train a ReID model in a run folder and score it"
-    from posereid.data.layouts import read_generated
+    from posereid.data.market import read_generated
     from posereid.data.manifest import train_labels
     from posereid.stages.augment import augment
     from posereid.experiment.engine import score_model
@@ -366,7 +366,8 @@ def posereid_eval(
 ):
     "Score a trained ReID model on the queries and gallery of a set, by its protocol"
     from posereid.data.block import PictureStore
-    from posereid.data.layouts import check_test, reading_notes
+    from posereid.data.layouts import check_test
+    from posereid.data.market import reading_notes
     from posereid.evaluate.protocol import evaluate_reid
     from posereid.experiment.engine import seen_by
     from posereid.experiment.inputs import kind_of, read_set

@@ -12,7 +12,8 @@ from PIL import Image
 
 from posereid.core import InputError, weights_hash
 from posereid.data.block import PictureStore, to_float
-from posereid.data.layouts import load_dataset, parse_market_name, read_generated
+from posereid.data.layouts import load_dataset
+from posereid.data.market import parse_market_name, read_generated
 from posereid.data.manifest import make_manifest, pick, train_labels
 from posereid.models.reid import reid_net
 from posereid.stages import generate as gen, guider as gd, transfer as tr

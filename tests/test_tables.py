@@ -38,7 +38,7 @@ def table(exp): return exp.results().set_index('name')
 
 
 def sets_of(exp, name, **kw):
-    from posereid.data.layouts import read_generated
+    from posereid.data.market import read_generated
     from posereid.experiment.engine import row_settings
     row = next(r for r in exp.rows if r['row']==name)
     return read_generated(exp.pictures(row, row_settings(row, exp.groups)))

@@ -22,7 +22,7 @@ from ..pose.judge import JointNet, find_joints, fit_joints, pose_error
 from ..metrics.images import l1_error, ssim
 from ..metrics.stats import write_per_query
 from ..data.manifest import label_of, picture_keys, train_labels
-from ..data.layouts import read_generated
+from ..data.market import read_generated
 from ..data.block import PictureStore, centre_crop
 from ..synth.world import WorldSettings, render_as
 from ..evaluate.protocol import batches, eval_mode, evaluate_reid, identity_scores, reestimate_bn, test_rows, to_input

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from torch import nn
 from ..core import InputError, RunFolder, default_device, load_weights, progress, save_weights, seed_everything, to_json, weights_hash, write_beside
 from ..data.block import reid_dls, to_uint8
-from ..data.layouts import read_generated
+from ..data.market import read_generated
 from ..data.manifest import pick, train_labels
 from ..losses.transfer import discriminator_loss, generator_adv_loss
 from ..models.dcgan import DCGANDiscriminator, DCGANGenerator
