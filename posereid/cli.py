@@ -365,7 +365,7 @@ def posereid_eval(
     read:_read=None,          # Choices of that reader, such as odd=skip links=true
 ):
     "Score a trained ReID model on the queries and gallery of a set, by its protocol"
-    from posereid.data.block import PictureStore
+    from posereid.data.pictures import PictureStore
     from posereid.data.layouts import check_test
     from posereid.data.market import reading_notes
     from posereid.evaluate.protocol import evaluate_reid

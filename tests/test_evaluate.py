@@ -6,7 +6,8 @@ from posereid.core import InputError
 from posereid.evaluate.plots import plot_cmc, plot_grid, plot_intervals, plot_ranking
 from posereid.evaluate.protocol import (batches, eval_mode, evaluate_reid, extract_features, identity_scores,
     protocol_string, rank_pictures, reestimate_bn, test_rows, to_input, tracklet_features)
-from posereid.metrics.retrieval import euclidean_distance, retrieval, score_features, single_shot_cmc
+from posereid.metrics.retrieval import euclidean_distance, retrieval, score_features
+from posereid.metrics.protocols import single_shot_cmc
 from posereid.metrics.stats import mean_interval
 
 

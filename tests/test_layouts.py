@@ -12,7 +12,7 @@ from posereid.data.market import account, read_duke, read_market, read_msmt17, r
 from posereid.data.own import camera_rule, number_people, read_csv, read_folder
 from posereid.data.layouts import (check_test, check_train, find_layout, load_dataset, matched,
                                    reader_choices, there_are, typed)
-from posereid.metrics.retrieval import multi_query, pool_features
+from posereid.metrics.protocols import multi_query, pool_features
 from posereid.data.cuhk03 import read_cuhk03, read_cuhk03_split
 from posereid.data.mars import read_mars, read_mars_tracks
 from posereid.data.matlab import read_mat

@@ -8,7 +8,7 @@ from PIL import Image
 
 from posereid import cli
 from posereid.core import InputError
-from posereid.data.block import load_poses
+from posereid.data.pairs import load_poses
 from posereid.data.layouts import load_dataset
 from posereid.data.market import reading_notes
 from posereid.data.manifest import pick

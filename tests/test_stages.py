@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from posereid.core import InputError, weights_hash
-from posereid.data.block import PictureStore, to_float
+from posereid.data.pictures import PictureStore
+from posereid.data.transforms import to_float
 from posereid.data.layouts import load_dataset
 from posereid.data.market import parse_market_name, read_generated
 from posereid.data.manifest import make_manifest, pick, train_labels

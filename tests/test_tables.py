@@ -7,7 +7,8 @@ import numpy as np, pandas as pd, pytest, torch
 from posereid import cli
 from posereid.core import InputError
 from posereid.data.sampler import pk_shape
-from posereid.data.block import ReIDBatch, TripletBatch, colour_jitter, random_erase, reid_dls
+from posereid.data.block import ReIDBatch, TripletBatch, reid_dls
+from posereid.data.transforms import colour_jitter, random_erase
 from posereid.experiment.engine import COLUMNS, Experiment, class_probability, doubt, pick_rows, row_settings
 from posereid.experiment.presets import experiment_settings
 from posereid.evaluate.results import difference, finding, scores_table, verdict, verdicts

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from typing import NamedTuple
 from ..core import InputError
 from ..metrics.rerank import rerank_features
-from ..metrics.retrieval import (DISTANCES, RetrievalResult, cosine_distance, euclidean_distance, multi_query, retrieval,
-    score_features, single_shot_cmc)
+from ..metrics.retrieval import (DISTANCES, RetrievalResult, cosine_distance,
+                                        euclidean_distance, retrieval, score_features)
+from ..metrics.protocols import multi_query, single_shot_cmc
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #c006
 @contextmanager

@@ -23,7 +23,8 @@ from ..metrics.images import l1_error, ssim
 from ..metrics.stats import write_per_query
 from ..data.manifest import label_of, picture_keys, train_labels
 from ..data.market import read_generated
-from ..data.block import PictureStore, centre_crop
+from ..data.pictures import PictureStore
+from ..data.transforms import centre_crop
 from ..synth.world import WorldSettings, render_as
 from ..evaluate.protocol import batches, eval_mode, evaluate_reid, identity_scores, reestimate_bn, test_rows, to_input
 from ..stages.reid import ReIDSettings, as_classifier, equal_steps, freeze, train_reid

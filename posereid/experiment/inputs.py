@@ -20,7 +20,8 @@ from ..data.manifest import pick
 from ..data.layouts import (READERS, check_test, check_train, find_layout, load_dataset,
                                    reader_choices, there_are)
 from ..data.market import reading_notes
-from ..data.block import PictureStore, load_poses, poses_for, shorten
+from ..data.pictures import PictureStore
+from ..data.pairs import load_poses, poses_for, shorten
 from ..data.sampler import epoch_pairs
 from ..synth.world import World, WorldSettings, load_world, make_world
 from ..stages.reid import load_reid

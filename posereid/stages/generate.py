@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..core import (JPEG, InputError, RunFolder, default_device, hash_settings, progress, seed_everything,
                            weights_hash, write_beside)
-from ..data.block import to_float, to_uint8
+from ..data.transforms import to_float, to_uint8
 from ..data.market import read_generated
 from ..data.manifest import pick, picture_keys, write_manifest
 from ..imagefiles import ENDINGS

@@ -18,7 +18,8 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import nn
 from ..core import InputError, RunFolder, default_device, load_weights, progress, save_weights, seed_everything, to_json, weights_hash, write_beside
-from ..data.block import reid_dls, to_uint8
+from ..data.block import reid_dls
+from ..data.transforms import to_uint8
 from ..data.market import read_generated
 from ..data.manifest import pick, train_labels
 from ..losses.transfer import discriminator_loss, generator_adv_loss
