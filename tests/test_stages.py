@@ -17,7 +17,7 @@ from posereid.data.layouts import load_dataset
 from posereid.data.market import parse_market_name, read_generated
 from posereid.data.manifest import make_manifest, pick, train_labels
 from posereid.models.reid import reid_net
-from posereid.stages import generate as gen, guider as gd, transfer as tr
+from posereid.stages import fit, generate as gen, reid, transfer as tr
 from posereid.stages.augment import augment, smoothed_eps
 from posereid.stages.generate import GenerateSettings, generate, generated_name, generated_names, market_names, plan, plan_id, write_generated
 from posereid.stages.reid import ReIDSettings, equal_steps, freeze, load_reid, step_lr, train_reid
@@ -124,12 +124,12 @@ def interrupt(monkeypatch, epoch):
     def after_batch(self):
         if self.epoch==epoch and self.iter==1: raise KeyboardInterrupt
         was(self)
-    monkeypatch.setattr(gd.EpochLog, 'after_batch', after_batch)
+    monkeypatch.setattr(fit.EpochLog, 'after_batch', after_batch)
 
 def test_reid_once(data, tmp_path, monkeypatch):
     s = ReIDSettings(width=4, epochs=1)
     net = train_reid(data.train, data.store, data.labels, s, tmp_path/'r')
-    monkeypatch.setattr(gd, 'fit_stage', lambda *a, **k: pytest.fail('trained twice'))
+    monkeypatch.setattr(reid, 'fit_stage', lambda *a, **k: pytest.fail('trained twice'))
     again = train_reid(data.train, data.store, data.labels, s, tmp_path/'r')
     x = to_float(data.store.get(data.train.path[:4]))
     assert torch.equal(net(x), again(x)) and not again.training

@@ -24,7 +24,8 @@ from ..data.manifest import pick, picture_keys, write_manifest
 from ..imagefiles import ENDINGS
 from ..pose.bank import bank_rows, choose_poses
 from ..pose.draw import draw_skeletons
-from .reid import at_least_one, one_of, open_run
+from .fit import at_least_one, open_run
+from ..core import one_of
 
 # %% ../../nbs/83_stages.generate.ipynb #c005
 @dataclass

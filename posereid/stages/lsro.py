@@ -25,7 +25,8 @@ from ..data.manifest import pick, train_labels
 from ..losses.transfer import discriminator_loss, generator_adv_loss
 from ..models.dcgan import DCGANDiscriminator, DCGANGenerator
 from .generate import write_generated
-from .reid import PlainBatch, StageLearner, at_least_one, fit_stage, frame_id, last_row, open_run
+from .fit import (PlainBatch, StageLearner, at_least_one, fit_stage, frame_id,
+                                 last_row, open_run)
 from .transfer import TwoAdams, held, split_DG
 
 # %% ../../nbs/85_stages.lsro.ipynb #febdf2ca
