@@ -369,7 +369,7 @@ def posereid_eval(
     from posereid.data.layouts import check_test
     from posereid.data.market import reading_notes
     from posereid.evaluate.protocol import evaluate_reid
-    from posereid.experiment.engine import seen_by
+    from posereid.evaluate.protocol import seen_by
     from posereid.experiment.inputs import kind_of, read_set
     from posereid.stages.reid import load_reid
     net,kind = load_reid(model),kind_of(model/'reid.json')

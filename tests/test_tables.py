@@ -9,7 +9,8 @@ from posereid.core import InputError
 from posereid.data.sampler import pk_shape
 from posereid.data.block import ReIDBatch, TripletBatch, reid_dls
 from posereid.data.transforms import colour_jitter, random_erase
-from posereid.experiment.engine import COLUMNS, Experiment, class_probability, doubt, pick_rows, row_settings
+from posereid.experiment.engine import COLUMNS, Experiment, doubt, pick_rows, row_settings
+from posereid.evaluate.protocol import class_probability
 from posereid.experiment.presets import experiment_settings
 from posereid.evaluate.results import difference, finding, scores_table, verdict, verdicts
 from posereid.experiment.tables import EPSILONS, LINE, NS, TABLES, n_rows, open_part, part_names, part_rows, read_lines, reproduce, run_name

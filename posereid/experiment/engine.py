@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAIN', 'OPTIONAL', 'COLUMNS', 'INDEPENDENT', 'pick_rows', 'check_row', 'row_settings', 'Experiment', 'shown_to',
-           'doubt', 'class_probability', 'Middle', 'seen_by', 'score_model', 'net_name', 'add_deltas', 'write_results',
-           'gradient_energy', 'independent']
+           'doubt', 'score_model', 'net_name', 'add_deltas', 'write_results', 'gradient_energy', 'independent']
 
 # %% ../../nbs/93_experiment.engine.ipynb #c002
 import json
@@ -26,7 +25,7 @@ from ..data.market import read_generated
 from ..data.pictures import PictureStore
 from ..data.transforms import centre_crop
 from ..synth.world import WorldSettings, render_as
-from ..evaluate.protocol import batches, eval_mode, evaluate_reid, identity_scores, reestimate_bn, test_rows, to_input
+from ..evaluate.protocol import class_probability, evaluate_reid, identity_scores, reestimate_bn, seen_by, test_rows
 from ..stages.reid import ReIDSettings, as_classifier, equal_steps, freeze, train_reid
 from ..stages.transfer import TransferSettings, train_transfer
 from ..stages.generate import generate, plan, skeletons_for, write_generated
@@ -339,36 +338,7 @@ def doubt(
         lo,hi = (c,hi) if np.minimum(c*q, 1).mean()<eps else (lo,c)
     return np.minimum(hi*q, 1)
 
-@torch.no_grad()
-def class_probability(
-    model,                 # A classifier: float pictures in [−1,1] to `(n, K)` scores
-    pictures:torch.Tensor, # `(n, 3, h, w)` uint8
-    label,                 # `(n,)` identity indices
-    bs:int=256             # Batch size
-) -> np.ndarray:           # `(n,)`
-    "Probability that the model gives to the person that a picture should show"
-    with eval_mode(model):
-        p = torch.cat([model(to_input(x)).float().softmax(1) for x in batches(pictures, bs)])
-    return p.gather(1, torch.as_tensor(np.asarray(label))[:,None])[:,0].numpy()
-
 # %% ../../nbs/93_experiment.engine.ipynb #c044
-class Middle:
-    "A store's pictures, cropped to the middle, as the paper tests a net that was trained on random crops (§4.2)"
-    def __init__(self,
-        store:PictureStore, # Whole pictures
-        crop:tuple          # Height and width of the middle
-    ): self.store,self.size = store,tuple(crop)
-    def get(self,
-        items # Manifest or paths
-    ): return centre_crop(self.store.get(items), self.size)
-
-def seen_by(
-    store:PictureStore, # Pictures at the size that a net was trained on
-    crop:tuple=()       # What it was trained to see of them; nothing: all
-):                      # A store
-    "The pictures as a ReID net is tested on them"
-    return Middle(store, crop) if crop and tuple(crop)!=store.size else store
-
 def score_model(
     model,                 # A ReID model
     inputs:Inputs,         # Target set with query, gallery and train
