@@ -174,7 +174,7 @@ def posereid_reproduce(
         d = df[df.part==part_name(part)]
         if not len(d): continue
         if t.get('pictures'): tell('\n'+plain_table(picture_table(d))); continue
-        tell(f'\n{part_name(part)}\n{plain_table(scores_table(d, "equal_steps" if "equal_steps" in list(d.name) else d.name.iloc[0]))}')
+        tell(f'\n{part_name(part)}\n{plain_table(scores_table(d, "equal_steps" if "equal_steps" in list(d.row) else d.row.iloc[0]))}')
     tell(f"\n{Path(out)/f'{name}.csv'}")
 
 # %% ../nbs/98_cli.ipynb #402a2113
