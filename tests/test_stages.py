@@ -21,6 +21,7 @@ from posereid.stages import fit, generate as gen, reid, transfer as tr
 from posereid.stages.augment import augment, smoothed_eps
 from posereid.stages.generate import GenerateSettings, generate, generated_name, generated_names, market_names, plan, plan_id, write_generated
 from posereid.stages.reid import ReIDSettings, equal_steps, freeze, load_reid, step_lr, train_reid
+import posereid.experiment.judges
 from posereid.experiment.inputs import folder_inputs, poses_beside, read_set, share_people
 from posereid.experiment.presets import PRESETS, RECIPES, experiment_settings, other_form, recipe
 from posereid.stages.transfer import TransferSettings, guider_input, load_generator, train_transfer

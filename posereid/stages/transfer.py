@@ -15,6 +15,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,22 +25,21 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core import (InputError, RunFolder, default_device, load_weights, save_weights, seed_everything, sha12,
-                           to_json, weights_hash, write_beside)
+from ..core import (InputError, RunFolder, Settings, default_device, load_weights, save_weights,
+                           seed_everything, sha12, to_json, weights_hash, write_beside)
 from ..data.block import transfer_dls
 from ..data.manifest import pick
-from ..losses.transfer import (check_form, discriminator_loss, generator_adv_loss, guider_ce, guider_triplet, l1_loss,
+from ..losses.transfer import (GAN_FORMS, discriminator_loss, generator_adv_loss, guider_ce, guider_triplet, l1_loss,
                                       transfer_loss)
 from ..models.discriminator import StackedDiscriminator
 from ..models.generator import SiameseUNet
 from .fit import (PlainBatch, StageLearner, at_least_one, fit_stage, frame_id,
                                  last_row, open_run, plain)
 from .reid import freeze
-from ..core import one_of
 
 # %% ../../nbs/82_stages.transfer.ipynb #c005
 @dataclass
-class TransferSettings:
+class TransferSettings(Settings):
     "Every choice of step two (§3.2, §4.2); what the paper leaves open is named here too"
     size:tuple=(64,32)       # Height and width of the pictures
     width:int=16             # Channels of the first layer of the generator
@@ -47,13 +47,13 @@ class TransferSettings:
     d_layers:int=3           # Strided layers of the discriminator
     depth:int|None=None      # Halvings in the generator; none: as many as the size allows
     shared:bool=False        # One encoder for appearance and skeleton instead of two
-    norm:str='batch'         # `batch` or `instance`, in G and D
-    up:str='resize'          # `resize` or `transposed` convolutions on the way up
-    skips:str='both'         # Encoders that send skips: `both` or `appearance`
+    norm:Literal['batch','instance']='batch' # `batch` or `instance`, in G and D
+    up:Literal['resize','transposed']='resize' # `resize` or `transposed` convolutions on the way up
+    skips:Literal['both','appearance']='both' # Encoders that send skips: `both` or `appearance`
     head:int=0               # Maps at full size before G's last convolution; 0: none, as in pix2pix
     blend:bool=False         # G also draws a mask and keeps the appearance's pixels where it says so
     dropout:float=0.         # Dropout in the inner layers of the generator
-    gan:str='nonsat'         # `nonsat`, `minimax` (both Eq. 1) or `lsgan`
+    gan:Literal[GAN_FORMS]='nonsat' # `nonsat`, `minimax` (both Eq. 1) or `lsgan`
     adv:float=1.             # Weight of the adversarial term; 0 trains without discriminator
     lam:float=10.            # λ of Eq. 5, weight of Eq. 2
     beta:float=1.            # β of Eq. 5, weight of Eq. 3; 0 is the unguided generator
@@ -64,17 +64,17 @@ class TransferSettings:
     bs:int=16                # Pairs in a batch, those of the source included
     pairs:int=24000          # Pairs in all
     parts:int=10             # Parts they are split into: one row of the log, one checkpoint each
-    pair:str='same_camera'   # What y may be: `same_camera` as x, or `any`
-    source_pair:str=''       # The same for the source; nothing: `tracklet` where it has them, else as `pair`
-    missing:str='skip'       # Pictures without a pose: `skip` them, or `keep` them with a black skeleton
-    aux:str='mixed'          # Source pairs go through G `mixed` with target pairs, or `apart`
+    pair:Literal['same_camera','any']='same_camera' # What y may be: `same_camera` as x, or `any`
+    source_pair:Literal['','tracklet','same_camera','any']='' # The same for the source; nothing: `tracklet` where it has them, else as `pair`
+    missing:Literal['skip','keep']='skip' # Pictures without a pose: `skip` them, or `keep` them with a black skeleton
+    aux:Literal['mixed','apart']='mixed' # Source pairs go through G `mixed` with target pairs, or `apart`
     flip:bool=True           # Mirror half of the pairs, with their skeletons
     foreground:float=0.      # Extra weight of Eq. 2 near the skeleton
     guider_size:tuple=()     # What the guider sees is resized to this; nothing: as it is
     guider_crop:tuple=()     # And then centre-cropped to this; nothing: not cropped
     guider_pad:int=0         # And shifted by up to so many pixels at random
     margin:float=1.          # α of Eq. 4, if the guider was trained with triplets
-    positive:str='other'     # The real picture of Eq. 4: of the same person, `other` than x, or `any`
+    positive:Literal['other','any']='other' # The real picture of Eq. 4: of the same person, `other` than x, or `any`
     seed:int=0               # First weights, pairs and order
 
 # %% ../../nbs/82_stages.transfer.ipynb #c007
@@ -158,9 +158,6 @@ def transfer_model(
 ) -> TransferModel:            # Fresh weights
     "Build G and D, once the settings make sense, beside the guider"
     s = settings
-    check_form(s.gan)
-    one_of('transfer.aux', s.aux, ('mixed','apart'))
-    one_of('transfer.positive', s.positive, ('other','any'))
     at_least_one('transfer', s, 'width', 'd_width', 'd_layers', 'bs', 'pairs', 'parts')
     G = SiameseUNet(s.size, s.width, s.depth, s.shared, s.norm, s.up, s.skips, s.dropout, head=s.head, blend=s.blend)
     D = StackedDiscriminator(s.d_width, s.d_layers, s.norm)
