@@ -67,12 +67,12 @@ def _clothes(rng, cls, spread, contrast):
     return up, np.clip(up + contrast*rng.uniform(.6, 1., (n,1))*(to-up), .02, .95), lo
 
 def sample_people(
-    n:int,              # Number of people
-    seed:int|list=0,    # Seed, or list of integers, for `numpy.random.default_rng`
-    spread:float=.12,   # Spread of colours around a palette entry (log scale)
-    contrast:float=.7,  # Contrast between a garment and its pattern, from 0 to 1
-    sided:float=0.      # Share of people whose front shows a colour that their back does not
-) -> People:            # Population of `n` people
+    n:int,             # Number of people
+    seed:int|list=0,   # Seed, or list of integers, for `numpy.random.default_rng`
+    spread:float=.12,  # Spread of colours around a palette entry (log scale)
+    contrast:float=.7, # Contrast between a garment and its pattern, from 0 to 1
+    sided:float=0.     # Share of people whose front shows a colour that their back does not
+) -> People:           # Population of `n` people
     "Draw a population at random"
     rng = np.random.default_rng(seed)
     cls = rng.choice(3, size=n, p=CLASS_SHARE)
@@ -124,11 +124,11 @@ def _gestures(rng, a):
     return a
 
 def sample_poses(
-    n:int,               # Number of poses
-    seed:int|list=0,     # Seed, or list of integers, for `numpy.random.default_rng`
-    rich:bool=True,      # Long strides and gestures; False: small strides alone
-    yaw:np.ndarray=None  # `(n,)` walking directions, radians; None: uniform over the circle
-) -> np.ndarray:         # `(n, 15)` angles, radians, in the order of `ANGLES`
+    n:int,              # Number of poses
+    seed:int|list=0,    # Seed, or list of integers, for `numpy.random.default_rng`
+    rich:bool=True,     # Long strides and gestures; False: small strides alone
+    yaw:np.ndarray=None # `(n,)` walking directions, radians; None: uniform over the circle
+) -> np.ndarray:        # `(n, 15)` angles, radians, in the order of `ANGLES`
     "Draw poses at random"
     rng = np.random.default_rng(seed)
     yaw = rng.uniform(-np.pi, np.pi, n) if yaw is None else np.asarray(yaw)
@@ -187,9 +187,9 @@ def _upper(ang, n, sh, hs):
 
 # %% ../../nbs/65_synth.people.ipynb #c022
 def skeleton(
-    people:People,            # `n` people
-    angles:np.ndarray|Tensor  # `(n, 15)` poses, radians, in the order of `ANGLES`
-) -> dict:                    # Points by name, `(n, 3)` each, in camera axes and body heights
+    people:People,           # `n` people
+    angles:np.ndarray|Tensor # `(n, 15)` poses, radians, in the order of `ANGLES`
+) -> dict:                   # Points by name, `(n, 3)` each, in camera axes and body heights
     "Forward kinematics of `n` people in `n` poses"
     ang = torch.as_tensor(angles, dtype=torch.float32)
     n = len(ang)
@@ -240,9 +240,9 @@ _RADII = dict(head=(.058,.056), neck=(.03,.03), chest_r=(.062,.058), chest_l=(.0
               backpack=(.062,.072), handbag=(.018,.055), coat=(.080,.088))
 
 def body(
-    people:People,            # `n` people
-    angles:np.ndarray|Tensor  # `(n, 15)` poses, radians, in the order of `ANGLES`
-) -> tuple:                   # Points of `skeleton`, ends `(n, 24, 2, 3)`, radii `(n, 24, 2)`
+    people:People,           # `n` people
+    angles:np.ndarray|Tensor # `(n, 15)` poses, radians, in the order of `ANGLES`
+) -> tuple:                  # Points of `skeleton`, ends `(n, 24, 2, 3)`, radii `(n, 24, 2)`
     "The rounded cones of `n` people in `n` poses, in body heights"
     p = skeleton(people, angles)
     r = torch.tensor([_RADII[k] for k in PARTS])[None].repeat(len(people), 1, 1)

@@ -39,10 +39,10 @@ def _scene(rng, h, w):
     return base
 
 def sample_camera(
-    seed:int|list,       # Seed, or list of integers, for `numpy.random.default_rng`
-    size:tuple=(64,32),  # Picture height and width, pixels
-    cast:float=.06       # Spread of the colour cast (log gain)
-) -> Camera:             # Camera with a scene of its own
+    seed:int|list,      # Seed, or list of integers, for `numpy.random.default_rng`
+    size:tuple=(64,32), # Picture height and width, pixels
+    cast:float=.06      # Spread of the colour cast (log gain)
+) -> Camera:            # Camera with a scene of its own
     "Draw a camera at random"
     rng = np.random.default_rng(seed)
     h, w = 96, 72
@@ -86,7 +86,7 @@ def cone_depth(
     b:Tensor,  # `(m, 3)` centre of the second end
     ra:Tensor, # `(m,)` radius at `a`
     rb:Tensor  # `(m,)` radius at `b`
-) -> tuple:    # `(m,)` depth, infinite for a miss; `(m,)` surface: 0 side, 1 ball at `a`, 2 ball at `b`
+) -> tuple:    # `(m,)` depth, ∞ for a miss; `(m,)` surface: 0 side, 1 ball at `a`, 2 ball at `b`
     "First hit of rays along z with rounded cones, in closed form"
     dx, dy, dz = (b-a).unbind(-1)
     px, py = o[:,0]-a[:,0], o[:,1]-a[:,1]
@@ -250,15 +250,15 @@ def _noise(seeds, h, w, sd):
 
 # %% ../../nbs/66_synth.render.ipynb #c026
 def render(
-    people:People,             # `n` people
-    angles:np.ndarray|Tensor,  # `(n, 15)` poses, radians, in the order of `ANGLES`
-    cams:list,                 # Cameras
-    camera:np.ndarray|Tensor,  # `(n,)` index of the camera that looks at each person
-    shots:np.ndarray|Tensor,   # `(n, 12)` shots, in the order of `SHOT`
-    seeds:list|np.ndarray,     # `(n,)` seeds of the noise
-    size:tuple=(64,32),        # Picture height and width, pixels
-    noise:float=.012           # Standard deviation of the noise, on colours from 0 to 1
-) -> tuple:                    # Pictures `(n, 3, h, w)` uint8, joints `(n, 18, 3)`, masks `(n, h, w)`
+    people:People,            # `n` people
+    angles:np.ndarray|Tensor, # `(n, 15)` poses, radians, in the order of `ANGLES`
+    cams:list,                # Cameras
+    camera:np.ndarray|Tensor, # `(n,)` index of the camera that looks at each person
+    shots:np.ndarray|Tensor,  # `(n, 12)` shots, in the order of `SHOT`
+    seeds:list|np.ndarray,    # `(n,)` seeds of the noise
+    size:tuple=(64,32),       # Picture height and width, pixels
+    noise:float=.012          # Standard deviation of the noise, on colours from 0 to 1
+) -> tuple:                   # `(n, 3, h, w)` uint8 pictures, `(n, 18, 3)` joints, `(n, h, w)` masks
     "Look at `n` people through cameras; a mask is the share of each pixel that shows the person"
     camera, shot = torch.as_tensor(camera), torch.as_tensor(shots, dtype=torch.float32)
     h, w = 2*size[0], 2*size[1]

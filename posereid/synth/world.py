@@ -171,7 +171,7 @@ def draw(self:Cast,
     bs:int=32,        # Pictures rendered at a time
     watch:bool=False, # Show a progress bar
     **given           # `angles`, `shots` or `seeds`, `(n, …)`, to replace those of the list
-) -> tuple:           # Pictures `(n, 3, h, w)` uint8; joints `(n, 18, 3)`; person masks `(n, h, w)`
+) -> tuple:           # `(n, 3, h, w)` uint8 pictures, `(n, 18, 3)` joints, `(n, h, w)` masks
     "Render pictures of a world"
     rows = np.asarray(rows)
     col = {k: given.get(k, getattr(self,k)[rows]) for k in ('angles','shots','seeds')}
@@ -264,9 +264,9 @@ def load_world(
 
 # %% ../../nbs/67_synth.world.ipynb #c030
 def tiny_world(
-    world:int=0,    # Number of the world
-    root:Path=None  # Folder of the world; None: in the cache, shared by all
-) -> World:         # World that was read
+    world:int=0,   # Number of the world
+    root:Path=None # Folder of the world; None: in the cache, shared by all
+) -> World:        # World that was read
     "A world of under 200 pictures, which all pages share"
     return load_world(make_world(WorldSettings(world=world, **TINY), root))
 
@@ -285,11 +285,11 @@ def rows_of(self:Cast,
 
 def render_as(
     world:World,          # Synthetic world
-    appearances:list,     # Pictures that give person, camera, scene and light, by path or base name
-    pose_from:list,       # Pictures that give the pose, one for each
+    appearances:list,     # Names or paths of pictures that give person, camera, scene and light
+    pose_from:list,       # Names or paths of pictures that give the pose, one for each
     with_mask:bool=False, # Return the person masks too
     watch:bool=False      # Show a progress bar
-) -> Tensor|tuple:        # Pictures `(n, 3, h, w)` uint8; with `with_mask` also masks `(n, h, w)`
+) -> Tensor|tuple:        # `(n, 3, h, w)` uint8 pictures; with `with_mask` also `(n, h, w)` masks
     "The true pictures of a transfer: each person in the other's pose"
     c = world.cast
     a, p = c.rows_of(appearances), c.rows_of(pose_from)
