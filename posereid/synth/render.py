@@ -258,8 +258,8 @@ def render(
     seeds:list|np.ndarray,    # `(n,)` seeds of the noise
     size:tuple=(64,32),       # Picture height and width, pixels
     noise:float=.012          # Standard deviation of the noise, on colours from 0 to 1
-) -> tuple:                   # `(n, 3, h, w)` uint8 pictures, `(n, 18, 3)` joints, `(n, h, w)` masks
-    "Look at `n` people through cameras; a mask is the share of each pixel that shows the person"
+) -> tuple:                   # Pictures `(n, 3, h, w)`, joints `(n, 18, 3)`, masks `(n, h, w)`
+    "Look at people through cameras: uint8 pictures, joints in pixels, share of the person in each pixel"
     camera, shot = torch.as_tensor(camera), torch.as_tensor(shots, dtype=torch.float32)
     h, w = 2*size[0], 2*size[1]
     pts, ends, radii = body(people, angles)
