@@ -192,3 +192,10 @@ def test_a_picture_without_a_pose_is_named(tmp_path):
     w = tiny_world()
     lack = PoseTable(w.poses.names[1:], w.poses.joints[1:])
     with pytest.raises(InputError, match=f'1 of the pictures have no pose, such as .*{w.poses.names[0]}'): write_folders(w/'target', tmp_path/'f', poses=lack)
+
+
+def test_each_picture_keeps_its_own_pose(tmp_path):
+    w = tiny_world()
+    df = w.target[w.target.pid>=0]
+    write_duke(w/'target', tmp_path/'d', w.poses)  # written anew, whatever lies in the cache
+    assert torch.allclose(read_market_csv(tmp_path/'d_poses.csv').joints, w.poses.of(df), atol=1e-3)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from posereid.core import InputError
 from posereid.data.layouts import parse_market_name
 from posereid.data.manifest import pick
+from posereid.pose.files import read_market_csv
 from posereid.synth.people import ANGLES, PARTS, body, sample_people, sample_poses, skeleton
 from posereid.synth.render import SHOT, cone_depth, render, sample_camera, sample_shots
 from posereid.synth.world import TINY, WorldSettings, cast_world, check_world, load_world, render_as, tiny_world
@@ -123,6 +124,7 @@ def test_the_tiny_world_is_a_folder_and_what_is_in_it(world, tmp_path):
     again = load_world(world)
     assert world/'target'==world.root/'target' and Path(world)==world.root==again.root
     assert again.target.equals(world.target) and again.source.equals(world.source) and torch.equal(again.poses.joints, world.poses.joints)
+    assert world.poses.names==[n for o in ('target','source') for n in read_market_csv(world/f'{o}_poses.csv').names]
     other = tiny_world(1, tmp_path/'w')
     assert other.cast.settings==replace(world.cast.settings, world=1) and len(other.target)==len(world.target)
     assert (other/'world.json').exists() and not torch.equal(other.poses.joints, world.poses.joints)
