@@ -3,9 +3,12 @@ from dataclasses import replace
 
 import numpy as np, pandas as pd, pytest
 
+from posereid.data.manifest import pick
 from posereid.data.sampler import pk_shape
 from posereid.stages.augment import as_trusted, augment, doubt, smoothed_eps, smoothed_margin
+from posereid.stages.generate import GenerateSettings, plan
 from posereid.stages.reid import ReIDSettings
+from posereid.synth.world import tiny_world
 
 
 def manifest(pids, generated=False, first=0):
@@ -55,3 +58,15 @@ def test_rows_are_handed_down_and_others_left_out():
     test = real.assign(split='gallery', path='/t'+real.path.astype(str))
     assert augment(pd.concat([test, real]), new).equals(both)  # test rows have no part, and no index is left over
     with pytest.raises(Exception, match='the first is 9'): augment(pd.concat([test.assign(pid=9), real]), new.assign(pid=9))
+
+
+def test_a_plan_gives_poses_of_training_pictures_to_real_training_pictures():
+    w = tiny_world()
+    train = pick(w.target, 'train')
+    target = w.target.assign(is_generated=w.target.path.isin(train.path[::3]))
+    source = w.source.assign(split=['train' if i%2 else 'gallery' for i in range(len(w.source))])
+    todo = plan(target, source, w.poses, GenerateSettings())
+    assert set(todo.source_path)=={p for i,p in enumerate(train.path) if i%3}
+    assert set(todo.pose_path)<=set(source.path[1::2]) and len(set(todo.pose_path))>5
+    handed = plan(pick(target, 'train', is_generated=False), pick(source, 'train'), w.poses, GenerateSettings())
+    assert todo.equals(handed)  # rows that are picked already give the same plan
