@@ -9,7 +9,8 @@ from posereid.data.layouts import check_test, check_train, find_layout, load_dat
 from posereid.data.market import parse_mars_name, parse_market_name, read_generated, read_market
 from posereid.data.own import read_csv
 from posereid.data.mars import read_mars
-from posereid.data.manifest import check_manifest, label_of, make_manifest, pick, picture_keys, read_manifest, train_labels, write_manifest
+from posereid.data.manifest import (label_of, make_manifest, pick, picture_keys, read_manifest, train_labels, train_rows,
+                                    write_manifest)
 from posereid import imagefiles as I
 from posereid.data.sampler import epoch_pairs, make_pairs, pair_report
 
@@ -130,6 +131,17 @@ def test_manifest_round_trip_and_types(market, tmp_path):
     assert back.is_generated.dtype == bool and back.pid.dtype == np.int64
     assert not (tmp_path/'x'/'manifest.csv').read_text().count(',/')
     assert [o.name for o in (tmp_path/'x').iterdir()] == ['manifest.csv']
+
+def test_training_rows_are_picked_once(market):
+    df = read_market(market)
+    train = pick(df, 'train')
+    assert train_rows(df).equals(train) and train_rows(train) is train
+    some = train.iloc[::2]  # training rows alone, but with an index of their own
+    assert train_rows(some).index.tolist() == list(range(len(some))) and train_rows(some).path.tolist() == some.path.tolist()
+    mixed = train.assign(is_generated=train.index % 2 == 1)
+    assert train_rows(mixed) is mixed and train_rows(mixed, real_only=True).path.tolist() == train.path[::2].tolist()
+    assert train_rows(train, real_only=True) is train
+    with pytest.raises(InputError, match='no column'): train_rows(train.drop(columns='is_generated'), real_only=True)
 
 @pytest.mark.parametrize('change,words', [
     (dict(pid=1.5), ['pid', '1.5']), (dict(pid=None), ['pid']), (dict(camid=-2), ['camid']), (dict(split='test'), ["'test'"]),
