@@ -174,7 +174,7 @@ def posereid_reproduce(
         d = df[df.part==part_name(part)]
         if not len(d): continue
         if t.get('pictures'): tell('\n'+plain_table(picture_table(d))); continue
-        tell(f'\n{part_name(part)}\n{plain_table(scores_table(d, "equal_steps" if "equal_steps" in list(d.name) else d.name.iloc[0]))}')
+        tell(f'\n{part_name(part)}\n{plain_table(scores_table(d, "equal_steps" if "equal_steps" in list(d.row) else d.row.iloc[0]))}')
     tell(f"\n{Path(out)/f'{name}.csv'}")
 
 # %% ../nbs/98_cli.ipynb #402a2113
@@ -237,7 +237,7 @@ def posereid_guider(
 
 def _reid(inputs, s, generated, out, fresh, desc):
     "Train a ReID model in a run folder and score it"
-    from posereid.data.layouts import read_generated
+    from posereid.data.market import read_generated
     from posereid.data.manifest import train_labels
     from posereid.stages.augment import augment
     from posereid.experiment.engine import score_model
@@ -365,10 +365,11 @@ def posereid_eval(
     read:_read=None,          # Choices of that reader, such as odd=skip links=true
 ):
     "Score a trained ReID model on the queries and gallery of a set, by its protocol"
-    from posereid.data.block import PictureStore
-    from posereid.data.layouts import check_test, reading_notes
+    from posereid.data.pictures import PictureStore
+    from posereid.data.layouts import check_test
+    from posereid.data.market import reading_notes
     from posereid.evaluate.protocol import evaluate_reid
-    from posereid.experiment.engine import seen_by
+    from posereid.evaluate.protocol import seen_by
     from posereid.experiment.inputs import kind_of, read_set
     from posereid.stages.reid import load_reid
     net,kind = load_reid(model),kind_of(model/'reid.json')

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['JPEG', 'FIGURE', 'COLORS', 'InputError', 'nearest', 'plain_console', 'command', 'silence', 'seed_everything',
-           'default_device', 'cache_dir', 'write_beside', 'locked', 'to_json', 'hash_settings', 'set_options', 'sha12',
-           'weights_hash', 'save_weights', 'load_weights', 'provenance', 'RunFolder', 'is_quiet', 'progress',
-           'figure_style']
+           'default_device', 'cache_dir', 'write_beside', 'locked', 'to_json', 'hash_settings', 'set_options',
+           'Settings', 'settings_group', 'one_of', 'later', 'sha12', 'weights_hash', 'save_weights', 'load_weights',
+           'provenance', 'RunFolder', 'is_quiet', 'progress', 'figure_style']
 
 # %% ../nbs/00_core.ipynb #c002
 import codecs, contextlib, dataclasses, difflib, functools, hashlib, importlib.metadata, json, os, platform, random
@@ -159,9 +159,13 @@ def locked(
         yield path
 
 # %% ../nbs/00_core.ipynb #c030
+def _as_before(o, f):
+    "Does a field that came later hold what was done before it came?"
+    return 'since' in f.metadata and getattr(o, f.name)==f.default
+
 def _plain(o):
     if dataclasses.is_dataclass(o) and not isinstance(o, type):
-        return {f.name: getattr(o, f.name) for f in dataclasses.fields(o)}
+        return {f.name: getattr(o, f.name) for f in dataclasses.fields(o) if not _as_before(o, f)}
     if isinstance(o, (set,frozenset)): return sorted(o)
     if isinstance(o, os.PathLike): return str(o)
     if hasattr(o, 'tolist'): return o.tolist()  # arrays, tensors and their numbers
@@ -206,7 +210,7 @@ def _read(s, kinds, like):
 def _kinds(obj, name):
     anno = typing.get_type_hints(type(obj)).get(name)
     members = typing.get_args(anno) if isinstance(anno, types.UnionType) or typing.get_origin(anno) is typing.Union else (anno,)
-    kinds = [typing.get_origin(o) or o for o in members]
+    kinds = [str if typing.get_origin(o) is typing.Literal else typing.get_origin(o) or o for o in members]
     known = [o for o in kinds if o in (bool,int,float,str,tuple,type(None))]
     return known or [type(getattr(obj, name))]
 
@@ -236,6 +240,37 @@ def set_options(
         g,name,val = _set_one(groups, opt)
         new.setdefault(g, {})[name] = val
     return {g: dataclasses.replace(o, **new.get(g, {})) for g,o in groups.items()}
+
+# %% ../nbs/00_core.ipynb #d400b22d
+class Settings:
+    "Base of the settings' dataclasses: a field of type `Literal[…]` takes these words only"
+    def __post_init__(self):
+        for name,kind in typing.get_type_hints(type(self)).items():
+            if typing.get_origin(kind) is typing.Literal: one_of(f'{settings_group(self)}.{name}', getattr(self, name), typing.get_args(kind))
+
+def settings_group(
+    settings # A dataclass, such as `TransferSettings()`
+) -> str:    # What commands call it, such as `transfer`
+    "The group of a settings dataclass"
+    return type(settings).__name__.removesuffix('Settings').lower()
+
+def one_of(
+    name:str,   # A setting or an argument, as its reader knows it
+    value:str,  # What it is
+    known:tuple # What it may be
+):
+    "Refuse a choice that does not exist"
+    if value not in known:
+        raise InputError(f"{name} must be one of {', '.join(map(str, known))}, but is {value!r}; did you mean "
+                         f"{nearest(str(value), known)!r}?")
+
+# %% ../nbs/00_core.ipynb #d447e806
+def later(
+    default,  # What was done before the field came
+    since:str # The version that brought it
+):            # A dataclass field
+    "A field of settings that earlier versions did not have"
+    return dataclasses.field(default=default, metadata=dict(since=since))
 
 # %% ../nbs/00_core.ipynb #c040
 def sha12(

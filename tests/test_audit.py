@@ -5,7 +5,8 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image
 from posereid.core import InputError
 from posereid.data.audit import PUBLISHED, _check_counts, audit, count_splits, look_at
-from posereid.data.layouts import MARKET_FOLDERS, pick, read_market
+from posereid.data.market import MARKET_FOLDERS, read_market
+from posereid.data.manifest import pick
 from posereid.synth.sets import toy_sets
 from posereid.synth.world import tiny_world
 

@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from posereid.core import InputError
-from posereid.data.layouts import (check_test, check_train, find_layout, load_dataset, parse_mars_name, parse_market_name,
-                                   read_csv, read_generated, read_market, read_mars)
+from posereid.data.layouts import check_test, check_train, find_layout, load_dataset
+from posereid.data.market import parse_mars_name, parse_market_name, read_generated, read_market
+from posereid.data.own import read_csv
+from posereid.data.mars import read_mars
 from posereid.data.manifest import check_manifest, label_of, make_manifest, pick, picture_keys, read_manifest, train_labels, write_manifest
 from posereid import imagefiles as I
 from posereid.data.sampler import epoch_pairs, make_pairs, pair_report

@@ -1,7 +1,7 @@
 "The DCGAN of LSRO: shapes, two separate steps, going on after a stop, and a set whose people mean nothing"
 import pandas as pd, pytest, torch
 from posereid.core import InputError
-from posereid.data.block import PictureStore
+from posereid.data.pictures import PictureStore
 from posereid.data.manifest import pick
 from posereid.losses.identity import lsr_loss
 from posereid.models.dcgan import DCGANDiscriminator, DCGANGenerator, dcgan_base

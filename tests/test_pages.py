@@ -58,23 +58,23 @@ def test_the_comparison_itself():
 
 # --- the lines that pages read
 
-MEASURED = [o for o in TABLES if o!='main' and (NBS/f'experiments/{o}.csv').exists()]
+MEASURED = [o for o in TABLES if (NBS/f'experiments/{o}.csv').exists()]
 SCORES = 'pictures steps rank1 rank5 map_trap map_mean rank1_bn map_trap_bn map_mean_bn rank1_grey map_trap_grey'.split()
 
 @pytest.mark.parametrize('name', MEASURED)
 def test_lines_name_the_command_that_makes_them(name):
     df,parts = read_lines(NBS/f'experiments/{name}.csv'),{part_name(o): o for o in TABLES[name]['parts']}
-    assert set(df.part)<=set(parts) and not df.duplicated(['part','seed','name']).any() and (df.table==name).all()
+    assert set(df.part)<=set(parts) and not df.duplicated(['part','seed','row']).any() and (df.table==name).all()
     for o in df.itertuples():
         assert o.run==run_name(parts[o.part], o.seed)
         if TABLES[name].get('pictures'): assert o.command==f'posereid_reproduce {name} --seeds {o.seed}'
-        else: assert o.name in part_names(parts[o.part]) and o.command==f'posereid_reproduce {name} --seeds {o.seed} --rows {o.name}'
+        else: assert o.row in part_names(parts[o.part]) and o.command==f'posereid_reproduce {name} --seeds {o.seed} --rows {o.row}'
 
 
 def test_a_training_has_the_same_numbers_in_every_table():
     scored = [o for o in MEASURED if not TABLES[o].get('pictures')]
     df = pd.concat([read_lines(NBS/f'experiments/{o}.csv') for o in scored])
-    shared = df[df.duplicated(['run','name'], keep=False)]
+    shared = df[df.duplicated(['run','row'], keep=False)]
     assert len(shared)>20
-    for key,o in shared.groupby(['run','name']): assert (o[SCORES].nunique()==1).all(), key
+    for key,o in shared.groupby(['run','row']): assert (o[SCORES].nunique()==1).all(), key
     assert (df.map_trap<=df.map_mean+1e-6).all()

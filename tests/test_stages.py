@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 from posereid.core import InputError, weights_hash
-from posereid.data.block import PictureStore, to_float
-from posereid.data.layouts import load_dataset, parse_market_name, read_generated
+from posereid.data.pictures import PictureStore
+from posereid.data.transforms import to_float
+from posereid.data.layouts import load_dataset
+from posereid.data.market import parse_market_name, read_generated
 from posereid.data.manifest import make_manifest, pick, train_labels
 from posereid.models.reid import reid_net
-from posereid.stages import generate as gen, guider as gd, transfer as tr
+from posereid.stages import fit, generate as gen, reid, transfer as tr
 from posereid.stages.augment import augment, smoothed_eps
 from posereid.stages.generate import GenerateSettings, generate, generated_name, generated_names, market_names, plan, plan_id, write_generated
 from posereid.stages.reid import ReIDSettings, equal_steps, freeze, load_reid, step_lr, train_reid
@@ -77,7 +79,7 @@ def test_step_lr():
 
 def test_equal_steps_stretches_milestones():
     s = equal_steps(ReIDSettings(epochs=20, milestones=(.5,15)), 100, 300)
-    assert s.epochs==60 and gd.milestone_epochs(s)==[30,45]
+    assert s.epochs==60 and reid.milestone_epochs(s)==[30,45]
 
 def test_decay():
     s = TransferSettings(parts=10, lr=1., lr_decay=.5)
@@ -93,10 +95,10 @@ def test_mixed_batch_loss_by_hand(data):
     "The learner's loss on real and generated pictures together is Eq. 8 with each picture's own ε"
     df = data.train.assign(is_generated=[i%2==0 for i in range(len(data.train))])
     s = ReIDSettings(width=4, bs=8, eps_generated=.4)
-    dls = gd.reid_batches(df, data.store, data.labels, s)
+    dls = reid.reid_batches(df, data.store, data.labels, s)
     x,y,eps = dls.train.one_batch()
     assert sorted(set(eps.tolist())) == pytest.approx([0., .4])
-    learn = gd.reid_learner(dls, data.R, s)
+    learn = reid.reid_learner(dls, data.R, s)
     K,lp = len(data.labels),data.R(x).log_softmax(1)
     hand = torch.stack([-((1-e)*lp[i,t] + e/K*lp[i].sum()) for i,(t,e) in enumerate(zip(y,eps))]).mean()
     torch.testing.assert_close(learn.loss_func(data.R(x), y, eps), hand)
@@ -118,16 +120,16 @@ def same_files(a, b, *names):
 
 def interrupt(monkeypatch, epoch):
     "Ctrl-C in the second batch of an epoch"
-    was = gd.EpochLog.after_batch
+    was = fit.EpochLog.after_batch
     def after_batch(self):
         if self.epoch==epoch and self.iter==1: raise KeyboardInterrupt
         was(self)
-    monkeypatch.setattr(gd.EpochLog, 'after_batch', after_batch)
+    monkeypatch.setattr(fit.EpochLog, 'after_batch', after_batch)
 
 def test_reid_once(data, tmp_path, monkeypatch):
     s = ReIDSettings(width=4, epochs=1)
     net = train_reid(data.train, data.store, data.labels, s, tmp_path/'r')
-    monkeypatch.setattr(gd, 'fit_stage', lambda *a, **k: pytest.fail('trained twice'))
+    monkeypatch.setattr(reid, 'fit_stage', lambda *a, **k: pytest.fail('trained twice'))
     again = train_reid(data.train, data.store, data.labels, s, tmp_path/'r')
     x = to_float(data.store.get(data.train.path[:4]))
     assert torch.equal(net(x), again(x)) and not again.training
@@ -463,13 +465,13 @@ def test_pictures_by_their_keys(tmp_path):
         Image.new('RGB', (8,n)).save(tmp_path/'a'/p/'0.bmp')
     shutil.copytree(tmp_path/'a', tmp_path/'b')
     df = lambda home, people: make_manifest([dict(path=str(tmp_path/home/p/'0.bmp'), pid=i, split='train') for i,p in people])
-    one = gd.frame_id(df('a', [(1,'p'),(2,'q')]))
-    assert one == gd.frame_id(df('b', [(1,'p'),(2,'q')])) != gd.frame_id(df('a', [(2,'p'),(1,'q')]))
+    one = fit.frame_id(df('a', [(1,'p'),(2,'q')]))
+    assert one == fit.frame_id(df('b', [(1,'p'),(2,'q')])) != fit.frame_id(df('a', [(2,'p'),(1,'q')]))
     for p in 'pq': Image.new('RGB', (8,8)).save(tmp_path/'b'/p/'0.bmp')
-    assert gd.frame_id(df('b', [(1,'p'),(2,'q')])) != one
-    assert gd.frame_id(df('b', [(1,'p'),(1,'q')])[:1]) == gd.frame_id(df('b', [(1,'q'),(1,'p')])[:1])  # alone, the base name is the key
+    assert fit.frame_id(df('b', [(1,'p'),(2,'q')])) != one
+    assert fit.frame_id(df('b', [(1,'p'),(1,'q')])[:1]) == fit.frame_id(df('b', [(1,'q'),(1,'p')])[:1])  # alone, the base name is the key
     same = [df('b', [(i,p)]*1 + [(j,q)]) for i,p,j,q in ((1,'p',2,'q'), (1,'q',2,'p'))]  # equal sizes, people exchanged
-    assert gd.frame_id(same[0]) != gd.frame_id(same[1])
+    assert fit.frame_id(same[0]) != fit.frame_id(same[1])
 
 def test_own_ids_go_into_plan_and_map(data, tmp_path):
     target = data.target.assign(own_id=[f'id{p}' for p in data.target.pid])
@@ -650,7 +652,7 @@ def test_splits_that_are_wanted(sets):
 
 def test_scores_without_cameras(sets, tmp_path):
     "`score_model` ranks by the inputs' own rule, and per_query.csv names each query that is ranked, by a key of its own"
-    from posereid.stages import experiments as ex
+    from posereid.experiment import engine as ex
     t = pick(load_dataset(sets/'target'))
     t = t[(t.pid > 0) & (t.split!='train')].reset_index(drop=True)
     q = t[t.split=='query']

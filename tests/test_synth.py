@@ -6,7 +6,7 @@ import numpy as np, pytest, torch
 from dataclasses import replace
 
 from posereid.core import InputError
-from posereid.data.layouts import parse_market_name
+from posereid.data.market import parse_market_name
 from posereid.synth.people import ANGLES, PARTS, body, sample_people, sample_poses, skeleton
 from posereid.synth.render import SHOT, cone_depth, render, sample_camera, sample_shots
 from posereid.synth.world import TINY, WorldSettings, cast_world, check_world, load_world, make_world, render_as

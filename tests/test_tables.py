@@ -7,16 +7,18 @@ import numpy as np, pandas as pd, pytest, torch
 from posereid import cli
 from posereid.core import InputError
 from posereid.data.sampler import pk_shape
-from posereid.data.block import ReIDBatch, TripletBatch, colour_jitter, random_erase, reid_dls
-from posereid.experiment.engine import COLUMNS, Experiment, class_probability, doubt, pick_rows, row_settings
+from posereid.data.block import ReIDBatch, TripletBatch, reid_dls
+from posereid.data.transforms import colour_jitter, random_erase
+from posereid.experiment.engine import COLUMNS, Experiment, doubt, pick_rows, row_settings
+from posereid.evaluate.protocol import class_probability
 from posereid.experiment.presets import experiment_settings
 from posereid.evaluate.results import difference, finding, scores_table, verdict, verdicts
-from posereid.experiment.tables import EPSILONS, LINE, NS, TABLES, n_rows, open_part, part_names, part_rows, read_lines, reproduce, run_name
+from posereid.experiment.tables import EPSILONS, LINE, NS, TABLES, n_rows, open_part, part_names, part_rows, read_lines, reproduce, row_and_title, run_name
 
 SMALL = ['world.n_train=6', 'world.per_train=4', 'world.n_source=4', 'world.per_source=8', 'world.n_test=4', 'world.per_test=5', 'world.n_junk=2',
          'world.n_distractor=2', 'reid.width=4', 'reid.epochs=1', 'reid.bs=8', 'transfer.width=4', 'transfer.d_width=4', 'transfer.pairs=32',
          'transfer.parts=2', 'transfer.bs=8', 'dcgan.epochs=1', 'dcgan.width=4', 'dcgan.bs=8']
-TRIED = pd.DataFrame([dict(part='tuning', name=f'try_{n}_eps_{e:g}', map_trap=-abs(e-.4)) for n in NS for e in EPSILONS])
+TRIED = pd.DataFrame([dict(part='tuning', row=f'try_{n}_eps_{e:g}', map_trap=-abs(e-.4)) for n in NS for e in EPSILONS])
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -34,11 +36,11 @@ def exp(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def table(exp): return exp.results().set_index('name')
+def table(exp): return exp.results().set_index('row')
 
 
 def sets_of(exp, name, **kw):
-    from posereid.data.layouts import read_generated
+    from posereid.data.market import read_generated
     from posereid.experiment.engine import row_settings
     row = next(r for r in exp.rows if r['row']==name)
     return read_generated(exp.pictures(row, row_settings(row, exp.groups)))
@@ -145,12 +147,36 @@ def test_a_table_goes_on_where_it_stopped(tmp_path):
     one = reproduce('tbl1', only='control', **where, **ARGS)
     first = (tmp_path/'o'/'tbl1.csv').read_bytes()
     both = reproduce('tbl1', only='control equal_steps', **where, **ARGS)
-    assert both.name.tolist()==['control','equal_steps'] and (tmp_path/'o'/'tbl1.csv').read_bytes().startswith(first)
+    assert both.row.tolist()==['control','equal_steps'] and (tmp_path/'o'/'tbl1.csv').read_bytes().startswith(first)
     assert list(both.columns)==LINE and both.command.str.startswith('posereid_reproduce tbl1 --seeds 1 --rows').all()
     other = reproduce('tbl1', only='control', **where, **{**ARGS, 'opts':SMALL+['reid.lr=0.01']})
-    assert other.name.tolist()==['control','equal_steps','control'] and other.run.nunique()==2 # other settings are another line
+    assert other.row.tolist()==['control','equal_steps','control'] and other.run.nunique()==2 # other settings are another line
     again = reproduce('tbl1', only='control', out=tmp_path/'o2', runs=tmp_path/'r2', **ARGS)
     assert again.map_trap.tolist()==one.map_trap.tolist()
+
+
+def test_a_csv_with_the_old_columns_goes_on(tmp_path):
+    "`name` and `row` of 0.0.1 are `row` and `title`: nothing is trained again, and the file has today's columns afterwards"
+    where = dict(out=tmp_path/'o', runs=tmp_path/'r')
+    one,path = reproduce('tbl1', only='control', **where, **ARGS),tmp_path/'o'/'tbl1.csv'
+    pd.read_csv(path).rename(columns={'row':'name', 'title':'row'}).to_csv(path, index=False, float_format='%.4f')
+    heard = []
+    assert reproduce('tbl1', only='control', **where, **ARGS, say=heard.append).row.tolist()==['control'] and not heard
+    both = reproduce('tbl1', only='control equal_steps', **where, **ARGS)
+    assert both.row.tolist()==['control','equal_steps'] and both.title.tolist()==['control, equal epochs','control, equal steps']
+    assert pd.read_csv(path).columns.tolist()==LINE and both.map_trap[0]==pytest.approx(one.map_trap[0], abs=1e-4)
+
+
+@pytest.mark.parametrize('old,rows', [(dict(name=['guided','mine'], row=['guided','my own']), ['guided','mine']), (dict(row=['guided by D-Tri','my own']), ['guider_d_tri','my own']),
+                                      (dict(name=['copy of the source picture','guided by the other form']), ['copy','cross']), (dict(row=['x','y'], title=['X','Y']), ['x','y'])])
+def test_old_columns_are_read_as_row_and_title(old, rows):
+    df = row_and_title(pd.DataFrame({'seed':[1,2], **old}))
+    assert df.row.tolist()==rows and list(df)==['seed','row','title'] and len(set(df.title))==2
+    assert row_and_title(df) is df and list(row_and_title(pd.DataFrame(dict(a=[1]))))==['a']
+
+
+def test_the_main_table_holds_the_six_rows_and_one_more():
+    assert part_names(TABLES['main']['parts'][0])==[*(r['row'] for r in pick_rows('main')), 'unguided_04'] and len(pick_rows('main'))==6
 
 
 def test_tables_share_what_they_share():
@@ -186,7 +212,7 @@ def test_a_chosen_row_alone_is_chosen_first(tmp_path, monkeypatch):
     asked = []
     def result(self, row):
         asked.append(row['row'])
-        return dict(row=row['title'], name=row['row'], map_trap=1., seed=1)
+        return dict(row=row['row'], title=row['title'], map_trap=1., seed=1)
     monkeypatch.setattr('posereid.experiment.engine.Experiment.result', result)
     df = reproduce('fig5', tmp_path/'o', tmp_path/'r', only='tuned_2', **ARGS)
     assert asked==[r['row'] for r in n_rows(NS, EPSILONS, 'try')]+['tuned_2'] and df.command.iloc[-1].startswith('posereid_reproduce fig5 --seeds 1 --rows tuned_2')
@@ -195,13 +221,13 @@ def test_a_chosen_row_alone_is_chosen_first(tmp_path, monkeypatch):
 
 def test_pictures_of_a_table(tmp_path):
     df = reproduce('fig3', tmp_path/'o', tmp_path/'r', **{**ARGS})
-    assert {'copy of the source picture','unguided','guided','true rendering'}<=set(df.name) and df[['l1','pose_error','pck']].notna().all(axis=None)
+    assert {'copy','unguided','guided','true'}<=set(df.row) and df[['l1','pose_error','pck']].notna().all(axis=None)
     assert (tmp_path/'o'/'fig3_seed1.png').stat().st_size>1000
     assert len(reproduce('fig3', tmp_path/'o', tmp_path/'r', **ARGS))==len(df)
 
 
 def test_what_may_be_said():
-    df = pd.DataFrame([dict(part='', seed=s, name=n, row=n, steps=1, rank1=m, map_trap=m, map_mean=m) for s in range(4) for n,m in (('a',1.+s),('b',3.+s+.1*(s%2)),('c',1.+s-.2*(-1)**s))])
+    df = pd.DataFrame([dict(part='', seed=s, row=n, title=n, steps=1, rank1=m, map_trap=m, map_mean=m) for s in range(4) for n,m in (('a',1.+s),('b',3.+s+.1*(s%2)),('c',1.+s-.2*(-1)**s))])
     assert 'above' in verdict('B', 'A', difference(df, 'b', 'a')) and 'cannot be told' in verdict('C', 'A', difference(df, 'c', 'a'))
     assert 'below' in verdict('A', 'B', difference(df, 'a', 'b'))
     assert 'nothing follows' in verdict('B', 'A', difference(df[df.seed==0], 'b', 'a'))

@@ -14,8 +14,11 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from pandas import DataFrame
 from ..core import InputError, nearest, progress
-from .layouts import (MARKET_FOLDERS, READERS, account, camera_rule, find_layout, load_dataset, mars_info, matched,
-    pose_choices, reader_choices, typed, unread_kinds)
+from .market import MARKET_FOLDERS, account, unread_kinds
+from .layouts import (READERS, find_layout, load_dataset, matched, pose_choices,
+                                   reader_choices, typed)
+from .own import camera_rule
+from .mars import mars_info
 from ..imagefiles import ENDINGS, picture_size, upright
 
 # %% ../../nbs/57_data.audit.ipynb #e095c756

@@ -41,10 +41,10 @@ def by_seed(
     df:pd.DataFrame,     # Lines of a CSV
     value:str='map_trap',# Column
     part:str=None        # Of one part alone
-) -> pd.DataFrame:       # A row a seed, a column a name
+) -> pd.DataFrame:       # A row a seed, a column a row of the table
     "One number a seed and row; seeds that lack a row have NaN"
     df = df if part is None else df[df.part==part]
-    return df.pivot_table(index='seed', columns='name', values=value, sort=False)
+    return df.pivot_table(index='seed', columns='row', values=value, sort=False)
 
 def difference(
     df:pd.DataFrame,      # Lines of a CSV
@@ -78,7 +78,7 @@ def verdicts(
     part:str=None    # Of one part alone
 ) -> str:            # A list in Markdown
     "What the intervals of several differences allow to say, in mAP (trapezoid) and in rank-1"
-    titles,run = df.groupby('name', sort=False).row.first(),set(by_seed(df, part=part))
+    titles,run = df.groupby('row', sort=False).title.first(),set(by_seed(df, part=part))
     return '\n'.join(f"- {verdict(f'“{titles[a]}”', f'“{titles[b]}”', difference(df, a, b, part=part))} {_beside(difference(df, a, b, 'rank1', part))}"
                      for a,b in pairs if {a,b}<=run)
 
@@ -95,7 +95,7 @@ def finding(
     value:str='map_trap' # Column
 ) -> str:                # A sentence
     "Where a row stands among others, by the intervals of its paired differences alone"
-    titles,run,said = df.groupby('name', sort=False).row.first(),set(by_seed(df, value, part)),{}
+    titles,run,said = df.groupby('row', sort=False).title.first(),set(by_seed(df, value, part)),{}
     for b in [o for o in refs if {a,o}<=run]:
         said.setdefault(by_interval(difference(df, a, b, value, part), 'is above', 'is below', 'cannot be told from'), []).append(f'“{titles[b]}”')
     if not said: return ''
@@ -111,7 +111,7 @@ def part_gains(
     value:str='map_trap' # Column
 ) -> pd.DataFrame:       # A row a seed, a column a part
     "A difference in each part of a table"
-    parts = [o for o in df.part.unique() if {row,ref}<=set(df.name[df.part==o])]
+    parts = [o for o in df.part.unique() if {row,ref}<=set(df.row[df.part==o])]
     return pd.DataFrame({o: (lambda w: w[row]-w[ref])(by_seed(df, value, o)) for o in parts})
 
 # %% ../../nbs/72_evaluate.results.ipynb #d483ffd1
@@ -125,7 +125,7 @@ def scores_table(
 ) -> pd.DataFrame:          # Text, a row a row
     "A table of results: mean over seeds with interval, the difference with interval; the paper's numbers apart"
     d = df if part is None else df[df.part==part]
-    titles,steps,wide = *(d.groupby('name', sort=False)[o].first() for o in ('row','steps')), {o: by_seed(d, o) for o in ('rank1','map_trap','map_mean')}
+    titles,steps,wide = *(d.groupby('row', sort=False)[o].first() for o in ('title','steps')), {o: by_seed(d, o) for o in ('rank1','map_trap','map_mean')}
     mean = lambda n, o: interval_text(mean_interval(wide[o][n].dropna()), within=(0,100))
     delta = lambda n, o: '–' if n==ref else interval_text(difference(d, n, ref, o), sign='+')
     res = [{'row':titles[n], 'seeds':int(wide['map_trap'][n].count()), 'steps':int(steps[n]), 'rank-1':mean(n, 'rank1'), 'mAP (trapezoid)':mean(n, 'map_trap'), 'mAP (mean precision)':f"{wide['map_mean'][n].mean():.1f}",
@@ -159,7 +159,7 @@ def plot_gains(
     xlabel:str=None       # Of the axis
 ):                        # A matplotlib figure
     "Paired differences to a reference with their t-intervals over seeds"
-    wide,titles = by_seed(df, value, part),df.groupby('name', sort=False).row.first()
+    wide,titles = by_seed(df, value, part),df.groupby('row', sort=False).title.first()
     names = [o for o in names or wide.columns if o!=ref and o in wide]
     return plot_intervals({titles[o]: difference(df, o, ref, value, part) for o in names}, xlabel or f'difference in mAP to "{titles[ref]}" (points)', scale=1.)
 
@@ -202,9 +202,9 @@ def picture_table(
     df:pd.DataFrame # Lines of pictures
 ) -> pd.DataFrame:  # Text, a row a generator
     "Mean of each number over seeds with its interval"
-    names,cell = list(dict.fromkeys(df.name)),lambda x, d: interval_text(mean_interval(x), d, within=(0,100))
-    t = pd.DataFrame({v: {n: cell(df[k][df.name==n], d) for n in names} for k,(v,d) in PICTURES.items() if k in df}).rename_axis(columns='pictures')
-    t.insert(0, 'seeds', [df[df.name==n].seed.nunique() for n in names])
+    titles,cell = list(dict.fromkeys(df.title)),lambda x, d: interval_text(mean_interval(x), d, within=(0,100))
+    t = pd.DataFrame({v: {n: cell(df[k][df.title==n], d) for n in titles} for k,(v,d) in PICTURES.items() if k in df}).rename_axis(columns='pictures')
+    t.insert(0, 'seeds', [df[df.title==n].seed.nunique() for n in titles])
     return t
 
 _words = dict(l1=('farther from the truth in all pixels', 'nearer to the truth in all pixels'), sharpness=('sharper', 'less sharp'), l1_person=('farther from the truth on the person', 'nearer to the truth on the person'), ssim=('more like the truth', 'less like the truth'), pose_error=('farther from the pose', 'nearer to the pose'),
@@ -216,11 +216,11 @@ def picture_verdicts(
     b:str            # Another
 ) -> str:            # A list in Markdown
     "In what two generators' pictures differ, by the paired intervals"
-    res = []
+    res,t = [],df.groupby('row').title.first()
     for k,(more,less) in _words.items():
         i,(what,d) = difference(df, a, b, k),PICTURES[k]
         size = f"{what}, {interval_text(i, max(d, 1), '+')}, {i.n} seed{'s'*(i.n!=1)}"
-        res.append('- '+by_interval(i, f'“{a}” is {more} than “{b}”', f'“{a}” is {less} than “{b}”', f'“{a}” and “{b}” cannot be told apart')+f': {size}.')
+        res.append('- '+by_interval(i, f'“{t[a]}” is {more} than “{t[b]}”', f'“{t[a]}” is {less} than “{t[b]}”', f'“{t[a]}” and “{t[b]}” cannot be told apart')+f': {size}.')
     return '\n'.join(res)
 
 # %% ../../nbs/72_evaluate.results.ipynb #e4dec8fd
@@ -231,5 +231,5 @@ def picture_finding(
     keys:list=None   # Columns; None: all that have words
 ) -> str:            # A sentence
     "In what two generators' pictures differ, without numbers"
-    said = [o for k in keys or _words if (o := by_interval(difference(df, a, b, k), *_words[k], ''))]
-    return f'“{a}” is {_listed(said)} than “{b}”.' if said else f'“{a}” and “{b}” cannot be told apart.'
+    t,said = df.groupby('row').title.first(),[o for k in keys or _words if (o := by_interval(difference(df, a, b, k), *_words[k], ''))]
+    return f'“{t[a]}” is {_listed(said)} than “{t[b]}”.' if said else f'“{t[a]}” and “{t[b]}” cannot be told apart.'

@@ -22,7 +22,7 @@ from ..core import COLORS, figure_style, to_json, write_beside
 from ..evaluate.plots import plot_grid
 
 # %% ../../nbs/96_experiment.report.ipynb #c005
-HEADS = dict(row='row', pictures='pictures', steps='steps', eps_real='ε real', eps_generated='ε gen.', rank1='rank-1', rank5='rank-5',
+HEADS = dict(title='row', pictures='pictures', steps='steps', eps_real='ε real', eps_generated='ε gen.', rank1='rank-1', rank5='rank-5',
              map_trap='mAP', map_mean='mAP (mean prec.)', d_steps='Δ equal steps', d_smoothed='Δ smoothed',
              rank1_bn='rank-1 (BN)', map_trap_bn='mAP (BN)', map_trap_grey='mAP (grey)')
 
@@ -86,7 +86,7 @@ def png(
 
 # %% ../../nbs/96_experiment.report.ipynb #c014
 def plot_scores(
-    df:pd.DataFrame # Results with `row`, `name` and `map_trap`
+    df:pd.DataFrame # Results with `row`, `title` and `map_trap`
 ) -> Figure:        # Points and two lines
     "mAP of each row against the control at equal steps and the smoothed one"
     with figure_style():
@@ -94,9 +94,9 @@ def plot_scores(
         ax = fig.subplots()
         y = np.arange(len(df))[::-1]
         ax.plot(df.map_trap, y, 'o', color=COLORS[0])
-        for name,style in (('equal_steps','--'), ('smoothed',':')):
-            for v in df.map_trap[df.name==name]: ax.axvline(v, ls=style, lw=1, color=COLORS[1])
-        ax.set_yticks(y, df.row)
+        for row,style in (('equal_steps','--'), ('smoothed',':')):
+            for v in df.map_trap[df.row==row]: ax.axvline(v, ls=style, lw=1, color=COLORS[1])
+        ax.set_yticks(y, df.title)
         ax.set_xlabel('mAP (trapezoid), percent')
     return fig
 
@@ -141,7 +141,7 @@ def page(
 def _note(s): return f'<p class="note">{html.escape(s)}</p>'
 def _pre(s): return f'<pre>{html.escape(s)}</pre>'
 
-ERROR_HEADS = dict(row='pictures', l1='L1', l1_person='L1 on the person', ssim='SSIM', sharpness='sharpness', guider='known to the guider (seen by G)', independent='known to an independent net', control='known to the control')
+ERROR_HEADS = dict(title='pictures', l1='L1', l1_person='L1 on the person', ssim='SSIM', sharpness='sharpness', guider='known to the guider (seen by G)', independent='known to an independent net', control='known to the control')
 
 def _logs(exp):
     "Title → log.csv, each training once: generators first"

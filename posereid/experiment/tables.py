@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NS', 'EPSILONS', 'CONTROLS', 'TABLES', 'LINE', 'eps_rows', 'alpha_rows', 'n_rows', 'n_controls', 'best_eps',
-           'find_table', 'part_rows', 'part_names', 'part_name', 'read_lines', 'append_lines', 'run_name', 'world_of',
-           'open_part', 'reproduce', 'picture_lines']
+           'find_table', 'part_rows', 'part_names', 'part_name', 'row_and_title', 'read_lines', 'append_lines',
+           'run_name', 'world_of', 'open_part', 'reproduce', 'picture_lines']
 
 # %% ../../nbs/95_experiment.tables.ipynb #f54d6fda
 import shlex
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from ..core import InputError, hash_settings, nearest, write_beside
-from .engine import COLUMNS, Experiment, pick_rows
+from .engine import COLUMNS, FLOORS, MAIN, OPTIONAL, Experiment, pick_rows
 from .inputs import folder_inputs
 from .presets import experiment_settings
 
@@ -55,7 +55,7 @@ def best_eps(
     ns=NS              # Each N
 ) -> list:             # Rows; none before all of it is found
     "Fig. 5 as the paper has it: of each N the ε that was best on validation people"
-    found = done.groupby('name').map_trap.mean()
+    found = done.groupby('row').map_trap.mean()
     if set(found.index)!={r['row'] for r in n_rows(ns, EPSILONS, 'try')}: return []
     best = {n: max(EPSILONS, key=lambda e: found[f'try_{n}_eps_{e:g}']) for n in ns}
     return [{**n_rows((n,), (e,))[0], 'row':f'tuned_{n}'} for n,e in best.items()]
@@ -65,7 +65,7 @@ CONTROLS = 'equal_steps smoothed'
 def _recipes(*names): return [dict(part=o, recipe=None if o=='R-CE' else o, rows=f'control {CONTROLS} guided') for o in names]
 
 TABLES = dict(
-    main = dict(title='The six rows of the front page', seeds=5, parts=[dict(rows='main')]),
+    main = dict(title='The rows of the front page', seeds=5, parts=[dict(rows='main unguided_04')]),
     tbl1 = dict(title='Control, LSRO, pose transfer', seeds=5, parts=[dict(rows=f'control {CONTROLS} lsro guided')]),
     tbl2 = dict(title='Three recipes, as on Market-1501 and DukeMTMC-reID', seeds=5, parts=_recipes('R-CE','D-CE','D-Tri')),
     tbl3 = dict(title='Two recipes, as on CUHK03', seeds=5, parts=_recipes('R-CE','R-Tri')),
@@ -114,15 +114,26 @@ def part_name(
     return part.get('part', '')
 
 # %% ../../nbs/95_experiment.tables.ipynb #6566f4e8
-LINE = 'table part name'.split() + [c for c in COLUMNS if c not in ('d_steps','d_smoothed')] + ['run','command']
+LINE = 'table part'.split() + [c for c in COLUMNS if c not in ('d_steps','d_smoothed')] + ['run','command']
+
+def row_and_title(
+    df:pd.DataFrame # Lines of any CSV of this library
+) -> pd.DataFrame:  # The same with `row` and `title`
+    "Files from before 0.1 call the key `name` and the title `row`, or have the title alone; they are read as today's"
+    if 'title' in df or not {'row','name'} & set(df): return df
+    if {'row','name'} <= set(df): return df.rename(columns={'row':'title', 'name':'row'})
+    old,keys = 'row' if 'row' in df else 'name',{r['title']: r['row'] for r in MAIN+OPTIONAL} | {v:k for k,v in FLOORS.items()}
+    df = df.rename(columns={old:'title'})
+    df.insert(df.columns.get_loc('title'), 'row', [keys.get(o, o) for o in df.title])
+    return df
 
 def read_lines(
     path:Path # A CSV of `reproduce`
 ) -> pd.DataFrame: # Its lines; none where there is no file
     "What was measured so far"
     if not Path(path).exists(): return pd.DataFrame(columns=LINE)
-    df = pd.read_csv(path, dtype=dict(part=str, run=str)).fillna({'part':'', 'run':''})
-    lack = [c for c in ('name','part','seed','run','map_trap') if c not in df]
+    df = row_and_title(pd.read_csv(path, dtype=dict(part=str, run=str)).fillna({'part':'', 'run':''}))
+    lack = [c for c in ('row','part','seed','run','map_trap') if c not in df]
     if lack: raise InputError(f"{path} is no CSV of posereid_reproduce (it lacks {', '.join(lack)}); name another --out.")
     return df
 
@@ -213,7 +224,7 @@ def _run_part(t, name, part, rows, seed, df, path, say, kwargs):
     "What is missing of one part and one seed"
     run = run_name(part, seed, *[kwargs[k] for k in ('preset','data','opts')])
     mine = df[(df.part==part_name(part)) & (df.seed==seed) & (df.run==run)]
-    lacking = [r for r in rows if r['row'] not in set(mine.name)]
+    lacking = [r for r in rows if r['row'] not in set(mine.row)]
     if not lacking or (t.get('pictures') and len(mine)): return df
     same,exp = dict(table=name, part=part_name(part), run=run),open_part(part, rows, seed, say=say, **kwargs)
     if t.get('pictures'): return append_lines(df, picture_lines(exp, seed, path, {**same, 'command':_command(name, seed, None, kwargs)}), path)
@@ -245,4 +256,4 @@ def picture_lines(
     from posereid.experiment.report import save_small, sheet
     lines = exp.errors(poses=True).to_dict('records')
     save_small(sheet(exp), path.with_name(f'{path.stem}_seed{seed}.png'))
-    return [dict(**same, name=o.pop('row'), **o, map_trap=np.nan, seed=seed) for o in lines]
+    return [dict(**same, **o, map_trap=np.nan, seed=seed) for o in lines]

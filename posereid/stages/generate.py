@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from ..core import (JPEG, InputError, RunFolder, default_device, hash_settings, progress, seed_everything,
                            weights_hash, write_beside)
-from ..data.block import to_float, to_uint8
-from ..data.layouts import read_generated
+from ..data.transforms import to_float, to_uint8
+from ..data.market import read_generated
 from ..data.manifest import pick, picture_keys, write_manifest
 from ..imagefiles import ENDINGS
 from ..pose.bank import bank_rows, choose_poses
 from ..pose.draw import draw_skeletons
-from .reid import at_least_one, one_of, open_run
+from .fit import at_least_one, open_run
+from ..core import one_of
 
 # %% ../../nbs/83_stages.generate.ipynb #c005
 @dataclass

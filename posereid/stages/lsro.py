@@ -18,13 +18,15 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import nn
 from ..core import InputError, RunFolder, default_device, load_weights, progress, save_weights, seed_everything, to_json, weights_hash, write_beside
-from ..data.block import reid_dls, to_uint8
-from ..data.layouts import read_generated
+from ..data.block import reid_dls
+from ..data.transforms import to_uint8
+from ..data.market import read_generated
 from ..data.manifest import pick, train_labels
 from ..losses.transfer import discriminator_loss, generator_adv_loss
 from ..models.dcgan import DCGANDiscriminator, DCGANGenerator
 from .generate import write_generated
-from .reid import PlainBatch, StageLearner, at_least_one, fit_stage, frame_id, last_row, open_run
+from .fit import (PlainBatch, StageLearner, at_least_one, fit_stage, frame_id,
+                                 last_row, open_run)
 from .transfer import TwoAdams, held, split_DG
 
 # %% ../../nbs/85_stages.lsro.ipynb #febdf2ca

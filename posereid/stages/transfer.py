@@ -32,8 +32,10 @@ from ..losses.transfer import (check_form, discriminator_loss, generator_adv_los
                                       transfer_loss)
 from ..models.discriminator import StackedDiscriminator
 from ..models.generator import SiameseUNet
-from .reid import (PlainBatch, StageLearner, at_least_one, fit_stage, frame_id, freeze, last_row,
-                                    one_of, open_run, plain)
+from .fit import (PlainBatch, StageLearner, at_least_one, fit_stage, frame_id,
+                                 last_row, open_run, plain)
+from .reid import freeze
+from ..core import one_of
 
 # %% ../../nbs/82_stages.transfer.ipynb #c005
 @dataclass

@@ -13,7 +13,10 @@ from pathlib import Path
 import numpy as np, torch
 from PIL import Image
 from ..core import InputError, cache_dir, locked, write_beside
-from ..data.layouts import BOXES, MARKET_FOLDERS, pick, read_market, read_mars
+from ..data.cuhk03 import BOXES
+from ..data.market import MARKET_FOLDERS, read_market
+from ..data.manifest import pick
+from ..data.mars import read_mars
 from ..pose.files import PoseTable, read_market_csv, write_market_csv
 from .world import tiny_world
 
