@@ -41,12 +41,12 @@ def paths(root, part): return sorted((root/part).iterdir())
 
 def test_counts_by_hand():
     df = frame(('train',1,1), ('train',1,3), ('train',2,3), ('train',0,1), ('query',5,1), ('query',6,2), ('query',9,1), ('gallery',5,2), ('gallery',6,2),
-               ('gallery',7,1), ('gallery',8,1), ('gallery',8,3), ('gallery',-1,1), ('gallery',-1,2), ('gallery',0,4))
+               ('gallery',7,1), ('gallery',8,1), ('gallery',8,3), ('gallery',10,1), ('gallery',-1,1), ('gallery',-1,2), ('gallery',0,4))
     df.loc[[0,4],'path'] = ['/set/a.jpg.jpg', '/set/b.PNG.jpg']
     train,query,gallery = count_splits(df)
     assert train==dict(split='train', pictures=4, people=2, junk=0, distractors=1, cameras={1:2, 3:2}, doubled=1)
     assert query==dict(split='query', pictures=3, people=3, junk=0, distractors=0, cameras={1:2, 2:1}, doubled=1, unmatched=2) # 6 is in camera 2 alone, 9 nowhere
-    assert gallery==dict(split='gallery', pictures=8, people=4, junk=2, distractors=1, cameras={1:3, 2:3, 3:1, 4:1}, doubled=0, never_queried=2) # 7 and 8
+    assert gallery==dict(split='gallery', pictures=9, people=5, junk=2, distractors=1, cameras={1:4, 2:3, 3:1, 4:1}, doubled=0, never_queried=3) # 7, 8 and 10
     assert count_splits(df[df.split!='query'])[-1]['never_queried']==0 and [o['split'] for o in count_splits(df[df.split!='train'])]==['query','gallery']
 
 
