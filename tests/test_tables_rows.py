@@ -125,6 +125,20 @@ def test_a_csv_that_lacks_a_column(tmp_path, gone):
     with pytest.raises(InputError, match=rf'{gone}\b.*--out'): read_lines(tmp_path/'t.csv')
 
 
+@pytest.mark.skipif(KEY!='row', reason='from before the pair was called row and title')
+def test_lines_of_older_files(tmp_path):
+    "Key and title were `name` and `row`, or there was the title alone; today's come back as they are"
+    today = pd.DataFrame([line(row='guided_02', title='guided, ε=0.2'), line(row='mine', title='my own')])
+    for old in (today.rename(columns={'title':'row', 'row':'name'}), today, today.rename(columns={'title':'row', 'row':'name'})[['name','row','part','seed','run','map_trap']]):
+        old.to_csv(tmp_path/'t.csv', index=False)
+        df = read_lines(tmp_path/'t.csv')
+        assert df.row.tolist()==['guided_02','mine'] and df.title.tolist()==['guided, ε=0.2','my own'] and 'name' not in df
+    for k in ('row','name'):
+        df = T.row_and_title(pd.DataFrame({k:['guided, ε=0.2','rendered in new poses','true rendering','my own'], 'l1':[1,2,3,4]}))
+        assert df.row.tolist()==['guided_02','new','true','my own'] and df.title[3]=='my own' and list(df.columns)==['row','title','l1']
+    assert list(T.row_and_title(pd.DataFrame(dict(l1=[1]))).columns)==['l1']
+
+
 def test_columns_of_a_line():
     assert {'table','part','seed','run','command','map_trap','rank1',KEY,TITLE}<=set(LINE) and not {'d_steps','d_smoothed'}&set(LINE) and len(set(LINE))==len(LINE)
 
