@@ -105,7 +105,8 @@ def posereid_run(
     "Train guider, generators and ReID models, compare the rows, write report.html"
     said = dict(locals())
     line = _command_line('posereid_run', **{k:v for k,v in said.items() if (k,v) not in _defaults.items() and k!='fresh'})
-    from posereid.experiment.engine import Experiment, pick_rows
+    from posereid.experiment.engine import Experiment
+    from posereid.experiment.rows import pick_rows
     from posereid.experiment.presets import experiment_settings
     from posereid.experiment.report import report, text_table
     groups = experiment_settings(preset, seed, world, parse_size(size), validation, set, scratch=from_scratch or data is not None, recipe_name=recipe)
@@ -276,7 +277,7 @@ def posereid_transfer(
     set:_set=None,             # Settings of the generator, such as transfer.beta=0
 ):
     "Step two: train the generator between discriminator and frozen guider"
-    from posereid.experiment.engine import shown_to
+    from posereid.stages.transfer import shown_to
     from posereid.experiment.inputs import guider_for, kind_of
     from posereid.experiment.presets import experiment_settings
     from posereid.stages.transfer import train_transfer

@@ -683,10 +683,11 @@ def test_scores_of_tracklets(tmp_path):
 
 def test_drawn_pictures_are_those_of_the_plan(sets, tmp_path):
     "Rows of a plan find their pictures by source and pose, whatever files are called"
-    from posereid.experiment.engine import Experiment, pick_rows
+    from posereid.experiment.engine import Experiment
+    from posereid.experiment.rows import pick_rows
     i = folder_inputs(sets/'target', sets/'source')
     exp = Experiment(pick_rows('control,guided'), experiment_settings('smoke'), tmp_path/'run', i)
-    whole = exp.todo(exp.groups)
+    whole = exp.pose_plan(exp.groups)
     shade = (torch.arange(len(whole)) % 250).to(torch.uint8)
     write_generated(shade[:,None,None,None].expand(-1,3,64,32), whole, tmp_path/'g', 'x')
     some = whole.iloc[[5,0,17]]
