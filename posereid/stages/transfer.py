@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'TransferSettings', 'guider_input', 'centre', 'shifted', 'TransferModel', 'transfer_model', 'TwoAdams',
-           'split_DG', 'held', 'by_triplets', 'TransferCallback', 'decay_lr', 'stage_batches', 'transfer_learner',
-           'sheet', 'Samples', 'start_from', 'poses_id', 'transfer_choices', 'train_transfer', 'finish_transfer',
-           'load_generator']
+           'split_DG', 'held', 'by_triplets', 'TransferCallback', 'Terms', 'AdversarialTerm', 'L1Term', 'GuiderTerm',
+           'decay_lr', 'stage_batches', 'transfer_learner', 'sheet', 'Samples', 'start_from', 'poses_id', 'callback_id',
+           'transfer_choices', 'train_transfer', 'finish_transfer', 'load_generator']
 
 # %% ../../nbs/82_stages.transfer.ipynb #c002
 import hashlib, json
@@ -179,7 +179,7 @@ def split_DG(
 # %% ../../nbs/82_stages.transfer.ipynb #c019
 @contextmanager
 def held(
-    net:nn.Module # A network through which gradients shall flow, but not into
+    net:nn.Module # A network through which gradients flow, but not into
 ):
     "No gradients for the parameters of `net` inside"
     net.requires_grad_(False)
@@ -188,8 +188,8 @@ def held(
 
 # %% ../../nbs/82_stages.transfer.ipynb #c020
 def by_triplets(
-    guider:nn.Module # A ReID net, or None
-) -> bool:           # Is it without classifier?
+    guider:nn.Module|None # A ReID net
+) -> bool:                # True if it has no classifier
     "A guider that was trained with triplets guides by Eq. 4, one with a classifier by Eq. 3"
     return guider is not None and getattr(guider, 'head', True) is None
 
@@ -198,23 +198,38 @@ class TransferCallback(Callback):
     order,run_valid = 10,False
     def __init__(self,
         settings:TransferSettings # Weights and forms of the losses
-    ): self.settings,self.n_step = settings,0
+    ): self.settings = settings
     def before_batch(self):
-        x,s,self.real,self.label,self.is_target,*rest = *self.xb,*self.yb
-        self.positive = rest.pop() if by_triplets(self.model.R) else None # always the last of the batch
-        self.cond,self.weight = (x,s),(rest[0] if rest else None)
+        self.take(*self.xb, *self.yb)
         self.step()
         raise CancelBatchException()
+
+# %% ../../nbs/82_stages.transfer.ipynb #9d485471
+@patch
+def take(self:TransferCallback,
+    x:Tensor,         # `(n, 3, h, w)` appearances
+    s:Tensor,         # `(n, 3, h, w)` skeletons
+    real:Tensor,      # `(n, 3, h, w)` the pictures that G is to draw
+    label:Tensor,     # `(n,)` labels of the guider
+    is_target:Tensor, # `(n,)` True for pairs of the target
+    *rest             # Perhaps pixel weights, perhaps positives; positives are always the last
+):
+    "Lay a batch on the learner, where all callbacks find it, and begin its row of the log"
+    rest,l = list(rest),self.learn
+    l.positive = rest.pop() if by_triplets(self.model.R) else None
+    l.weight = rest[0] if rest else None
+    l.cond,l.real,l.label,l.is_target = (x, s),real,label,is_target
+    self.terms = dict.fromkeys(('d_real','d_fake'), real.new_zeros(()))
 
 # %% ../../nbs/82_stages.transfer.ipynb #c022
 @patch
 def forward(self:TransferCallback):
     "ŷ = G(x, s)"
-    if self.settings.aux=='mixed' or self.is_target.all(): self.fake = self.model(*self.cond)
+    if self.settings.aux=='mixed' or self.is_target.all(): self.learn.fake = self.model(*self.cond)
     else:
         parts = [o.nonzero()[:,0] for o in (self.is_target, ~self.is_target)]
         fakes = [self.model(*(o[i] for o in self.cond)) for i in parts if len(i)]
-        self.fake = torch.cat(fakes)[torch.cat(parts).argsort()]
+        self.learn.fake = torch.cat(fakes)[torch.cat(parts).argsort()]
 
 # %% ../../nbs/82_stages.transfer.ipynb #c024
 @patch
@@ -225,46 +240,57 @@ def backward_D(self:TransferCallback):
     score = (lambda o: o.detach().mean()) if self.settings.gan=='lsgan' else (lambda o: o.detach().sigmoid().mean())
     self.terms.update(d_real=score(real), d_fake=score(fake))
 
-# %% ../../nbs/82_stages.transfer.ipynb #c026
-@patch
-def guide(self:TransferCallback) -> Tensor: # Scalar
-    "Eq. 3 or 4 over the target rows: no auxiliary picture enters the guider, and without any target row it is 0"
-    rows,s = self.is_target.bool(),self.settings
-    if self.model.R is None or not s.beta or not rows.any(): return self.fake.new_zeros(())
-    seen = guider_input(self.fake[rows], s.guider_size, s.guider_crop, s.guider_pad)
-    if by_triplets(self.model.R): return self.guide_triplets(seen, rows)
-    return guider_ce(self.model.R(seen), self.label[rows], rows[rows])
+# %% ../../nbs/82_stages.transfer.ipynb #f4616ca0
+class Terms(dict):
+    "The terms of Eq. 5 by name, each times its weight; their sum is what G minimises"
+    columns = 'epoch','d_real','d_fake','judge' # of `log.csv`, besides those of the terms
+    def __init__(self):
+        super().__init__()
+        self.unweighted,self.stats = {},{}
+    def add(self,
+        name:str,        # What `log.csv` calls it
+        value:Tensor,    # A scalar, with its gradient to `fake`
+        weight:float=1., # What it counts in the sum
+        **stats:Tensor   # More scalars for the log
+    ):
+        "One more term; the log gets it without its weight"
+        for o in (name, *stats): self.check(o)
+        if value.ndim: raise InputError(f"The term {name!r} must be one number, but has the shape {tuple(value.shape)}; "
+                                        "take its mean or its sum.")
+        self[name] = weight*value
+        self.unweighted[name] = value.detach()
+        self.stats.update(stats)
 
+# %% ../../nbs/82_stages.transfer.ipynb #775c17c5
 @patch
-def guide_triplets(self:TransferCallback,
-    seen:Tensor, # Generated target pictures, as the guider sees them
-    rows:Tensor  # Which rows of the batch they are
-) -> Tensor:     # Scalar
-    "Eq. 4 by the embeddings of the frozen guider; the share of triplets that still cost something is logged"
-    s = self.settings
-    with torch.no_grad(): real = self.model.R.embed(guider_input(self.positive[rows], s.guider_size, s.guider_crop))
-    loss,stats = guider_triplet(self.model.R.embed(seen), real, self.label[rows], rows[rows], s.margin, stats=True)
-    self.terms['active'] = stats['active']
-    return loss
+def check(self:Terms,
+    name:str # A new name
+):
+    "Refuse a name that the log has already"
+    if name in (*self.columns, *self.unweighted, *self.stats): raise InputError(
+        f"Two terms of the generator's loss are called {name!r}; give one of them another name.")
 
-# %% ../../nbs/82_stages.transfer.ipynb #c028
+@patch(as_prop=True)
+def log(self:Terms) -> dict: # Scalars without gradient
+    "What goes to `log.csv`: further numbers of the terms, then the terms without their weights"
+    return {**self.stats, **self.unweighted}
+
+# %% ../../nbs/82_stages.transfer.ipynb #7beb793b
 @patch
 def backward_G(self:TransferCallback):
-    "Gradients of Eq. 5 in G; D and R let them through and take none"
-    s,zero = self.settings,self.fake.new_zeros(())
+    "Gradients of Eq. 5 in G: the sum of what callbacks add to `losses` in `after_fake`"
+    self.learn.losses = Terms()
     with held(self.model.D):
-        adv = generator_adv_loss(self.model.D(*self.cond, self.fake), s.gan) if s.adv else zero
-        l1 = l1_loss(self.fake, self.real, self.weight)
-        guide = self.guide()
-        transfer_loss(s.adv*adv, l1, guide, s.lam, s.beta).backward()
-    self.terms.update(adv=adv.detach(), l1=l1.detach(), guide=guide.detach())
+        self.learn('after_fake')
+        sum(self.losses.values()).backward()
+    self.terms.update(self.losses.log)
     if self.model.judge is not None: self.terms['judge'] = self.judged()
 
-# %% ../../nbs/82_stages.transfer.ipynb #c029
+# %% ../../nbs/82_stages.transfer.ipynb #92bf8928
 @patch
 @torch.no_grad()
 def judged(self:TransferCallback) -> Tensor: # Scalar
-    "Eq. 3 as a net that G never hears of would have it: what the guider's term is compared with"
+    "Eq. 3 of a net that G never hears of: the guider's term is compared with it"
     rows,s = self.is_target.bool(),self.settings
     return guider_ce(self.model.judge(guider_input(self.fake, s.guider_size, s.guider_crop)), self.label, rows)
 
@@ -272,7 +298,6 @@ def judged(self:TransferCallback) -> Tensor: # Scalar
 @patch
 def step(self:TransferCallback):
     "D, then G: one step each on this batch, each optimiser on its own parameters"
-    self.terms = {k:self.real.new_zeros(()) for k in ('d_real','d_fake')}
     self.forward()
     if self.settings.adv:
         self.opt.D.zero_grad()
@@ -283,6 +308,62 @@ def step(self:TransferCallback):
     self.opt.G.step()
     if self.settings.ema: self.model.average(self.epoch*self.n_iter + self.iter)
     self.learn.loss = self.terms['l1']
+
+# %% ../../nbs/82_stages.transfer.ipynb #6339e972
+class AdversarialTerm(Callback):
+    "G's side of Eq. 1, times `adv`"
+    order = -3 # of the three terms the first: sums of floats depend on their order
+    def __init__(self,
+        settings:TransferSettings # `adv` and `gan`
+    ): self.settings = settings
+    def after_fake(self):
+        s = self.settings
+        score = self.model.D(*self.cond, self.fake) if s.adv else None
+        self.losses.add('adv', generator_adv_loss(score, s.gan) if s.adv else self.fake.new_zeros(()), s.adv)
+
+class L1Term(Callback):
+    "Eq. 2, times λ"
+    order = -2
+    def __init__(self,
+        settings:TransferSettings # `lam`
+    ): self.settings = settings
+    def after_fake(self): self.losses.add('l1', l1_loss(self.fake, self.real, self.weight), self.settings.lam)
+
+# %% ../../nbs/82_stages.transfer.ipynb #c026
+class GuiderTerm(Callback):
+    "Eq. 3 or 4, times β, over the target rows: no auxiliary picture enters the guider, and without any target row it is 0"
+    order = -1
+    def __init__(self,
+        settings:TransferSettings # `beta`, `margin`, and what the guider sees
+    ): self.settings = settings
+    def after_fake(self):
+        rows,s,R = self.is_target.bool(),self.settings,self.model.R
+        if R is None or not s.beta or not rows.any():
+            value,stats = self.fake.new_zeros(()),(dict(active=self.fake.new_zeros(())) if by_triplets(R) else {})
+        else:
+            seen = guider_input(self.fake[rows], s.guider_size, s.guider_crop, s.guider_pad)
+            value,stats = (self.by_distance if by_triplets(R) else self.by_class)(seen, rows)
+        self.losses.add('guide', value, s.beta, **stats)
+
+# %% ../../nbs/82_stages.transfer.ipynb #ec1a064a
+@patch
+def by_class(self:GuiderTerm,
+    seen:Tensor, # Generated target pictures, as the guider sees them
+    rows:Tensor  # `(n,)` which rows of the batch they are
+) -> tuple:      # Scalar, and nothing more for the log
+    "Eq. 3 by the scores of the frozen guider"
+    return guider_ce(self.model.R(seen), self.label[rows], rows[rows]),{}
+
+@patch
+def by_distance(self:GuiderTerm,
+    seen:Tensor, # Generated target pictures, as the guider sees them
+    rows:Tensor  # `(n,)` which rows of the batch they are
+) -> tuple:      # Scalar, and for the log the share of triplets with a loss
+    "Eq. 4 by the embeddings of the frozen guider"
+    R,s = self.model.R,self.settings
+    with torch.no_grad(): real = R.embed(guider_input(self.positive[rows], s.guider_size, s.guider_crop))
+    loss,stats = guider_triplet(R.embed(seen), real, self.label[rows], rows[rows], s.margin, stats=True)
+    return loss,dict(active=stats['active'])
 
 # %% ../../nbs/82_stages.transfer.ipynb #c033
 def decay_lr(
@@ -316,12 +397,13 @@ def stage_batches(
 def transfer_learner(
     dls,                      # Batches of (x, s, y, label, is_target) and perhaps a weight map
     model:TransferModel,      # G, D and R
-    settings:TransferSettings # Losses and optimisers
+    settings:TransferSettings,# Losses and optimisers
+    cbs:list=()               # More callbacks, such as further terms
 ) -> Learner:                 # Learner whose batches are the four steps
-    "A `Learner` for step two: one callback does the work, the rest of fastai is left as it is"
-    opt = partial(TwoAdams, betas=settings.betas)
+    "A `Learner` for step two: one callback does the work, three more are the terms of Eq. 5"
+    opt,own = partial(TwoAdams, betas=settings.betas),(TransferCallback, AdversarialTerm, L1Term, GuiderTerm)
     return StageLearner(dls, model, loss_func=l1_loss, opt_func=opt, lr=settings.lr, splitter=split_DG, wd_bn_bias=True,
-        train_bn=False, default_cbs=False, cbs=[TrainEvalCallback(), PlainBatch(), TransferCallback(settings)])
+        train_bn=False, default_cbs=False, cbs=[TrainEvalCallback(), PlainBatch(), *(o(settings) for o in own), *cbs])
 
 # %% ../../nbs/82_stages.transfer.ipynb #c046
 def sheet(
@@ -381,16 +463,27 @@ def poses_id(
     joints = poses.of(df)
     return hashlib.sha256(joints.contiguous().numpy().tobytes()).hexdigest()[:12]
 
+def callback_id(
+    cb:Callback # Before it trains
+) -> dict:      # Its class and its attributes; of nets a hash, of what is no plain value the kind
+    "What a run folder remembers of a callback; its code is not part of it"
+    def plain(v):
+        if isinstance(v, nn.Module): return weights_hash(v)
+        return v if isinstance(v, (str,int,float,bool,tuple,list,dict,type(None))) else type(v).__name__
+    return {'class':type(cb).__name__, **{k:plain(v) for k,v in vars(cb).items() if k!='learn'}}
+
 def transfer_choices(
     target_df,                 # Training pictures of the target
     source_df,                 # Training pictures of the source, or None
     poses,                     # `PoseTable`
     guider:nn.Module,          # Guider, or None
     settings:TransferSettings, # Settings
-    init:dict                  # What `start_from` returned
+    init:dict,                 # What `start_from` returned
+    cbs:list=()                # Callbacks of the caller
 ) -> dict:                     # For `settings.json`
     "All that decides what a generator becomes"
     res = dict(transfer=settings, guider=weights_hash(guider) if settings.beta else None, init=init)
+    if cbs: res['cbs'] = [callback_id(o) for o in cbs]
     for name,df in dict(target=target_df, source=source_df).items():
         res[name] = None if df is None else dict(pictures=frame_id(df), poses=poses_id(poses, df))
     return res
@@ -409,7 +502,8 @@ def train_transfer(
     fresh:bool=False,          # Start over
     desc:str='generator',      # What the progress bar says
     every:float=10.,           # Seconds between checkpoints
-    judge:nn.Module=None       # A ReID net whose loss is logged beside the guider's
+    judge:nn.Module=None,      # A ReID net whose loss is logged beside the guider's
+    cbs:list=()                # More callbacks: those with `after_fake` add terms to Eq. 5
 ) -> SiameseUNet:              # The generator, in eval mode
     "Step two of §4.2: train G and D on pairs of target and source, guided by R on the target's"
     if settings.beta and guider is None: raise InputError(
@@ -418,17 +512,23 @@ def train_transfer(
     target_df,source_df = (None if o is None else pick(o, split='train') for o in (target_df, source_df))
     seed_everything(settings.seed)
     model = transfer_model(settings, guider, judge)
-    choices = transfer_choices(target_df, source_df, poses, guider, settings, start_from(model, init))
+    choices = transfer_choices(target_df, source_df, poses, guider, settings, start_from(model, init), cbs)
     run = open_run(folder, choices, fresh)
     if run.done: return load_generator(run.path)
     dls = stage_batches(target_df, source_df, poses, store, labels, settings, by_triplets(model.R))
-    learn = transfer_learner(dls, model, settings)
-    fit_stage(learn, settings.parts, run, partial(decay_lr, settings), lambda l: l.transfer.terms, settings.seed, desc,
-              every, [Samples(run/'samples.png')])
+    learn = transfer_learner(dls, model, settings, [Samples(run/'samples.png'), *cbs])
+    with _one_sentence(): fit_stage(learn, settings.parts, run, partial(decay_lr, settings),
+                                    lambda l: l.transfer.terms, settings.seed, desc, every)
     finish_transfer(run, model.cpu(), settings, settings.parts*len(dls.train))
     return load_generator(run.path)
 
 # %% ../../nbs/82_stages.transfer.ipynb #c053
+@contextmanager
+def _one_sentence():
+    "An `InputError` from inside a callback without the lines that fastai writes before it"
+    try: yield
+    except InputError as e: raise InputError(str(e).split('\n\t')[-1]) from e
+
 def finish_transfer(
     run:RunFolder,             # Where to
     model:TransferModel,       # Trained nets
