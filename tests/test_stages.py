@@ -230,13 +230,14 @@ def test_guider_by_triplets(stage, data):
 @pytest.mark.parametrize('triplets', [False, True])
 def test_no_target_row_is_zero(stage, triplets):
     "The same columns as any other batch, so that the mean of the part exists"
-    cb = stage(reid_net(None, 'small', 4).eval() if triplets else None)
-    cb.step()
-    names = list(cb.terms)
+    R = reid_net(None, 'small', 4).eval() if triplets else None
+    with_rows,cb = stage(R),stage(R)
+    with_rows.step()
+    names = list(with_rows.terms)
     cb.learn.is_target = torch.zeros_like(cb.is_target)
     cb.step()
     assert cb.terms['guide']==0 and all(torch.isfinite(o) for o in cb.terms.values()) and list(cb.terms)==names
-    assert ('active' in names)==triplets
+    assert names==['d_real','d_fake',*['active']*triplets,'adv','l1','guide']
 
 def test_eq_5_by_hand(stage):
     cb = stage(lam=7., beta=.3)
@@ -364,6 +365,12 @@ def test_two_terms_of_one_name(data, tmp_path, name):
         def after_fake(self): self.losses.add('first', self.fake.mean(), active=self.fake.detach().mean(), pull=self.fake.detach().mean())
     with pytest.raises(InputError) as e: fit(data, tmp_path/'t', First(), Named(name))
     assert str(e.value)==f"Two terms of the generator's loss are called {name!r}; give one of them another name."
+
+def test_numbers_of_a_term_hide_none():
+    terms = tr.Terms()
+    terms.add('first', torch.tensor(1.))
+    with pytest.raises(InputError, match="called 'first'"): terms.add('second', torch.tensor(2.), first=torch.tensor(3.))
+    assert list(terms)==['first'] and list(terms.log)==['first']
 
 def test_a_term_is_one_number(data, tmp_path):
     with pytest.raises(InputError, match=r'^The term \'each\' must be one number, but has the shape \(8, 3, 64, 32\); take its mean or its sum.$'):
