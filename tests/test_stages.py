@@ -50,11 +50,11 @@ def data(): return Data()
 @pytest.fixture
 def stage(data):
     "The transfer callback, one batch in hand, nothing done yet"
-    def _stage(R=None, cbs=(), **kw):
+    def _stage(R=None, cbs=(), judge=None, **kw):
         torch.manual_seed(0)
         s,R = TransferSettings(**{**SMALL, **kw}),data.R if R is None else R
         dls = tr.stage_batches(data.train, data.source, data.poses, data.store, data.labels, s, tr.by_triplets(R))
-        learn = tr.transfer_learner(dls, tr.transfer_model(s, R), s, cbs)
+        learn = tr.transfer_learner(dls, tr.transfer_model(s, R, judge), s, cbs)
         learn.create_opt()
         learn.model.train()
         learn.transfer.take(*dls.train.one_batch())
@@ -200,7 +200,7 @@ def test_order_of_a_step(stage, monkeypatch):
         o = getattr(cb.opt, name)
         monkeypatch.setattr(o, 'step', lambda was=o.step, name=name: (seen.append(f'step {name}'), was())[1])
     cb.step()
-    assert seen == ['forward','backward_D','step D','backward_G','step G']
+    assert seen == ['forward','backward_D','step D','backward_G','step G'] and cb.loss==cb.terms['l1']
 
 def test_guider_sees_target_rows_only(stage):
     cb = stage(beta=.5)
@@ -289,6 +289,21 @@ def test_running_average_of_a_step(stage):
     cb.step()
     for k,v in cb.model.G.named_parameters():
         torch.testing.assert_close(dict(cb.model.G_ema.named_parameters())[k], was[k].lerp(v.detach(), 1-26/35))
+
+
+def test_judge_is_asked_and_not_heard(stage, data):
+    "The same gradients with and without; its loss is Eq. 3 on the generated target pictures"
+    torch.manual_seed(5)
+    J = reid_net(len(data.labels), 'small', 4).eval()
+    J.head.weight.data.normal_()
+    a,b = stage(),stage(judge=J)
+    for cb in (a,b):
+        cb.forward()
+        cb.backward_G()
+    assert all(torch.equal(p.grad, q.grad) for p,q in zip(a.model.G.parameters(), b.model.G.parameters()))
+    rows = b.is_target
+    torch.testing.assert_close(b.terms['judge'], F.cross_entropy(J(b.fake[rows]), b.label[rows]).detach())
+    assert list(b.terms)==[*a.terms, 'judge'] and not any(o.requires_grad for o in J.parameters())
 
 
 # Terms of a reader
@@ -403,6 +418,15 @@ def test_guider_input(data):
     x.requires_grad_()
     y = guider_input(x, (72,40), (64,32), pad=2)
     assert y.shape==x.shape
+    assert torch.equal(tr.centre(x, (60,20)), x[...,2:62,6:26])
+    torch.manual_seed(0)
+    white,at = torch.ones(1,1,8,6),set()
+    for _ in range(200):
+        moved = tr.shifted(white, 2)[0,0]
+        h,w = (moved==1).any(1).sum().item(),(moved==1).any(0).sum().item()
+        assert set(moved.unique().tolist()) <= {-1.,1.} and (moved==1).sum()==h*w  # black comes in
+        at.add((h if moved[0,0]==1 or (moved[0]==1).any() else -h, w if (moved[:,0]==1).any() else -w))
+    assert at=={(a,b) for a in (8,7,6,-7,-6) for b in (6,5,4,-5,-4)}  # every shift of up to two pixels, either way
     y.sum().backward()
     assert (x.grad!=0).any()
 

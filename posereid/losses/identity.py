@@ -63,7 +63,7 @@ def triplet_candidates(
     labels:Tensor,                 # `(n,)` identities
     is_generated:Tensor|None=None, # `(n,)` True for generated pictures; None: all are real
     rule:str='anchor',             # One of `ANCHOR_RULES`
-) -> tuple[Tensor,Tensor]:         # `(n, n)` bool: may `j` be the positive of anchor `i`, its negative?
+) -> tuple[Tensor,Tensor]:         # `(n, n)` bool: is `j` a positive of anchor `i`, a negative?
     "The positives and negatives that each anchor may have, by the anchor rule of §3.3"
     _known('anchor rule', rule, ANCHOR_RULES)
     gen,same = _generated(labels, is_generated),labels[:,None]==labels
@@ -159,7 +159,7 @@ def triplet_loss(
     rule:str='anchor',             # One of `ANCHOR_RULES`: that of §3.3, or none
     normalise:bool=True,           # Scale embeddings to length 1
     squared:bool=True,             # Squared Euclidean distance instead of ℓ2
-    reduction:str='mean',          # `mean` or `sum` over triplets, `active`: mean over those above 0, or `none`
+    reduction:str='mean',          # `mean`, `sum`, `active` (mean of those above 0) or `none`
     stats:bool=False,              # Also return what `triplet_stats` tells
     generator:torch.Generator|None=None, # Random generator for the random rules; None: torch's
 ) -> Tensor|tuple:                 # A scalar, or `(m,)` for `none`; with `stats`, also a dict

@@ -48,7 +48,7 @@ def generator_adv_loss(
 def l1_loss(
     fake:Tensor,             # `(n, 3, h, w)` generated pictures in [−1, 1]
     real:Tensor,             # `(n, 3, h, w)` real pictures of this person in this pose
-    weight:Tensor|None=None, # `(n, 1, h, w)` weight of each pixel, not negative; scaled to a mean of 1
+    weight:Tensor|None=None, # `(n, 1, h, w)` weight of each pixel, ≥ 0; scaled to a mean of 1
 ) -> Tensor:                 # Scalar
     "Mean absolute error over pixels and channels, Eq. 2"
     if weight is None: return F.l1_loss(fake, real)
@@ -74,7 +74,7 @@ def guider_triplet(
     squared:bool=False,   # Squared Euclidean distance instead of ℓ2
     normalise:bool=True,  # Scale embeddings to length 1
     mining:str='all',     # Negatives of an anchor: `all`, `semihard` or `hardest`
-    reduction:str='mean', # `mean` or `sum` over triplets, `active`: mean over those above 0, or `none`
+    reduction:str='mean', # `mean`, `sum`, `active` (mean of those above 0) or `none`
     stats:bool=False,     # Also return what `triplet_stats` tells
 ) -> Tensor|tuple:        # A scalar, 0 where there is no triplet; with `stats`, also a dict
     "Triplet loss of the guider on generated pictures of the target set, Eq. 4"

@@ -29,7 +29,7 @@ class DCGANGenerator(nn.Module):
     "From noise to pictures: a linear map to the smallest size, then transposed 4×4 convolutions of stride 2"
     def __init__(self,
         size:tuple[int,int]=(64,32), # Height and width of the pictures
-        width:int=32,       # Channels of the largest map; each smaller one has twice as many, up to 8×
+        width:int=32,       # Channels of the largest map; each smaller one has twice as many (≤ 8×)
         z:int=100,          # Length of the noise vector
     ):
         super().__init__()

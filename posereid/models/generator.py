@@ -98,13 +98,13 @@ class SiameseUNet(nn.Module):
         size:tuple[int,int]=(64,32), # Height and width of the pictures
         width:int=16,        # Channels of the first map; doubled at each halving
         depth:int|None=None, # Halvings; None: `unet_depth(size)`
-        shared:bool=False,   # One encoder with one set of weights for both pictures (siamese to the letter)
+        shared:bool=False,   # One encoder for both pictures (siamese to the letter)
         norm:str='batch',    # `batch` or `instance`
         up:str='resize',     # How the decoder doubles its maps: `resize` or `transposed`
         skips:str='both',    # Encoders whose maps the decoder sees: `both` or `appearance`
         dropout:float=0.,    # Dropout in the three innermost levels of the decoder; .5 in pix2pix
         max_mult:int=8,      # No map has more than `max_mult*width` channels
-        head:int=0,          # Maps of full size before a last 3×3 convolution; 0: none, as in pix2pix
+        head:int=0,          # Maps of full size before a last 3×3 convolution; 0: as pix2pix
         blend:bool=False,    # Also draw a mask that keeps pixels of the appearance
     ):
         super().__init__()
