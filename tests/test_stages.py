@@ -379,13 +379,17 @@ def test_two_terms_of_one_name(data, tmp_path, name):
     class First(tr.Callback):
         def after_fake(self): self.losses.add('first', self.fake.mean(), active=self.fake.detach().mean(), pull=self.fake.detach().mean())
     with pytest.raises(InputError) as e: fit(data, tmp_path/'t', First(), Named(name))
-    assert str(e.value)==f"Two terms of the generator's loss are called {name!r}; give one of them another name."
+    assert str(e.value)==f"The generator's log has a column {name!r} already; give this term another name."
 
 def test_numbers_of_a_term_hide_none():
     terms = tr.Terms()
     terms.add('first', torch.tensor(1.))
-    with pytest.raises(InputError, match="called 'first'"): terms.add('second', torch.tensor(2.), first=torch.tensor(3.))
+    with pytest.raises(InputError, match="'first' already"): terms.add('second', torch.tensor(2.), first=torch.tensor(3.))
     assert list(terms)==['first'] and list(terms.log)==['first']
+    terms['second'] = torch.tensor(4.)
+    assert terms['second']==terms.log['second']==4.
+    with pytest.raises(InputError, match='already'): terms['first'] = torch.tensor(5.)
+    assert terms['first']==1.
 
 def test_a_term_is_one_number(data, tmp_path):
     with pytest.raises(InputError, match=r'^The term \'each\' must be one number, but has the shape \(8, 3, 64, 32\); take its mean or its sum.$'):

@@ -258,9 +258,10 @@ class Terms(dict):
         for o in (name, *stats): self.check(o)
         if value.ndim: raise InputError(f"The term {name!r} must be one number, but has the shape {tuple(value.shape)}; "
                                         "take its mean or its sum.")
-        self[name] = weight*value
+        super().__setitem__(name, weight*value)
         self.unweighted[name] = value.detach()
-        self.stats.update(stats)
+        self.stats.update({k:v.detach() for k,v in stats.items()})
+    def __setitem__(self, name, value): self.add(name, value)
 
 # %% ../../nbs/82_stages.transfer.ipynb #775c17c5
 @patch
@@ -269,7 +270,7 @@ def check(self:Terms,
 ):
     "Refuse a name that the log has already"
     if name in (*self.columns, *self.unweighted, *self.stats): raise InputError(
-        f"Two terms of the generator's loss are called {name!r}; give one of them another name.")
+        f"The generator's log has a column {name!r} already; give this term another name.")
 
 @patch(as_prop=True)
 def log(self:Terms) -> dict: # Scalars without gradient
@@ -291,7 +292,7 @@ def backward_G(self:TransferCallback):
 @patch
 @torch.no_grad()
 def judged(self:TransferCallback) -> Tensor: # Scalar
-    "Eq. 3 of a net that G never hears of: the guider's term is compared with it"
+    "Eq. 3 of a net that has no part in the loss, to compare the guider's term with"
     rows,s = self.is_target.bool(),self.settings
     return guider_ce(self.model.judge(guider_input(self.fake, s.guider_size, s.guider_crop)), self.label, rows)
 
@@ -313,14 +314,14 @@ def step(self:TransferCallback):
 # %% ../../nbs/82_stages.transfer.ipynb #6339e972
 class AdversarialTerm(Callback):
     "G's side of Eq. 1, times `adv`"
-    order = -3 # of the three terms the first: sums of floats depend on their order
+    order = -3 # the first of the three terms: sums of floats depend on their order
     def __init__(self,
         settings:TransferSettings # `adv` and `gan`
     ): self.settings = settings
     def after_fake(self):
-        s = self.settings
-        score = self.model.D(*self.cond, self.fake) if s.adv else None
-        self.losses.add('adv', generator_adv_loss(score, s.gan) if s.adv else self.fake.new_zeros(()), s.adv)
+        s,value = self.settings,self.fake.new_zeros(())
+        if s.adv: value = generator_adv_loss(self.model.D(*self.cond, self.fake), s.gan)
+        self.losses.add('adv', value, s.adv)
 
 class L1Term(Callback):
     "Eq. 2, times λ"
@@ -332,16 +333,16 @@ class L1Term(Callback):
 
 # %% ../../nbs/82_stages.transfer.ipynb #c026
 class GuiderTerm(Callback):
-    "Eq. 3 or 4, times β, over the target rows: no auxiliary picture enters the guider, and without any target row it is 0"
+    "Eq. 3 or 4, times β, over the target rows alone; 0 where there is none"
     order = -1
     def __init__(self,
         settings:TransferSettings # `beta`, `margin`, and what the guider sees
     ): self.settings = settings
     def after_fake(self):
         rows,s,R = self.is_target.bool(),self.settings,self.model.R
-        if R is None or not s.beta or not rows.any():
-            value,stats = self.fake.new_zeros(()),(dict(active=self.fake.new_zeros(())) if by_triplets(R) else {})
-        else:
+        value = self.fake.new_zeros(())
+        stats = dict(active=value) if by_triplets(R) else {}
+        if R is not None and s.beta and rows.any():
             seen = guider_input(self.fake[rows], s.guider_size, s.guider_crop, s.guider_pad)
             value,stats = (self.by_distance if by_triplets(R) else self.by_class)(seen, rows)
         self.losses.add('guide', value, s.beta, **stats)
