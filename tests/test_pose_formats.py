@@ -9,8 +9,10 @@ from posereid.pose.bank import bank_rows, choose_poses, covered_share, diverse_p
 from posereid.pose.draw import COLORS, LIMBS, MASK_LIMBS, draw_skeletons, flip_colors, flip_heatmaps, heatmaps, stick_masks
 from posereid.pose.estimate import (BlazePose, KeypointRCNN, KnownPoses, contact_sheet, decode_blazepose, estimate_folder, list_pictures_in,
                                     make_estimator, pck, read_picture)
-from posereid.pose.files import (FORMATS, PoseTable, find_format, from_mediapipe, list_names, read_coco, read_fdgan, read_market14, read_mediapipe,
-                                 read_openpose, read_poses, write_poses)
+from posereid.pose.table import PoseTable, list_names
+from posereid.pose.formats import (from_mediapipe, read_coco, read_fdgan, read_market14,
+                                   read_mediapipe, read_openpose)
+from posereid.pose.files import FORMATS, find_format, read_poses, write_poses
 from posereid.pose.joints import FLIP, JOINT_SETS, JOINTS, check_joints, flip_joints, from_openpose, has_pose, to_openpose, walking_pose
 
 

@@ -22,7 +22,8 @@ from fastai.torch_core import TensorImageBase, show_image, to_device
 from ..pose.draw import draw_skeletons
 from ..imagefiles import is_junk_folder, picture_sizes
 from ..pose.bank import pose_heights
-from ..pose.files import PoseTable, match_pictures, read_poses
+from ..pose.table import PoseTable, match_pictures
+from ..pose.files import read_poses
 from ..pose.joints import JOINTS, flip_joints, has_pose, inside, scale_joints
 from .layouts import pose_choices, typed
 from .manifest import label_of

@@ -14,7 +14,8 @@ import numpy as np, torch
 from PIL import Image
 from ..core import InputError, cache_dir, locked, write_beside
 from ..data.layouts import BOXES, MARKET_FOLDERS, pick, read_market, read_mars
-from ..pose.files import PoseTable, read_market_csv, write_market_csv
+from ..pose.table import PoseTable
+from ..pose.files import read_market_csv, write_market_csv
 from .world import tiny_world
 
 # %% ../../nbs/68_synth.sets.ipynb #c0140d49
