@@ -6,7 +6,7 @@
 __all__ = ['TableRenderer', 'markdown_table', 'readme', 'write_readme', 'captioned', 'kept_captions', 'write_captions']
 
 # %% ../nbs/99_docs.ipynb #c002
-import json, re
+import html, inspect, json, re
 from pathlib import Path
 
 from execnb.nbio import read_nb, write_nb
@@ -16,19 +16,35 @@ from nbdev.showdoc import BasicMarkdownRenderer
 from .core import InputError, write_beside
 
 # %% ../nbs/99_docs.ipynb #c005
+_span = re.compile(r'`([^`\n]*)`')
+
+def _in_cell(o):
+    "What may stand in a cell of a table: no line break, and no bar that would end the cell"
+    text = ' '.join(str(getattr(o, '__name__', o)).split('\n'))
+    code = lambda m: f'<code>{html.escape(m[1])}</code>' if '|' in m[1] else m[0]
+    parts = re.split(r'(<code>.*?</code>)', _span.sub(code, text))
+    bars = ('\\|','&#124;')  # a backslash would show in code
+    return ''.join(o.replace('|', bars[i%2]) for i,o in enumerate(parts))
+
+class _Parameters(DocmentTbl):
+    "A row a parameter, whatever its type, default and docment hold"
+    def __init__(self, sym):
+        super().__init__(sym)
+        for row in self.dm.values():
+            row.update({k:_in_cell(v) for k,v in row.items() if v is not inspect.Parameter.empty})
+
 class TableRenderer(BasicMarkdownRenderer):
     "What `show_doc` shows, with a table of the parameters under it"
     def _repr_markdown_(self):
         res = super()._repr_markdown_()
-        try: tbl = DocmentTbl(self.sym)
+        try: tbl = _Parameters(self.sym)
         except Exception: return res  # what has no signature has no table
         return f'{res}\n\n{tbl}' if tbl.has_docment else res
 
 # %% ../nbs/99_docs.ipynb #c009
 def _cell(o, digits):
     if o is None or o!=o: return ''
-    text = f'{o:.{digits}f}' if isinstance(o, float) else str(o)
-    return text.replace('|', '\\|').replace('\n', ' ')
+    return _in_cell(f'{o:.{digits}f}' if isinstance(o, float) else str(o))
 
 def markdown_table(
     df,          # A DataFrame; its index is not shown
