@@ -47,9 +47,9 @@ def _cell(o, digits):
     return _in_cell(f'{o:.{digits}f}' if isinstance(o, float) else str(o))
 
 def markdown_table(
-    df,          # A DataFrame; its index is not shown
-    digits:int=1 # Decimals of its floating point numbers
-) -> str:        # A Markdown table; numbers stand to the right
+    df:'pd.DataFrame', # The frame; its index is not shown
+    digits:int=1 # Decimals of floating point numbers
+) -> str:        # Markdown table; numbers are aligned right
     "A frame as a Markdown table"
     cols,kinds = [str(o) for o in df.columns],[o.kind for o in df.dtypes]
     rows = [cols, ['---:' if k in 'iuf' else '---' for k in kinds]]
@@ -89,7 +89,7 @@ def _code(cell, folder):
 
 def readme(
     nb:str|Path='nbs/index.ipynb', # The front page
-    folder:str=None                # What goes before links to neighbouring pages; its own folder's name, unless told
+    folder:str=None                # Prefix of links to neighbouring pages; `None`: the page's folder
 ) -> str:                          # Markdown
     "The front page as the text of a README"
     nb = Path(nb)
@@ -105,7 +105,7 @@ def readme(
 # %% ../nbs/99_docs.ipynb #c017
 def write_readme(
     nb:str|Path='nbs/index.ipynb', # The front page
-    out:str|Path='README.md'       # Where it goes
+    out:str|Path='README.md'       # File to write
 ) -> Path:                         # `out`
     "Write the README from the front page"
     text = readme(nb)
@@ -114,8 +114,8 @@ def write_readme(
 
 # %% ../nbs/99_docs.ipynb #39c0da49
 def captioned(
-    o,       # A table or a figure
-    text:str # Its caption, made of the numbers that it shows
+    o:object, # A table or a figure
+    text:str  # Caption, computed from the numbers that it shows
 ):
     "Show a table or figure and keep its caption with the output"
     display(o, metadata=dict(caption=text))
@@ -124,7 +124,7 @@ def captioned(
 _label = re.compile(r'^#\|\s*label:\s*(fig|tbl)-\S+$', re.M)
 
 def kept_captions(
-    cell # Of a notebook, or a dict with its `outputs`
+    cell:dict # Cell of a notebook, with its `outputs`
 ) -> list: # Captions that `captioned` kept in its outputs
     "Captions beside the outputs of a cell"
     return [o['metadata']['caption'] for o in cell.get('outputs', []) if 'caption' in o.get('metadata', {})]

@@ -14,11 +14,11 @@ from .joints import has_pose, inside
 
 # %% ../../nbs/17_pose.bank.ipynb #c006
 def choose_poses(
-    n_pictures:int, # How many pictures get new poses
+    n_pictures:int, # Number of pictures that get new poses
     bank:Tensor, # `(m, 18, 3)` joints to choose from
-    n_each:int=2, # The paper's N: poses for each picture
-    seed:int=0, # Equal seeds choose equal poses
-    min_joints:int=8, # Poses with fewer joints are never chosen
+    n_each:int=2, # Number of poses for each picture, the paper's N
+    seed:int=0, # Seed of the choice
+    min_joints:int=8, # Least number of joints of a chosen pose
 ) -> Tensor: # `(n_pictures, n_each)` rows of `bank`
     "For every picture `n_each` different poses of the bank, each as likely as any other (§4.2)"
     good = has_pose(bank, min_joints).nonzero()[:,0]
@@ -51,8 +51,8 @@ def normalise_joints(
 def pose_distance(
     a:Tensor, # `(n, 18, 3)` joints
     b:Tensor, # `(m, 18, 3)` joints
-    min_shared:int=8, # With fewer joints in common the distance is infinite
-) -> Tensor: # `(n, m)`
+    min_shared:int=8, # Least number of shared joints; below it the distance is infinite
+) -> Tensor: # `(n, m)` distances
     "Root mean square distance of shared joints, after `normalise_joints`"
     a,b = normalise_joints(a).double(), normalise_joints(b).double()
     u,v = a[...,:2],b[...,:2]
@@ -65,7 +65,7 @@ def pose_distance(
 def pose_coverage(
     bank:Tensor, # `(m, 18, 3)` poses that occur in the world
     poses:Tensor, # `(n, 18, 3)` poses of a data set
-    bs:int=1000, # So many of `bank` at a time
+    bs:int=1000, # Number of poses of `bank` at a time
 ) -> float: # Mean distance to the nearest pose; 0 is complete coverage
     "How far the poses of a bank are, on average, from the nearest one of a data set"
     nearest = torch.cat([pose_distance(o, poses).amin(1) for o in bank.split(bs)])
@@ -80,8 +80,8 @@ def _nearest(bank, poses, bs=1000):
 def covered_share(
     bank:Tensor, # `(m, 18, 3)` poses that occur in the world
     poses:Tensor, # `(n, 18, 3)` poses of a data set
-    radius:float=.15, # Poses nearer than this are alike; poses of fewer than 8 joints are not asked about
-) -> float: # Between 0 and 1
+    radius:float=.15, # Distance up to which two poses are alike
+) -> float: # Share of the poses with at least 8 joints, between 0 and 1
     "Share of a bank's poses that have one like them in a data set"
     d = _nearest(bank, poses)[0]
     return (d[has_pose(bank, 8)]<=radius).float().mean().item()
@@ -99,20 +99,20 @@ def pose_kinds(
 
 # %% ../../nbs/17_pose.bank.ipynb #13c78478
 def coverage_gained(
-    bank:Tensor, # `(m, 18, 3)` poses that one would like to cover, such as a test set's
+    bank:Tensor, # `(m, 18, 3)` poses to cover, such as a test set's
     poses:Tensor, # `(n, 18, 3)` poses of a data set
     added:Tensor, # `(k, 18, 3)` poses of the pictures that are added to it
-    radius:float=.15, # As in `covered_share`
-) -> tuple: # Before and after, between 0 and 1
+    radius:float=.15, # Distance up to which two poses are alike
+) -> tuple: # Shares before and after, between 0 and 1
     "Share of a bank's poses that a data set covers, without and with the poses added to it"
     return covered_share(bank, poses, radius), covered_share(bank, torch.cat([poses, added]), radius)
 
 # %% ../../nbs/17_pose.bank.ipynb #cf747e85
 def pose_heights(
     kpts:Tensor, # `(n, 18, 3)` joints
-    size, # Height and width of the pictures: two numbers, or `(n, 2)`
-    min_joints:int=10, # Of fewer joints nothing is said
-) -> Tensor: # `(n,)` span of the joints from top to bottom, in heights of the picture; NaN where there are fewer
+    size:tuple|Tensor, # Height and width of the pictures: two numbers, or `(n, 2)`
+    min_joints:int=10, # Least number of joints of a pose that is measured
+) -> Tensor: # `(n,)` span of the joints in heights of the picture; NaN for too few joints
     "How much of its picture's height a pose spans"
     seen, h = kpts[...,2]>0, torch.as_tensor(size, dtype=kpts.dtype).reshape(-1,2)[:,0]
     y, far = kpts[...,1], float('inf')
@@ -122,12 +122,12 @@ def pose_heights(
 # %% ../../nbs/17_pose.bank.ipynb #47dc513f
 def good_poses(
     kpts:Tensor, # `(n, 18, 3)` joints
-    min_joints:int=8, # As many must have been seen
-    min_confidence:float=0., # Their mean confidence must be as high
-    needed:tuple=(2,5,8,11), # Joints that must be there: shoulders and hips
-    size=None, # Height and width of the pictures, two numbers or `(n, 2)`; if given, joints must lie inside
-    upright:bool=True, # Hips must lie below shoulders, and knees not above them
-) -> Tensor: # `(n,)` bool
+    min_joints:int=8, # Least number of seen joints
+    min_confidence:float=0., # Least mean confidence of the seen joints
+    needed:tuple=(2,5,8,11), # Joints that must be seen: shoulders and hips
+    size:tuple|Tensor=None, # Height and width of the pictures, in which joints must then lie
+    upright:bool=True, # Require hips and knees below the shoulders
+) -> Tensor: # `(n,)` bool, True for a good pose
     "Which poses are good enough to be given to somebody else"
     seen = kpts[...,2]>0
     ok = (seen.sum(1)>=min_joints) & (kpts[...,2].sum(1)/seen.sum(1).clamp_min(1)>=min_confidence)
@@ -145,10 +145,10 @@ def _below(kpts, a, b):
 # %% ../../nbs/17_pose.bank.ipynb #9e214779
 def diverse_poses(
     bank:Tensor, # `(m, 18, 3)` joints to choose from
-    n:int, # How many
-    method:str='farthest', # `farthest` or `cluster`
-    seed:int=0, # Of the first pose, or the first centres
-    min_shared:int=8, # Poses with fewer joints in common are not compared
+    n:int, # Number of poses to choose
+    method:str='farthest', # Method of choice, `farthest` or `cluster`
+    seed:int=0, # Seed of the first pose, or the first centres
+    min_shared:int=8, # Least number of shared joints of poses that are compared
 ) -> Tensor: # `(n,)` different rows of `bank`
     "Rows of a bank that cover it evenly"
     if not 0<n<=len(bank): raise InputError(f"{n} poses wanted of a bank of {len(bank)}; ask for between 1 "
@@ -161,7 +161,7 @@ def diverse_poses(
     return rows if method=='farthest' else _medoids(bank, rows, min_shared)
 
 def _farthest(bank, n, first, min_shared):
-    "Rows, each the farthest from those before it; what cannot be compared is never chosen before the rest"
+    "Rows, each the farthest from those before it; poses that cannot be compared come last"
     rows,nearest = [first], torch.full((len(bank),), float('inf'))
     for _ in range(n-1):
         d = pose_distance(bank[rows[-1:]], bank, min_shared)[0]
@@ -172,7 +172,7 @@ def _farthest(bank, n, first, min_shared):
     return torch.tensor(rows)
 
 def _medoids(bank, rows, min_shared, n_iter=10):
-    "k-means from the given rows; then of each cluster the pose nearest to its centre, each row once"
+    "k-means from the given rows; then the pose nearest to each centre, each row once"
     xy,w = normalise_joints(bank)[...,:2], (bank[...,2:]>0).float()
     centres = bank[rows]
     for _ in range(n_iter):
@@ -192,10 +192,10 @@ def _medoids(bank, rows, min_shared, n_iter=10):
 def bank_rows(
     bank:Tensor, # `(m, 18, 3)` joints to choose from
     n:int=None, # Size of the sub-bank; `None`: all good poses
-    method:str='uniform', # `uniform`, `farthest` or `cluster`
-    seed:int=0, # Equal seeds choose equal rows
-    **kwargs # Of `good_poses`
-) -> Tensor: # Rows of `bank`
+    method:str='uniform', # Method of choice: `uniform`, `farthest` or `cluster`
+    seed:int=0, # Seed of the choice
+    **kwargs # Further arguments of `good_poses`
+) -> Tensor: # `(n,)` rows of `bank`
     "A sub-bank: the good poses of a bank, all of them or `n` by a method"
     good = good_poses(bank, **kwargs).nonzero()[:,0]
     n = len(good) if n is None else n

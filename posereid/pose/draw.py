@@ -22,7 +22,7 @@ LIMB_COLORS = tuple(tuple(.6*c for c in rgb) for rgb in COLORS[:17])
 
 # %% ../../nbs/15_pose.draw.ipynb #c009
 def _capsules(kpts, limb_radius, joint_radius, limbs=LIMBS[:17]):
-    "Ends `a` and `b` and radius of each shape that is there, and its picture and part (limbs, then 18 joints)"
+    "Ends `a`, `b` and radius of each visible shape; its picture and part (limbs, then joints)"
     dev,n = kpts.device,len(limbs)
     ends = torch.cat([torch.tensor(limbs), torch.arange(18)[:,None].expand(-1,2)]).to(dev)
     radius = torch.tensor([limb_radius]*n + [joint_radius]*18, device=dev)
@@ -33,14 +33,15 @@ def _capsules(kpts, limb_radius, joint_radius, limbs=LIMBS[:17]):
     return a, b, radius.index_select(0, part), pic, part
 
 # %% ../../nbs/15_pose.draw.ipynb #c013
-def _repeat(n): # unlike `torch.repeat_interleave`, and `index_select` unlike `[]`, this wakes no threads for a few numbers
+def _repeat(n):
     "`0` n[0] times, `1` n[1] times, …, and where each begins"
+    # unlike `torch.repeat_interleave`, this starts no threads for a few numbers; so does `index_select`
     first = n.cumsum(0)-n
     jumps = torch.zeros(int(n.sum())+1, dtype=torch.long, device=n.device).scatter_add_(0, first, torch.ones_like(n))
     return jumps[:-1].cumsum(0)-1, first
 
 def _walk(a, b, radius, size):
-    "One row a step along each shape's longer axis: its shape and position; then whether shapes are `steep`, and their ends"
+    "Each step along a shape's longer axis: shape and position; then `steep`, and the ends"
     steep = (b-a)[:,1].abs() >= (b-a)[:,0].abs()
     p,q = (torch.where(steep[:,None], e.flip(1), e) for e in (a,b))
     back = p[:,:1] > q[:,:1]
@@ -54,7 +55,7 @@ def _walk(a, b, radius, size):
 
 # %% ../../nbs/15_pose.draw.ipynb #c015
 def _cover(shape, major, p, q, radius, n_across):
-    "The equation above for `n_across` pixels across the line at each step: coverage, and where the first pixel is"
+    "The equation at `n_across` pixels across the line, each step: coverage, and the first pixel"
     d = q-p
     length = d.norm(dim=1)
     e0 = torch.where(length>1e-6, d[:,0]/length.clamp_min(1e-6), 1.) # direction: cosine and sine, |sine| the smaller
@@ -86,21 +87,22 @@ def _paint(out, kpts, limb_radius, joint_radius, colors, limbs=LIMBS[:17]):
         out.view(-1).scatter_reduce_(0, at + c*h*w, value, 'amax')
 
 # %% ../../nbs/15_pose.draw.ipynb #c018
-def _n_at_once(kpts, size): # few on a CPU: what fits its cache, and is too little for threads to wait for each other
+def _n_at_once(kpts, size):
+    # few on a CPU: what fits its cache, and is too little for threads to wait for each other
     return 1024 if kpts.is_cuda else max(8, 32768//(size[0]*size[1]))
 
 # %% ../../nbs/15_pose.draw.ipynb #c020
 def draw_skeletons(
-    kpts, # `(n, 18, 3)` x, y, confidence (0 = missing)
+    kpts:Tensor|list, # `(n, 18, 3)` x, y, confidence (0 = missing)
     size:tuple=(64,32), # Height and width of the pictures to draw
-    source_size=None, # Height and width of the pictures that the joints belong to, or `(n, 2)`; `None`: `size`
-    limb_width:float=None, # In pixels; `None`: 1/32 of the height
-    joint_radius:float=None, # In pixels; `None`: 1/64 of the height
-    colors=None, # `(18, 3)` RGB of the joints, 0 to 255; `None`: `COLORS`
-    limb_colors=None, # `(17, 3)` RGB of the limbs, 0 to 255; `None`: 60 % of the first 17 of `colors`
-    dtype=torch.uint8, # `uint8`, or a float type for values in [-1, 1]
-) -> Tensor: # `(n, 3, h, w)` on black
-    "RGB skeletons, $s$ of Eq. 1: a limb where both its ends were seen, a disc on every joint that was"
+    source_size:tuple|Tensor=None, # Height and width of the joints' pictures; `None`: `size`
+    limb_width:float=None, # Width of limbs in pixels; `None`: 1/32 of the height
+    joint_radius:float=None, # Radius of joints in pixels; `None`: 1/64 of the height
+    colors:Tensor|list=None, # `(18, 3)` RGB of the joints, 0 to 255; `None`: `COLORS`
+    limb_colors:Tensor|list=None, # `(17, 3)` RGB of the limbs; `None`: 60 % of `colors[:17]`
+    dtype:torch.dtype=torch.uint8, # `uint8`, or a float type for values in [-1, 1]
+) -> Tensor: # `(n, 3, h, w)` skeletons on black
+    "RGB skeletons, $s$ of Eq. 1: limbs with both ends seen, and a disc on every seen joint"
     kpts = check_joints(kpts)
     if source_size is not None: kpts = scale_joints(kpts, source_size, size)
     colors = torch.as_tensor(COLORS if colors is None else colors, dtype=torch.float32, device=kpts.device)
@@ -114,10 +116,10 @@ def draw_skeletons(
 
 # %% ../../nbs/15_pose.draw.ipynb #c028
 def flip_colors(
-    colors=None, # `(18, 3)` RGB of the joints; `None`: `COLORS`
-    limb_colors=None, # `(17, 3)` RGB of the limbs; `None`: 60 % of the first 17 of `colors`
-) -> tuple: # Colours of joints and of limbs, each with those of the other side
-    "Left's colours for right's, and right's for left's: those of a mirrored drawing"
+    colors:Tensor|list=None, # `(18, 3)` RGB of the joints; `None`: `COLORS`
+    limb_colors:Tensor|list=None, # `(17, 3)` RGB of the limbs; `None`: 60 % of `colors[:17]`
+) -> tuple: # Colours of joints and of limbs, left and right swapped
+    "The colours of a mirrored drawing: left and right swapped"
     colors = torch.as_tensor(COLORS if colors is None else colors, dtype=torch.float32)
     limbs = .6*colors[:17] if limb_colors is None else torch.as_tensor(limb_colors, dtype=torch.float32)
     mirror = [LIMBS.index((FLIP[i],FLIP[j])) for i,j in LIMBS[:17]]
@@ -125,10 +127,10 @@ def flip_colors(
 
 # %% ../../nbs/15_pose.draw.ipynb #c032
 def heatmaps(
-    kpts, # `(n, 18, 3)` x, y, confidence (0 = missing)
+    kpts:Tensor|list, # `(n, 18, 3)` x, y, confidence (0 = missing)
     size:tuple=(64,32), # Height and width of the maps
     sigma:float=None, # Spread of a bump in pixels; `None`: 3/64 of the height
-    source_size=None, # Height and width of the pictures that the joints belong to, or `(n, 2)`; `None`: `size`
+    source_size:tuple|Tensor=None, # Height and width of the joints' pictures; `None`: `size`
 ) -> Tensor: # `(n, 18, h, w)`: 1 at a joint, all 0 where it is missing
     "One Gaussian bump for each joint"
     kpts = check_joints(kpts)
@@ -141,8 +143,8 @@ def heatmaps(
 # %% ../../nbs/15_pose.draw.ipynb #17a2f939
 def flip_heatmaps(
     maps:Tensor, # `(n, 18, h, w)` heat maps
-) -> Tensor: # Those of the mirrored pictures
-    "Heat maps after a horizontal flip: mirrored, with left's channels for right's"
+) -> Tensor: # `(n, 18, h, w)` heat maps of the mirrored pictures
+    "Heat maps after a horizontal flip: mirrored, with left and right channels swapped"
     if maps.ndim!=4 or maps.shape[1]!=18: raise InputError("Heat maps must be (n, 18, h, w), a channel a joint, but got "
                                                            f"{tuple(maps.shape)}.")
     return maps[:,list(FLIP)].flip(-1)
@@ -151,11 +153,11 @@ def flip_heatmaps(
 MASK_LIMBS = LIMBS + ((8,11),(8,2),(11,5),(2,5),(16,17))
 
 def stick_masks(
-    kpts, # `(n, 18, 3)` x, y, confidence (0 = missing)
+    kpts:Tensor|list, # `(n, 18, 3)` x, y, confidence (0 = missing)
     size:tuple=(64,32), # Height and width of the masks
-    source_size=None, # Height and width of the pictures that the joints belong to, or `(n, 2)`; `None`: `size`
-    radius:float=None, # Of a limb, in pixels; `None`: 1/32 of the height
-    close:int=None, # Side of the square of the closing, in pixels; `None`: 5/128 of the height; 0: none
+    source_size:tuple|Tensor=None, # Height and width of the joints' pictures; `None`: `size`
+    radius:float=None, # Radius of limbs in pixels; `None`: 1/32 of the height
+    close:int=None, # Side of the closing's square in pixels; `None`: 5/128 of the height; 0: none
 ) -> Tensor: # `(n, 1, h, w)` float: 1 on the person, 0 off it, between on the edge
     "Masks of stick figures; a picture without joints has an empty one"
     kpts = check_joints(kpts)

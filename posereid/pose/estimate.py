@@ -8,6 +8,7 @@ __all__ = ['KnownPoses', 'KeypointRCNN', 'BlazePose', 'decode_blazepose', 'make_
 
 # %% ../../nbs/16_pose.estimate.ipynb #57f038ff
 import importlib, json, os, urllib.error
+from collections.abc import Callable
 from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
@@ -26,7 +27,7 @@ class KnownPoses:
     "An estimator that looks poses up by the names of pictures"
     def __init__(self,
         table:PoseTable, # Joints by name; pictures that are absent get an empty pose
-        source='', # Where the table is from, a name or a path; it tells two tables apart
+        source:str|Path='', # Origin of the table, a name or a path; it tells two tables apart
     ): self.table,self.source = table,str(source)
     def __call__(self, pictures, names):
         there = [i for i,n in enumerate(names) if n in self.table]
@@ -59,11 +60,11 @@ def _rcnn_state(path):
 class KeypointRCNN:
     "torchvision's Keypoint R-CNN: the best person of each picture"
     def __init__(self,
-        weights=None, # Path of its weights; `None`: torchvision's, fetched on first use
-        device='cpu', # Where to run
-        min_person:float=.5, # People with a lower score do not count
-        min_score:float=.5, # Joints with a lower confidence are missing
-        size:int=320, # Pictures are enlarged until their shorter side is as long
+        weights:str|Path=None, # Path of the weights; `None`: torchvision's, fetched on first use
+        device:str='cpu', # Device on which the network runs
+        min_person:float=.5, # Least score of a person; others are ignored
+        min_score:float=.5, # Least confidence of a joint; others are missing
+        size:int=320, # Shorter side to which pictures are enlarged, in pixels
     ):
         from torchvision.models.detection import keypointrcnn_resnet50_fpn
         self.device,self.min_person,self.min_score,self.size = torch.device(device),min_person,min_score,size
@@ -84,8 +85,8 @@ def __call__(self:KeypointRCNN, pictures, names=None):
 
 @patch
 def decode(self:KeypointRCNN,
-    found:dict, # What torchvision gives for one picture: `scores`, `keypoints`, `keypoints_scores`, …
-) -> Tensor: # `(1, 18, 3)`
+    found:dict, # torchvision's output for one picture: `scores`, `keypoints`, …
+) -> Tensor: # `(1, 18, 3)` joints
     "The joints of the best person, or an empty pose"
     if not len(found['scores']) or found['scores'].max()<self.min_person: return torch.zeros(1,18,3)
     best = found['scores'].argmax()
@@ -97,11 +98,11 @@ def decode(self:KeypointRCNN,
 class BlazePose:
     "MediaPipe's landmark network on crops of one person"
     def __init__(self,
-        path, # A `.tflite` file of pose landmarks
-        margin:float=1.25, # Side of the square, over the longer side of the picture
-        min_person:float=.5, # Pictures where somebody is less likely have an empty pose
-        min_presence:float=.5, # Joints that are less likely to be in the picture are missing
-        threads:int=1, # Of the runtime
+        path:str|Path, # A `.tflite` file of pose landmarks
+        margin:float=1.25, # Side of the square, relative to the longer side of the picture
+        min_person:float=.5, # Least probability of a person; below it the pose is empty
+        min_presence:float=.5, # Least probability that a joint is in the picture; others are missing
+        threads:int=1, # Number of threads of the runtime
     ):
         self.path,self.margin,self.min_person,self.min_presence = Path(path),margin,min_person,min_presence
         if not self.path.is_file(): raise InputError(f"{path}: no such file; BlazePose needs the path of a .tflite file "
@@ -146,7 +147,7 @@ def _one(self:BlazePose, picture):
 
 # %% ../../nbs/16_pose.estimate.ipynb #431deaca
 def _letterbox(picture, square, side):
-    "A picture in the middle of a black square of `square` of its pixels, resized to `side`; floats in [0, 1]"
+    "A picture in a black square of side `square`, resized to `side`; floats in [0, 1]"
     h,w = picture.shape[1:]
     s = side/square
     size = max(1, round(h*s)), max(1, round(w*s))
@@ -161,8 +162,8 @@ def decode_blazepose(
     size:tuple, # Height and width of the picture
     square:float, # Side of the square around it, in its pixels
     side:int=256, # Side of the network's input
-    min_presence:float=.5, # Joints that are less likely to be in the picture are missing
-) -> Tensor: # `(1, 18, 3)` in pixels of the picture
+    min_presence:float=.5, # Least probability that a joint is in the picture; others are missing
+) -> Tensor: # `(1, 18, 3)` joints in pixels of the picture
     "Joints of BlazePose's landmarks"
     p = points.view(39,5)[:33]
     wh = torch.tensor([size[1],size[0]], dtype=torch.float32)
@@ -176,11 +177,11 @@ def decode_blazepose(
 # %% ../../nbs/16_pose.estimate.ipynb #f5379abe
 def make_estimator(
     name:str, # `rcnn`, `blazepose` or `known`
-    weights=None, # The weights, the .tflite file, or the file of poses
-    names=(), # Names of the pictures, or `list_pictures_in`: a file of poses is matched with their paths then
-    device='cpu', # Where `rcnn` runs
-    **choices # Of `read_poses`, for `known`
-): # From pictures and names to `(n, 18, 3)`
+    weights:str|Path=None, # Weights, .tflite file or file of poses
+    names:list|dict=(), # Names of the pictures, or the dict of `list_pictures_in`
+    device:str='cpu', # Device on which `rcnn` runs
+    **choices # Further arguments of `read_poses`, for `known`
+) -> Callable: # Estimator, from pictures and names to `(n, 18, 3)`
     "An estimator by its name"
     if name=='rcnn': return KeypointRCNN(weights, device)
     if name not in ('blazepose','known'): raise InputError(f"There is no estimator '{name}'; choose 'rcnn', "
@@ -204,9 +205,9 @@ def _named_as(table, names, paths, where):
 
 # %% ../../nbs/16_pose.estimate.ipynb #71bb37dd
 def list_pictures_in(
-    root, # A folder
-    folders=None, # Only these of its folders, such as `('bounding_box_train',)`; `None`: everything below it
-) -> dict: # Path of each picture by its base name, or by its path relative to `root` where any base name repeats
+    root:str|Path, # Folder of pictures
+    folders:list=None, # Names of the folders in it to search; `None`: all of it
+) -> dict: # Path by base name, or by path relative to `root` where base names repeat
     "Pictures below a folder, whatever their endings, by names that tell them apart"
     root = Path(root)
     if not root.is_dir(): raise InputError(f"{root}: no such folder of pictures.")
@@ -219,7 +220,7 @@ def list_pictures_in(
     return {p.relative_to(root).as_posix(): p for p in paths}
 
 def read_picture(
-    path, # A file
+    path:str|Path, # A picture file
 ) -> Tensor: # `(3, h, w)` uint8
     "A picture as RGB and upright, also from grey, palette, CMYK and 16-bit files"
     import numpy as np
@@ -265,15 +266,15 @@ def _read_batch(paths, skip_unreadable):
 
 # %% ../../nbs/16_pose.estimate.ipynb #c514dbda
 def estimate_folder(
-    root, # Folder of pictures
-    out, # Keypoint file to write, in the `market` format with confidences
-    estimator, # From pictures and names to `(n, 18, 3)`
-    folders=None, # Only these of its folders; `None`: everything below it
-    batch:int=32, # So many pictures at a time
-    fresh:bool=False, # Forget what an earlier call left
-    skip_unreadable:bool=False, # Leave out pictures that cannot be read, and report them
-    sheet:bool=True, # Write a contact sheet beside `out`, to look at
-) -> PoseTable: # `notes` names pictures without a pose and unreadable ones
+    root:str|Path, # Folder of pictures
+    out:str|Path, # Keypoint file to write, in the `market` format with confidences
+    estimator:Callable, # Estimator, from pictures and names to `(n, 18, 3)`
+    folders:list=None, # Names of the folders in it to search; `None`: all of it
+    batch:int=32, # Number of pictures at a time
+    fresh:bool=False, # Delete what an earlier call left
+    skip_unreadable:bool=False, # Skip pictures that cannot be read, and report them
+    sheet:bool=True, # Write a contact sheet beside `out`
+) -> PoseTable: # Poses of the pictures; `notes` names those without a pose and unreadable ones
     "Estimate the poses of all pictures of a folder; the same call continues what was interrupted"
     out,files = Path(out),list_pictures_in(root, folders)
     with locked(out):
@@ -319,10 +320,10 @@ def _write_sheet(out, files, table, n=48):
 
 # %% ../../nbs/16_pose.estimate.ipynb #31408d33
 def contact_sheet(
-    pictures, # Of `(3, h, w)` uint8 tensors, each of its own size
-    kpts:Tensor, # `(n, 18, 3)` their joints
-    columns:int=12, # Pictures in a row
-    height:int=128, # Of each, in pixels
+    pictures:list, # `(3, h, w)` uint8 tensors, each of its own size
+    kpts:Tensor, # `(n, 18, 3)` joints of the pictures
+    columns:int=12, # Number of pictures in a row
+    height:int=128, # Height of each picture, in pixels
 ) -> Image.Image: # The sheet
     "Pictures with their poses drawn over them"
     cells = [_overlay(p, k, height) for p,k in zip(pictures, kpts)]
@@ -346,9 +347,9 @@ def pck(
     kpts:Tensor, # `(n, 18, 3)` estimated joints
     known:Tensor, # `(n, 18, 3)` joints to compare with
     alpha:float=.2, # Tolerance, as a share of the trunk's length
-    missing_is_wrong:bool=True, # Joints that were not found count as wrong; else they do not count
-) -> dict: # `mean` over joints, `joints` by name, `found` (share of known joints), `n` pictures, `left_out` pictures
-    "Percentage of correct keypoints, PCK@alpha of the trunk"
+    missing_is_wrong:bool=True, # Count joints that were not found as wrong, or not at all
+) -> dict: # `mean` over joints, `joints` by name, `found` (% of known), `n` and `left_out` pictures
+    "Percentage of correct keypoints, PCK@alpha of the trunk, in percent"
     kpts,known = check_joints(kpts), check_joints(known)
     if kpts.shape!=known.shape: raise InputError(f"{len(kpts)} poses to compare with {len(known)}; give one for each "
                                                  "picture, in one order.")

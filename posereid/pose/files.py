@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np, torch
+from torch import Tensor
 
 from ..core import InputError, optional_package, write_beside
 from ..imagefiles import is_picture
@@ -57,8 +58,8 @@ def _read_rows(lines, n_fields, where):
 
 # %% ../../nbs/14_pose.files.ipynb #c007
 def read_market_csv(
-    path, # A file of the form above
-) -> PoseTable: # Confidence 0 where a joint is missing
+    path:str|Path, # A file of the form above
+) -> PoseTable: # One row a line; confidence 0 where a joint is missing
     "Read `name:keypoints_y:keypoints_x`, with `keypoints_conf` if it is there"
     path = Path(path)
     if not path.is_file():
@@ -87,7 +88,7 @@ def _text(v): # of one list; the shortest text that gives the same float32
     return '[' + ', '.join(str(e).removesuffix('.0') for e in v.numpy()) + ']'
 
 def write_market_csv(
-    path, # File to write
+    path:str|Path, # File to write
     table:PoseTable, # Names and joints, in pixels of the pictures
 ):
     "Write a table as `read_market_csv` reads it"
@@ -171,9 +172,9 @@ def _folder_formats(path):
 
 # %% ../../nbs/14_pose.files.ipynb #c018
 def find_format(
-    path, # A file or folder of poses
-) -> str: # One of `FORMATS`
-    "Which format a file or folder has, by what is in it"
+    path:str|Path, # A file or folder of poses
+) -> str: # A name in `FORMATS`
+    "The format of a file or folder, by its content"
     path,kind = Path(path),None
     if not path.exists(): raise InputError(f"{path}: no such keypoint file or folder.")
     if path.is_dir():
@@ -225,13 +226,13 @@ def _note_scale(table, kind):
     return out
 
 def read_poses(
-    path, # A file or folder in one of `FORMATS`
-    format:str=None, # Its name; `None`: found from the file
-    names=None, # Names or paths of the pictures, or their folder, where the file does not say
-    people:str='best', # Of several people: `best` (highest sum of confidences), `first`, or `error`
-    images=None, # An annotation file that holds `images`, for COCO results with numbers alone
-    min_visible:float=.5, # MediaPipe's landmarks that are less visible are missing
-) -> PoseTable: # With `notes` of what had to be decided; `fitted` if it has `frames`
+    path:str|Path, # A file or folder in one of `FORMATS`
+    format:str=None, # Name of the format; `None`: found from the content
+    names:list|str|Path=None, # Names or paths of the pictures, or their folder
+    people:str='best', # Choice of person: `best` (highest sum of confidences), `first`, `error`
+    images:str|Path=None, # Annotation file that holds `images`, for COCO results with ids alone
+    min_visible:float=.5, # Least visibility of MediaPipe's landmarks; others are missing
+) -> PoseTable: # One row a picture, with `notes`; call `fitted` if it has `frames`
     "Read the poses of pictures in any of the formats"
     kind = format or find_format(path)
     if kind not in FORMATS:
@@ -333,12 +334,12 @@ def _check_stems(names):
                              "format drops; rename one.")
 
 def write_poses(
-    path, # File or folder to write; it appears whole or not at all
+    path:str|Path, # File or folder to write; it appears whole or not at all
     table:PoseTable, # Names and joints
     format:str='market', # market, openpose, body25, coco, fdgan, market14 or mediapipe
-    sizes=None, # Height and width of the pictures, for `mediapipe` and for a table with `frames`
-) -> dict: # What was lost: how many joints or names for each reason
-    "Write poses in one of the formats, and say what it cannot hold"
+    sizes:Tensor=None, # Height and width of the pictures, for `mediapipe` and tables with `frames`
+) -> dict: # Number of lost joints or names for each reason
+    "Write poses in one of the formats, and report what it cannot hold"
     if format not in _KINDS:
         raise InputError(f"There is no format '{format}' to write; the formats are "
                          f"{', '.join(_KINDS)}.")

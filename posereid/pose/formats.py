@@ -50,9 +50,9 @@ def _read_people_files(files, path, names, people, cut=stem_of):
     return table_of_files(found, keys, names, stems, cut)
 
 def read_openpose(
-    path, # A JSON file of one picture, or a folder of `…_keypoints.json`
-    names=None, # Names or paths of the pictures; `None`: stems with `.jpg`
-    people:str='best', # Of several: `best` (highest sum of confidences), `first`, or `error`
+    path:str|Path, # A JSON file of one picture, or a folder of `…_keypoints.json`
+    names:list=None, # Names or paths of the pictures; `None`: stems with `.jpg`
+    people:str='best', # Choice of person: `best` (highest sum of confidences), `first`, `error`
 ) -> PoseTable: # One row a file; frames where the canvas is told
     "Read what OpenPose's `--write_json` writes, COCO-18 or BODY_25, and DWPose after it"
     return _read_people_files(keypoint_files(path, '_keypoints.json', '.json'), path, names, people)
@@ -131,10 +131,10 @@ def _coco_table(found, images, names):
 
 # %% ../../nbs/13_pose.formats.ipynb #c020
 def read_coco(
-    path, # A JSON file of annotations or results
-    names=None, # Names or paths of the pictures, where they are called by the numbers of results
-    people:str='best', # Of several: `best` (highest sum of confidences), `first`, or `error`
-    images=None, # An annotation file that holds `images`, for results with numbers alone
+    path:str|Path, # A JSON file of annotations or results
+    names:list=None, # Names or paths of the pictures, where they are the numbers of results
+    people:str='best', # Choice of person: `best` (highest sum of confidences), `first`, `error`
+    images:str|Path=None, # Annotation file that holds `images`, for results with numbers alone
 ) -> PoseTable: # One row a picture; frames where `images` tells sizes
     "Read person keypoints as COCO writes them"
     found,known = People(path, people), None if images is None else _coco_images(images)
@@ -156,10 +156,10 @@ def read_coco(
 def _first_dot(name): return name[:len(name)-len(base_name(name))] + base_name(name).split('.')[0]
 
 def read_alphapose(
-    path, # `alphapose-results.json`, the folder that holds it, or a folder `sep-json`
-    names=None, # Names or paths of the pictures, for `sep-json`; `None`: stems with `.jpg`
-    people:str='best', # Of several: `best` (highest sum of confidences), `first`, or `error`
-    images=None, # An annotation file that holds `images`, for results with numbers alone
+    path:str|Path, # `alphapose-results.json`, its folder, or a folder `sep-json`
+    names:list=None, # Names or paths of the pictures, for `sep-json`; `None`: stems with `.jpg`
+    people:str='best', # Choice of person: `best` (highest sum of confidences), `first`, `error`
+    images:str|Path=None, # Annotation file that holds `images`, for results with numbers alone
 ) -> PoseTable: # One row a picture in which anybody was found
     "Read what AlphaPose writes, in its plain form, `open` or `cmu`"
     path = Path(path)
@@ -206,9 +206,9 @@ def _instance(o, file):
     return flat_joints([v for p,s in zip(pairs, scores) for v in (*p, s)], BODIES, file)
 
 def read_mmpose(
-    path, # A JSON file of one picture, or a folder of them
-    names=None, # Names or paths of the pictures; `None`: stems with `.jpg`
-    people:str='best', # Of several: `best` (highest sum of confidences), `first`, or `error`
+    path:str|Path, # A JSON file of one picture, or a folder of them
+    names:list=None, # Names or paths of the pictures; `None`: stems with `.jpg`
+    people:str='best', # Choice of person: `best` (highest sum of confidences), `first`, `error`
 ) -> PoseTable: # One row a file
     "Read what MMPose's inferencer and demos write"
     found,keys = People(path, people), []
@@ -224,9 +224,9 @@ def read_mmpose(
 
 # %% ../../nbs/13_pose.formats.ipynb #c034
 def read_openpifpaf(
-    path, # A JSON file of one picture, or a folder of `….predictions.json`
-    names=None, # Names or paths of the pictures; `None`: as the files are called
-    people:str='best', # Of several: `best` (highest sum of confidences), `first`, or `error`
+    path:str|Path, # A JSON file of one picture, or a folder of `….predictions.json`
+    names:list=None, # Names or paths of the pictures; `None`: names of the files
+    people:str='best', # Choice of person: `best` (highest sum of confidences), `first`, `error`
 ) -> PoseTable: # One row a file
     "Read what OpenPifPaf's `--json-output` writes"
     found,keys = People(path, people), []
@@ -270,9 +270,9 @@ def _labelled(k, path):
     return torch.cat([k[...,:2], COCO_SEEN[k[...,2:].long()]], -1)
 
 def read_yolo(
-    path, # A `.txt` file of one picture, or a folder of them
-    names=None, # Names or paths of the pictures; `None`: stems with `.jpg`
-    people:str='best', # Of several: `best` (surest box, else most joints), `first`, or `error`
+    path:str|Path, # A `.txt` file of one picture, or a folder of them
+    names:list=None, # Names or paths of the pictures; `None`: stems with `.jpg`
+    people:str='best', # Choice of person: `best` (surest box, else most joints), `first`, `error`
 ) -> PoseTable: # One row a file, in shares: `fitted` gives pixels
     "Read YOLO-pose's text files, predictions or labels"
     found,keys,top = People(path, people), [], 0.
@@ -308,8 +308,8 @@ def _fdgan_file(file):
     return np.concatenate([yx[:,::-1], (yx>=0).all(1)[:,None]], 1)
 
 def read_fdgan(
-    path, # A `.txt` file, or a folder of them
-    names=None, # Names or paths of the pictures; `None`: stems with `.jpg`
+    path:str|Path, # A `.txt` file, or a folder of them
+    names:list=None, # Names or paths of the pictures; `None`: stems with `.jpg`
 ) -> PoseTable: # Confidence 1, or 0 where a number is negative
     "Read FD-GAN's text files: eighteen lines `y x`, negative where a joint is missing"
     found,keys = People(path, 'best'), []
@@ -340,8 +340,8 @@ def _read_mat(path):
     return torch.as_tensor(pp.astype('float32'))
 
 def read_market14(
-    path, # A `.mat` file with `pp`
-    names=None, # Names or paths of the pictures of one folder, or that folder
+    path:str|Path, # A `.mat` file with `pp`
+    names:list|str|Path=None, # Names or paths of the pictures of one folder, or that folder
 ) -> PoseTable: # Neck to ankles; head missing
     "Read the 14 points of Market-1501, in the order of sorted names"
     path = Path(path)
@@ -363,9 +363,9 @@ def read_market14(
 
 # %% ../../nbs/13_pose.formats.ipynb #c048
 def from_mediapipe(
-    landmarks, # `(n, 33, k)`: x and y as shares of the picture, and last the visibility
-    size, # Height and width of the pictures: two numbers, or `(n, 2)`
-) -> Tensor: # `(n, 18, 3)` in pixels
+    landmarks:Tensor|list, # `(n, 33, k)` x and y as shares of the picture; the visibility last
+    size:tuple|Tensor, # Height and width of the pictures: two numbers, or `(n, 2)`
+) -> Tensor: # `(n, 18, 3)` joints in pixels
     "Joints of MediaPipe's 33 landmarks"
     lm = torch.as_tensor(landmarks, dtype=torch.float32)
     wh = torch.as_tensor(size, dtype=torch.float32).reshape(-1,1,2).flip(-1)
@@ -408,10 +408,10 @@ def _entries(path):
     if whole: yield 0,whole
 
 def read_mediapipe(
-    path, # A JSON file as above
-    names=None, # Names or paths of the pictures, to tell whether base names do
-    people:str='best', # Of several: `best` (highest sum of visibilities), `first`, or `error`
-    min_visible:float=.5, # Landmarks that are less visible, or less likely to be there, are missing
+    path:str|Path, # A JSON file as above
+    names:list=None, # Names or paths of the pictures, to see whether base names repeat
+    people:str='best', # Choice of person: `best` (highest sum of visibilities), `first`, `error`
+    min_visible:float=.5, # Least visibility and presence of a landmark; others are missing
 ) -> PoseTable: # One row a picture; frames as the file says them
     "Read MediaPipe's landmarks, with the sizes of their pictures if they are there"
     found = People(path, people)

@@ -64,15 +64,15 @@ def as_float(
 
 # %% ../../nbs/18_pose.judge.ipynb #3bd801b4
 def fit_joints(
-    pictures:Tensor, # `(n, 3, h, w)` uint8, real ones
-    kpts:Tensor,     # `(n, 18, 3)` their joints, in pixels
-    epochs:int=16,   # Passes over them
-    width:int=12,    # Of the network
-    bs:int=64,       # Pictures in a batch
-    lr:float=2e-3,   # Highest rate of AdamW, one cycle
-    seed:int=0,      # Of first weights and order
-    desc:str='judge of poses' # What the progress bar says
-) -> JointNet:       # In eval mode
+    pictures:Tensor, # `(n, 3, h, w)` uint8, real pictures
+    kpts:Tensor,     # `(n, 18, 3)` joints of the pictures, in pixels
+    epochs:int=16,   # Number of passes over the pictures
+    width:int=12,    # Channels of the first layer of the network
+    bs:int=64,       # Number of pictures in a batch
+    lr:float=2e-3,   # Highest learning rate of AdamW, one cycle
+    seed:int=0,      # Seed of initial weights and order
+    desc:str='judge of poses' # Label of the progress bar
+) -> JointNet:       # The trained network, in eval mode
     "A network that finds the joints of such pictures"
     kpts = check_joints(kpts)
     if len(pictures)!=len(kpts): raise InputError(f"{len(pictures)} pictures and {len(kpts)} poses; give one pose for "
@@ -98,18 +98,18 @@ def _step(net, opt, cycle, x, k):
 # %% ../../nbs/18_pose.judge.ipynb #68f2f2ca
 @torch.no_grad()
 def find_joints(
-    net:JointNet,    # A judge
+    net:JointNet,    # A trained judge of poses
     pictures:Tensor, # `(n, 3, h, w)` uint8
-    bs:int=256       # Pictures at a time
-) -> Tensor:         # `(n, 18, 3)`; it always points somewhere, so that every confidence is 1
-    "Where the judge sees the joints"
+    bs:int=256       # Number of pictures at a time
+) -> Tensor:         # `(n, 18, 3)` joints; every confidence is 1
+    "The joints that the judge finds in pictures"
     xy = torch.cat([centres(net(as_float(x)), x.shape[-2:]) for x in pictures.split(bs)])
     return torch.cat([xy, torch.ones_like(xy[...,:1])], -1)
 
 def pose_error(
     found:Tensor, # `(n, 18, 3)` where the joints of pictures were found
     asked:Tensor  # `(n, 18, 3)` where they should be
-) -> dict:        # `pose_error`: mean distance in pixels over joints that were asked for; `pck`: percent of them within 0.2 of the trunk's length
+) -> dict:        # `pose_error`, mean distance in pixels; `pck`, % within 0.2 of the trunk
     "How far pictures are from the poses that they were asked for"
     found,asked = check_joints(found),check_joints(asked)
     if found.shape!=asked.shape: raise InputError(f"{len(found)} poses found and {len(asked)} asked for; give one for "

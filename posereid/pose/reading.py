@@ -10,6 +10,7 @@ __all__ = ['RULES', 'BODIES', 'COCO_SEEN', 'BESIDE', 'walk_json', 'read_json', '
 import json, os, re
 from array import array
 from collections import Counter
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -116,16 +117,16 @@ def _no_text(path): return InputError(f"{path}: this is no text, so no JSON; exp
                                       "a pose detector wrote.")
 
 def walk_json(
-    path, # A JSON file
-): # Yields `(key, number, value)`; each list is told first, as `(key, None, [])`
+    path:str|Path, # A JSON file
+) -> Iterator: # `(key, number, value)`; each list comes first as `(key, None, [])`
     "What lies at the top of a JSON file, one thing at a time"
     try:
         with open(path, encoding='utf-8-sig') as f: yield from _Json(f, path)._top()
     except UnicodeDecodeError: raise _no_text(path) from None
 
 def read_json(
-    path, # A JSON file
-): # What it holds
+    path:str|Path, # A JSON file
+) -> dict|list: # Its content
     "A small JSON file, whole"
     try: return json.loads(Path(path).read_text(encoding='utf-8-sig'))
     except UnicodeDecodeError: raise _no_text(path) from None
@@ -144,8 +145,8 @@ COCO_SEEN = torch.tensor([0.,.5,1.])  # of COCO's v: not labelled, hidden, seen
 class People:
     "All people of a file or folder, and the picture that each is in"
     def __init__(self,
-        path, # The file or folder that is read, for errors
-        rule:str, # Of several people: `best` (highest sum of confidences), `first`, or `error`
+        path:str|Path, # File or folder that is read, for errors
+        rule:str, # Choice among several people: `best` (highest sum of confidences), `first`, `error`
     ):
         if rule not in RULES:
             raise InputError(f"`people` must be 'best', 'first' or 'error', but got '{rule}'.")
@@ -155,33 +156,33 @@ class People:
         self.kpts,self.scores = [],[]   # of chunks of people
         self.group,self.numbers,self.own = None,array('f'),[]
     def picture(self,
-        key, # What tells this picture from the others: a name, an id or a file
-        entry, # Where it is written, for errors: the number of an entry, or words
+        key:str|int, # Key of the picture: a name, an id or a file
+        entry:int|str, # Its place in the file, for errors: number of an entry, or words
         frame:tuple=None, # Height and width of the frame of its joints
-    ) -> int: # The number of the picture
-        "Take up a picture, whether or not it shows anybody"
+    ) -> int: # Number of the picture
+        "Register a picture, whether or not it shows anybody"
         i = self.row.setdefault(key, len(self.row))
         if i==len(self.first): self.first.append(entry)
         if frame: self.frames[i] = frame
         return i
     def say(self,
-        entry, # The number of an entry, `~number` of an image, or words
-    ) -> str: # Where it is written
-        "The place of an entry, as an error tells it"
+        entry:int|str, # Number of an entry, `~number` of an image, or words
+    ) -> str: # File and entry
+        "The place of an entry, as an error names it"
         if not isinstance(entry, int): return str(entry)
         return f'{self.path}, entry {entry}' if entry>=0 else f'{self.path}, image {~entry}'
 
 # %% ../../nbs/12_pose.reading.ipynb #c15b
 @patch
 def add(self:People,
-    key, # The picture, as of `picture`
+    key:str|int, # Key of the picture, as in `picture`
     numbers:list, # x, y and confidence of each joint, flat; those of `kind` come first
-    kind:str, # One of `JOINT_SETS`
-    entry, # Where the person is written, for errors
+    kind:str, # Set of joints, a name in `JOINT_SETS`
+    entry:int|str, # Place of the person in the file, for errors
     labels:bool=False, # Is the third number COCO's v: 0 missing, 1 hidden, 2 seen?
-    score:float=None, # How good the person is; `None`: the sum of the confidences
+    score:float=None, # Score of the person; `None`: the sum of the confidences
 ):
-    "Take up one person"
+    "Register one person"
     if self.group!=(kind,labels,len(numbers)) or len(self.own)>=_CHUNK:
         self.flush()
         self.group = kind,labels,len(numbers)
@@ -257,9 +258,9 @@ def table(self:People,
     return out
 
 def flat_joints(
-    values, # x, y and confidence of each joint, as they were read
-    counts, # Numbers of joints that are allowed
-    where:str, # Where they are written, for errors
+    values:list, # x, y and confidence of each joint, as read
+    counts:tuple, # Allowed numbers of joints
+    where:str|Path, # Their place in the file, for errors
 ) -> list: # `values`, if they are plain numbers, 3 for each joint
     "The numbers of one person, checked"
     n = len(values) if isinstance(values, list) else -1
@@ -271,10 +272,10 @@ def flat_joints(
 
 # %% ../../nbs/12_pose.reading.ipynb #c022
 def name_keys(
-    written, # Names of pictures, as the file has them
-    names, # Names or paths of the pictures that there are, or `None`
-    wheres, # Where each name is written, for errors
-    what:str, # What a name belongs to: `file` or `entry`
+    written:list, # Names of pictures, as the file has them
+    names:list, # Names or paths of the existing pictures, or `None`
+    wheres:list, # Place of each name in the file, for errors
+    what:str, # Thing that bears a name, for errors: `file` or `entry`
 ) -> list: # Base names, or all that was written where base names repeat
     "The names by which a table will know the pictures"
     written = [slashed(o) for o in written]
@@ -316,7 +317,7 @@ def _by_stem(stems, names, path, wheres, cut=stem_of):
 
 # %% ../../nbs/12_pose.reading.ipynb #c023
 def scan_folder(
-    folder, # Where to begin
+    folder:str|Path, # Folder to search
 ) -> list: # Sorted paths relative to it, with `/`
     "Files below a folder; hidden ones and folders of programs are left out"
     out,todo = [],['']
@@ -333,8 +334,8 @@ def scan_folder(
 BESIDE = ('classes.txt','readme.txt')  # beside YOLO's labels
 
 def keypoint_files(
-    path, # A file, or a folder of files
-    *endings:str, # Endings to look for, the first that any file has counts
+    path:str|Path, # A file, or a folder of files
+    *endings:str, # Endings to look for; the first that occurs is taken
 ) -> list: # `(file, stem)` of each; the stem has its folders, and no ending
     "The files that hold the poses of a picture each"
     path = Path(path)
@@ -362,10 +363,10 @@ def _cut(name, endings):
 # %% ../../nbs/12_pose.reading.ipynb #c26a
 def table_of_files(
     found:People, # Everybody who was found in the files
-    keys:list, # The name or stem that each file has for its picture
-    names, # Names or paths of the pictures that there are, or `None`
-    stems:list, # Whether each of `keys` is a stem, that is, lacks an extension
-    cut=stem_of, # How the writing program cut a name to a stem
+    keys:list, # Name or stem of the picture of each file
+    names:list, # Names or paths of the existing pictures, or `None`
+    stems:list, # Bools, True where a key is a stem, without an extension
+    cut:Callable=stem_of, # Function by which the program cut names to stems
 ) -> PoseTable: # One row a file, with notes
     "The table of people found in a file a picture"
     wheres = found.first

@@ -9,6 +9,7 @@ __all__ = ['PoseTable', 'slashed', 'base_name', 'stem_of', 'match_ends', 'apart'
 # %% ../../nbs/11_pose.table.ipynb #c002
 import os, unicodedata
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np, torch
@@ -23,10 +24,10 @@ from .joints import JOINTS, check_joints, inside, scale_joints
 class PoseTable:
     "The joints of named pictures: `table[name]`, `name in table`, `len(table)`, `table.get(names)`"
     def __init__(self,
-        names, # Base names of the pictures, or paths with `/` where base names repeat, each once
-        joints, # `(n, 18, 3)` x, y, confidence (0 = missing)
-        where='pose table', # What to call it in an error
-        frames=None, # `(n, 2)` height and width of the frame; 0: the picture's; 1: shares
+        names:list, # Base names of the pictures, or paths with `/` where base names repeat
+        joints:Tensor, # `(n, 18, 3)` x, y, confidence (0 = missing)
+        where:str|Path='pose table', # Name of the table in errors
+        frames:Tensor=None, # `(n, 2)` height and width of the frame; 0: the picture's; 1: shares
     ):
         self.names,self.joints,self.notes = list(names),check_joints(joints),{}
         if len(self.names)!=len(self.joints):
@@ -68,7 +69,7 @@ def __getitem__(self:PoseTable, name):
 # %% ../../nbs/11_pose.table.ipynb #c015
 @patch
 def get(self:PoseTable,
-    names, # Names as the table has them, in the order wanted
+    names:list, # Names as the table has them, in the order wanted
 ) -> Tensor: # `(n, 18, 3)`, all zeros where a picture has no row
     "The poses of many pictures, empty for those that are absent"
     return self._at(torch.tensor([self._row.get(name, -1) for name in names], dtype=torch.long))
@@ -86,7 +87,7 @@ def _plain(name):
     return name if name.isascii() else unicodedata.normalize('NFC', name)
 
 def slashed(
-    name, # Name or path of a picture, as another system may have written it
+    name:str|Path, # Name or path of a picture, as another system may have written it
 ) -> str: # With `/` between folders, letters composed, and no `./` before it
     "A name as names are compared"
     name = _plain(name)
@@ -102,15 +103,15 @@ def base_name(
 def stem_of(
     name:str, # A name or path
 ) -> str: # The same without its last extension
-    "What a name is to a format that drops extensions"
+    "A name without its extension, as formats with a file a picture keep it"
     return os.path.splitext(name)[0]
 
 # %% ../../nbs/11_pose.table.ipynb #c018
 @patch
 def rows_of(self:PoseTable,
-    items, # Paths of pictures, or something with a column `path`
+    items:list, # Paths of pictures, or a frame with a column `path`
 ) -> Tensor: # `(n,)` long, -1 where a picture has no row
-    "Which row belongs to each picture"
+    "The row that belongs to each picture"
     row,paths = self._row, [str(o) for o in getattr(items, 'path', items)]
     rows = [row.get(p, -1) for p in paths]
     if -1 in rows and not any(map(os.path.isabs, self.names)):
@@ -119,7 +120,7 @@ def rows_of(self:PoseTable,
 
 @patch
 def of(self:PoseTable,
-    items, # Paths of pictures, or something with a column `path`
+    items:list, # Paths of pictures, or a frame with a column `path`
 ) -> Tensor: # `(n, 18, 3)`, all zeros where a picture has no row
     "The poses of pictures by their paths, empty for those that are absent"
     return self._at(self.rows_of(items))
@@ -127,7 +128,7 @@ def of(self:PoseTable,
 # %% ../../nbs/11_pose.table.ipynb #c022
 @patch
 def fitted(self:PoseTable,
-    sizes=None, # `(n, 2)` height and width of the picture of each row
+    sizes:Tensor=None, # `(n, 2)` height and width of the picture of each row
 ) -> PoseTable: # The same rows in pixels of their pictures
     "Joints as pixels of the pictures as they are stored"
     joints = self.joints
@@ -152,8 +153,8 @@ def _all_frames(self:PoseTable):
 
 @patch
 def take(self:PoseTable,
-    rows, # Numbers of rows
-    names=None, # New names of these rows; `None`: their own
+    rows:list, # Numbers of the rows to take
+    names:list=None, # New names of these rows; `None`: their own
 ) -> PoseTable: # These rows with their frames, and the notes that name them
     "Some rows of the table"
     rows = torch.as_tensor(rows, dtype=torch.long)
@@ -188,7 +189,7 @@ def match_ends(
     names:list, # Names, as of `slashed`
     paths:list, # What they are looked for in: paths, or their stems
     shown:list, # The same paths, as an error shows them
-    clash_error, # `(name, a, b)` to the error that two paths end with this name
+    clash_error:Callable, # Makes an error of a name and the two paths that end with it
 ) -> list: # For each name the number of the path that ends with it, or -1
     "Match names with the ends of paths, folder by folder"
     ends = {k: _ends(paths, shown, k) for k in {n.count('/') for n in names}}
@@ -210,9 +211,9 @@ def apart(
 
 # %% ../../nbs/11_pose.table.ipynb #c034
 def find_pictures(
-    names, # Names of a keypoint file: base names, or paths with `/` or `\`
-    paths, # Paths of the pictures that there are
-    where='the keypoint file', # What to call the file in an error
+    names:list, # Names of a keypoint file: base names, or paths with `/` or `\`
+    paths:list, # Paths of the existing pictures
+    where:str|Path='the keypoint file', # Name of the file in errors
 ) -> np.ndarray: # `(n,)` int64, the number of the path that each name means, -1 for none
     "Which picture each name of a keypoint file means"
     names,paths = [slashed(n) for n in names], [_plain(p) for p in paths]
@@ -232,12 +233,12 @@ def find_pictures(
 
 # %% ../../nbs/11_pose.table.ipynb #c038
 def match_pictures(
-    names, # Names of a keypoint file
-    paths, # Paths of the pictures that there are
-    root=None, # Folder of the set, in which folders have a meaning; `None`: all of a path
-    where='the keypoint file', # What to call the file in an error
-) -> tuple: # `(n,)` as of `find_pictures`, and the folders that were passed over, `''` if none were
-    "Which picture each name means, whatever folders stand in front of all of them"
+    names:list, # Names of a keypoint file
+    paths:list, # Paths of the existing pictures
+    root:str|Path=None, # Folder of the set, within which folders count; `None`: the whole path
+    where:str|Path='the keypoint file', # Name of the file in errors
+) -> tuple: # `(n,)` as of `find_pictures`, and the leading folders that were ignored, or `''`
+    "Which picture each name means; leading folders that all names share may be ignored"
     at = find_pictures(names, paths, where)
     if (at>=0).any() or not len(names): return at, ''
     names = [slashed(n) for n in names]
@@ -256,8 +257,8 @@ def _inner_folders(path, root):
 
 # %% ../../nbs/11_pose.table.ipynb #c045
 def list_names(
-    names, # A folder, or names
-) -> list: # Base names, sorted if of a folder
+    names:list|str|Path, # A folder, or names
+) -> list: # Names; those of a folder are base names, sorted
     "Base names of the pictures in a folder, or the names themselves"
     if not isinstance(names, (str,Path)): return list(names)
     if not Path(names).is_dir(): raise InputError(f"{names}: no such folder of pictures.")
@@ -266,8 +267,8 @@ def list_names(
 # %% ../../nbs/11_pose.table.ipynb #c048
 def check_poses(
     table:PoseTable, # Poses to check
-    names, # Names of the pictures
-    sizes=None, # `(n, 2)` height and width of each of `names`; if given, joints must lie inside
+    names:list, # Names of the pictures
+    sizes:Tensor=None, # `(n, 2)` height and width of each of `names`; if given, joints must lie inside
 ):
     "An error if a pose names no picture, or a joint lies outside its picture"
     row = {name:i for i,name in enumerate(names)}
