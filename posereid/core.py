@@ -146,7 +146,7 @@ def _swap(tmp, path):
 @contextlib.contextmanager
 def write_beside(
     path:str|Path # File or folder to write
-):                # Yields a path next to it: write a file or make a folder there
+) -> typing.Iterator: # A path next to it, at which to write a file or make a folder
     "Write next to `path`, then rename; a failure leaves nothing behind and an old `path` as it was"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ def write_beside(
 @contextlib.contextmanager
 def locked(
     path:str|Path # File or folder to protect; the lock itself is `path` + `.lock`
-):
+) -> typing.Iterator: # Path of the lock
     "Hold a lock beside `path`, waiting for whoever has it"
     path = Path(f'{path}.lock')
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -406,7 +406,7 @@ def progress(
     total:int=None,  # Its length, where `len` does not give it
     desc:str='',     # Label of the bar
     leave:bool=False # Keep the full bar on the screen
-):                   # Yields the items of `it`
+) -> typing.Iterator: # The items of `it`
     "Go through `it`, showing how far it is on stderr"
     if is_quiet(): return (yield from it)
     total = len(it) if total is None and hasattr(it, '__len__') else total
@@ -428,7 +428,7 @@ COLORS = ['#3b6fb6', '#d9822b', '#3a9a66', '#b5475d', '#7a62ad', '#6e6e6e']
 
 def figure_style(
     **kwargs # Further rcParams, written with `_` for `.`: `figure_figsize=(4,3)`
-):           # A context manager, or a decorator of a plotting function
+) -> contextlib.AbstractContextManager: # For `with`, or to decorate a plotting function
     "The look of all figures: `with figure_style(): ...`"
     import matplotlib
     from matplotlib import pyplot as plt

@@ -89,7 +89,7 @@ def _code(cell, folder):
 
 def readme(
     nb:str|Path='nbs/index.ipynb', # The front page
-    folder:str=None                # Prefix of links to neighbouring pages; `None`: the page's folder
+    folder:str=None                # Prefix of links to other pages; `None`: the page's folder
 ) -> str:                          # Markdown
     "The front page as the text of a README"
     nb = Path(nb)

@@ -1,4 +1,4 @@
-"Poses against slow and simple doubles: every pixel against every shape, every pair of poses by hand"
+"Poses against slow and simple doubles: every pixel and shape, every pair of poses by hand"
 import math
 import pytest, torch
 from posereid.core import InputError

@@ -1,4 +1,4 @@
-"Keypoint files of other programs, mutated ones too; estimators, folders that are interrupted, banks and masks against slow doubles"
+"Keypoint files of other programs; estimators, interrupted folders, banks and masks"
 import json, sys, types
 from pathlib import Path
 import numpy as np
@@ -311,7 +311,7 @@ def test_kinds_between_one_and_all():
 # --- estimators ---
 
 def landmark_model(path, points, flag=.9, side=256):
-    "A .tflite file that answers with the same landmarks whatever it sees: mean of the picture, times nothing, plus a constant"
+    "A .tflite file with the same answer for every picture: its mean, times nothing, plus a constant"
     s = pytest.importorskip('ai_edge_litert.schema_py_generated'); flatbuffers = pytest.importorskip('flatbuffers')
     buffers,tensors = [s.BufferT()],[]
     def tensor(name, shape, data=None, kind=0):

@@ -1,4 +1,4 @@
-"Keypoint files as other programs leave them, written out by hand: whose pose, which joints, in which pixels"
+"Keypoint files of other programs, written by hand: whose pose, which joints, which pixels"
 import json, math, random
 
 import numpy as np
@@ -377,7 +377,7 @@ def test_whole_paths_and_base_names_do_not_mix():
     assert PoseTable(['a/0.jpg'], k[:1]).rows_of(items).tolist()==[-1]*3, 'a path is no base name'
 
 def slow_find(names, paths):
-    "What the sentence says: the path that ends with the name, folder by folder; None where several do"
+    "The path that ends with the name, folder by folder; None where several do"
     out = []
     for n in names:
         n = n.replace('\\', '/').removeprefix('./').split('/')

@@ -101,7 +101,7 @@ class BlazePose:
         path:str|Path, # A `.tflite` file of pose landmarks
         margin:float=1.25, # Side of the square, relative to the longer side of the picture
         min_person:float=.5, # Least probability of a person; below it the pose is empty
-        min_presence:float=.5, # Least probability that a joint is in the picture; others are missing
+        min_presence:float=.5, # Least probability of a joint in the picture; others are missing
         threads:int=1, # Number of threads of the runtime
     ):
         self.path,self.margin,self.min_person,self.min_presence = Path(path),margin,min_person,min_presence
@@ -162,7 +162,7 @@ def decode_blazepose(
     size:tuple, # Height and width of the picture
     square:float, # Side of the square around it, in its pixels
     side:int=256, # Side of the network's input
-    min_presence:float=.5, # Least probability that a joint is in the picture; others are missing
+    min_presence:float=.5, # Least probability of a joint in the picture; others are missing
 ) -> Tensor: # `(1, 18, 3)` joints in pixels of the picture
     "Joints of BlazePose's landmarks"
     p = points.view(39,5)[:33]

@@ -146,7 +146,7 @@ class People:
     "All people of a file or folder, and the picture that each is in"
     def __init__(self,
         path:str|Path, # File or folder that is read, for errors
-        rule:str, # Choice among several people: `best` (highest sum of confidences), `first`, `error`
+        rule:str, # Choice of person: `best` (highest sum of confidences), `first`, `error`
     ):
         if rule not in RULES:
             raise InputError(f"`people` must be 'best', 'first' or 'error', but got '{rule}'.")

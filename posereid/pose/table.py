@@ -268,7 +268,7 @@ def list_names(
 def check_poses(
     table:PoseTable, # Poses to check
     names:list, # Names of the pictures
-    sizes:Tensor=None, # `(n, 2)` height and width of each of `names`; if given, joints must lie inside
+    sizes:Tensor=None, # `(n, 2)` height and width of each picture; if given, joints must lie inside
 ):
     "An error if a pose names no picture, or a joint lies outside its picture"
     row = {name:i for i,name in enumerate(names)}
