@@ -7,7 +7,7 @@ __all__ = ['PIPELINE', 'TableRenderer', 'markdown_table', 'readme', 'write_readm
            'write_captions', 'pipeline_text', 'plot_pipeline']
 
 # %% ../nbs/99_docs.ipynb #c002
-import json, re
+import html, inspect, json, re
 from pathlib import Path
 
 from execnb.nbio import read_nb, write_nb
@@ -17,24 +17,40 @@ from nbdev.showdoc import BasicMarkdownRenderer
 from .core import InputError, write_beside
 
 # %% ../nbs/99_docs.ipynb #c005
+_span = re.compile(r'`([^`\n]*)`')
+
+def _in_cell(o):
+    "What may stand in a cell of a table: no line break, and no bar that would end the cell"
+    text = ' '.join(str(getattr(o, '__name__', o)).split('\n'))
+    code = lambda m: f'<code>{html.escape(m[1])}</code>' if '|' in m[1] else m[0]
+    parts = re.split(r'(<code>.*?</code>)', _span.sub(code, text))
+    bars = ('\\|','&#124;')  # a backslash would show in code
+    return ''.join(o.replace('|', bars[i%2]) for i,o in enumerate(parts))
+
+class _Parameters(DocmentTbl):
+    "A row a parameter, whatever its type, default and docment hold"
+    def __init__(self, sym):
+        super().__init__(sym)
+        for row in self.dm.values():
+            row.update({k:_in_cell(v) for k,v in row.items() if v is not inspect.Parameter.empty})
+
 class TableRenderer(BasicMarkdownRenderer):
     "What `show_doc` shows, with a table of the parameters under it"
     def _repr_markdown_(self):
         res = super()._repr_markdown_()
-        try: tbl = DocmentTbl(self.sym)
+        try: tbl = _Parameters(self.sym)
         except Exception: return res  # what has no signature has no table
         return f'{res}\n\n{tbl}' if tbl.has_docment else res
 
 # %% ../nbs/99_docs.ipynb #c009
 def _cell(o, digits):
     if o is None or o!=o: return ''
-    text = f'{o:.{digits}f}' if isinstance(o, float) else str(o)
-    return text.replace('|', '\\|').replace('\n', ' ')
+    return _in_cell(f'{o:.{digits}f}' if isinstance(o, float) else str(o))
 
 def markdown_table(
-    df,          # A DataFrame; its index is not shown
-    digits:int=1 # Decimals of its floating point numbers
-) -> str:        # A Markdown table; numbers stand to the right
+    df:'pd.DataFrame', # The frame; its index is not shown
+    digits:int=1 # Decimals of floating point numbers
+) -> str:        # Markdown table; numbers are aligned right
     "A frame as a Markdown table"
     cols,kinds = [str(o) for o in df.columns],[o.kind for o in df.dtypes]
     rows = [cols, ['---:' if k in 'iuf' else '---' for k in kinds]]
@@ -74,7 +90,7 @@ def _code(cell, folder):
 
 def readme(
     nb:str|Path='nbs/index.ipynb', # The front page
-    folder:str=None                # What goes before links to neighbouring pages; its own folder's name, unless told
+    folder:str=None                # Prefix of links to other pages; `None`: the page's folder
 ) -> str:                          # Markdown
     "The front page as the text of a README"
     nb = Path(nb)
@@ -90,7 +106,7 @@ def readme(
 # %% ../nbs/99_docs.ipynb #c017
 def write_readme(
     nb:str|Path='nbs/index.ipynb', # The front page
-    out:str|Path='README.md'       # Where it goes
+    out:str|Path='README.md'       # File to write
 ) -> Path:                         # `out`
     "Write the README from the front page"
     text = readme(nb)
@@ -99,8 +115,8 @@ def write_readme(
 
 # %% ../nbs/99_docs.ipynb #39c0da49
 def captioned(
-    o,       # A table or a figure
-    text:str # Its caption, made of the numbers that it shows
+    o:object, # A table or a figure
+    text:str  # Caption, computed from the numbers that it shows
 ):
     "Show a table or figure and keep its caption with the output"
     display(o, metadata=dict(caption=text))
@@ -109,7 +125,7 @@ def captioned(
 _label = re.compile(r'^#\|\s*label:\s*(fig|tbl)-\S+$', re.M)
 
 def kept_captions(
-    cell # Of a notebook, or a dict with its `outputs`
+    cell:dict # Cell of a notebook, with its `outputs`
 ) -> list: # Captions that `captioned` kept in its outputs
     "Captions beside the outputs of a cell"
     return [o['metadata']['caption'] for o in cell.get('outputs', []) if 'caption' in o.get('metadata', {})]

@@ -790,7 +790,8 @@ def test_each_set_by_its_own_choices(sets):
 
 def test_joints_of_two_sets(sets):
     "Each set has the joints of its own file; a picture of both counts once; base names are keys where they tell all pictures apart"
-    from posereid.pose.files import PoseTable, read_poses, write_market_csv
+    from posereid.pose.table import PoseTable
+    from posereid.pose.files import read_poses, write_market_csv
     i = folder_inputs(sets/'target', sets/'source')
     for o in ('target','source'):
         df,t = getattr(i, o),read_poses(sets/f'{o}_poses.csv')
@@ -802,7 +803,8 @@ def test_joints_of_two_sets(sets):
 
 def test_one_name_in_target_and_source(sets):
     "A source picture called like one of the target: both keep their own joints, by path"
-    from posereid.pose.files import PoseTable, read_poses, write_market_csv
+    from posereid.pose.table import PoseTable
+    from posereid.pose.files import read_poses, write_market_csv
     i = folder_inputs(sets/'target', sets/'source')
     names,twin = [Path(o).name for o in i.source.path],sets/'lent'/Path(i.train.path[0]).name
     twin.parent.mkdir()

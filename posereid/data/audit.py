@@ -311,7 +311,8 @@ def _check_bytes(paths):
 # %% ../../nbs/57_data.audit.ipynb #45ed936d
 def _check_poses(df, file, choices, home):
     "Findings on a keypoint file of any format"
-    from posereid.pose.files import match_pictures, read_poses
+    from posereid.pose.table import match_pictures
+    from posereid.pose.files import read_poses
     paths = list(df.path[df.split != 'multi'].unique())
     t = read_poses(file, names=paths, **typed(choices, pose_choices(), 'The reader of keypoint files'))
     at, front = match_pictures(t.names, paths, home, where=file)
@@ -338,7 +339,7 @@ def _check_scale(t, mine, paths):
     "Findings on joints that are not in the pixels of their pictures"
     import torch
     from posereid.pose.bank import pose_heights
-    from posereid.pose.files import PoseTable
+    from posereid.pose.table import PoseTable
     from posereid.pose.joints import inside
     sizes, rows = torch.tensor(_sizes_of(paths)).reshape(-1,2), torch.from_numpy(np.flatnonzero(mine))
     open_, out = (sizes > 0).all(1), []

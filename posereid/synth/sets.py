@@ -7,7 +7,7 @@ __all__ = ['LAID', 'write_duke', 'write_mat', 'write_cuhk03_np', 'write_cuhk03_r
            'write_folders', 'write_own', 'toy_sets']
 
 # %% ../../nbs/68_synth.sets.ipynb #38b2cc01
-import csv, json, os, shutil, struct
+import csv, io, json, os, shutil, struct
 from collections import defaultdict
 from pathlib import Path
 import numpy as np, torch
@@ -17,7 +17,8 @@ from ..data.cuhk03 import BOXES
 from ..data.market import MARKET_FOLDERS, read_market
 from ..data.manifest import pick
 from ..data.mars import read_mars
-from ..pose.files import PoseTable, read_market_csv, write_market_csv
+from ..pose.table import PoseTable
+from ..pose.files import read_market_csv, write_market_csv
 from .world import tiny_world
 
 # %% ../../nbs/68_synth.sets.ipynb #c0140d49

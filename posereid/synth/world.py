@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from torch import Tensor
 from fastcore.basics import patch
 from ..core import JPEG, InputError, cache_dir, hash_settings, locked, progress, to_json, write_beside
 from ..data.market import read_market
 from ..data.mars import read_mars
-from ..pose.files import PoseTable, read_market_csv, write_market_csv
+from ..pose.table import PoseTable
+from ..pose.files import read_market_csv, write_market_csv
 from .people import People, sample_people, sample_poses
 from .render import SHOT, render, sample_camera, sample_shots
 
