@@ -7,7 +7,8 @@ from PIL import Image
 from posereid.core import InputError, cache_dir
 from posereid.data.market import read_market
 from posereid.data.mars import read_mars
-from posereid.pose.files import PoseTable, read_market_csv
+from posereid.pose.table import PoseTable
+from posereid.pose.files import read_market_csv
 from posereid.synth import sets as toys
 from posereid.synth.sets import toy_sets, write_duke, write_folders, write_msmt17, write_own
 from posereid.synth.world import tiny_world

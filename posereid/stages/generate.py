@@ -26,7 +26,7 @@ from ..data.pictures import PictureStore
 from ..imagefiles import ENDINGS
 from ..pose.bank import bank_rows, choose_poses
 from ..pose.draw import draw_skeletons
-from ..pose.files import PoseTable
+from ..pose.table import PoseTable
 from .fit import at_least_one, open_run
 from ..core import one_of
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from torch import Tensor
 from fastcore.basics import patch
 from ..core import JPEG, InputError, cache_dir, hash_settings, locked, progress, to_json, write_beside
 from ..data.market import read_market
