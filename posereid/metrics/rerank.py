@@ -62,7 +62,7 @@ def _neighbours(source, k, ties, chunk):
     for a,b in zip(edges, edges[1:]):
         d = source.rows(slice(a,b))
         most = d.amax(1, keepdim=True)
-        d /= most.masked_fill_(most==0, 1)  # who is at distance 0 from everyone stays so
+        d /= most.masked_fill_(most==0, 1)  # a row of zeros stays as it is
         top[a:b] = most[:,0]
         rank[a:b] = _nearest(d, k, ties)
         if b<=q: D[a:b] = d[:,q:]
