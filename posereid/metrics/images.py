@@ -230,7 +230,7 @@ def identity_utility(
     "Top-1, nearest real picture, and feature distance of generated pictures, beside real ones"
     (f,fp),(r,rp) = _features(fake, fake_pids, 'generated'), _features(real, real_pids, 'real')
     if f.shape[1]!=r.shape[1]: raise InputError(f'Features must be of one net, but have {f.shape[1]} and {r.shape[1]} '
-                                                'numbers a picture.')
+                                                'numbers per picture; take both from the same model.')
     people,at = np.unique(rp, return_inverse=True)
     if not np.isin(fp, people).all(): raise InputError(f'Person {fp[~np.isin(fp, people)][0]} is generated but has no '
                                                        'real picture; give the real training set.')
