@@ -61,7 +61,7 @@ class PictureStore:
     def __contains__(self, path): return str(path) in self._rows
     def __repr__(self): return f'PictureStore({self.size}): {len(self)} pictures'
     @property
-    def n_bytes(self): return 3*self.size[0]*self.size[1]
+    def n_bytes(self) -> int: return 3*self.size[0]*self.size[1]
 
 def paths_of(
     items:DataFrame|str|Path|list, # Manifest, path, or list of paths

@@ -181,7 +181,7 @@ def pk_shape(
     bs:int=128,           # Largest number of pictures in a batch
     n_ids:int=1<<30,      # Number of identities that take part
     N:float=0,            # Number of generated pictures for each real one
-    K_real:int=None,      # Real pictures per identity, 2 or more; None: 2 with generated ones, else 4
+    K_real:int=None,      # Real pictures per identity; None: 2 with generated ones, else 4
     K_generated:int=None, # Generated pictures per identity; None: N·K_real, at least 1 if N > 0
 ) -> tuple:               # P, K_real and K_generated, with P·(K_real + K_generated) ≤ bs
     "Number of identities and pictures that fill a batch"
@@ -223,9 +223,10 @@ def _hands(c, P, rng):
     who, turn = np.empty((B,P), np.int64), np.empty((B,P), np.int64)
     played = np.zeros_like(c)
     for b in range(B):
-        key = np.log(np.maximum(left, 1)) + rng.gumbel(size=len(c))  # the P largest: drawn by `left`, without replacement
-        key[left == 0] -= 1e6                                        # only where fewer than P have any left
-        key[left == B-b] = np.inf                                    # must play in every batch from here on
+        # the P largest keys are a draw without replacement, with probabilities proportional to `left`
+        key = np.log(np.maximum(left, 1)) + rng.gumbel(size=len(c))
+        key[left == 0] -= 1e6         # chosen only where fewer than P have any left
+        key[left == B-b] = np.inf     # must play in every batch from here on
         who[b] = np.argpartition(-key, P-1)[:P]
         turn[b] = played[who[b]]
         played[who[b]] += 1

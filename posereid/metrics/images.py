@@ -178,10 +178,10 @@ def pckh(
 @dataclass(repr=False)
 class IdentityUtility:
     "Generated pictures as an independent ReID net sees them, beside real ones"
-    top1:float          # Share of generated pictures that its classifier gets right; NaN without scores
-    seen_by_g:float     # Share of generated pictures that the guider gets right; NaN without scores
-    nearest:float       # Share of generated pictures whose nearest real picture has the same identity
-    nearest_real:float  # Share of real pictures whose nearest other real picture has the same identity
+    top1:float          # Share that the net's classifier gets right; NaN without scores
+    seen_by_g:float     # Share that the guider gets right; NaN without scores
+    nearest:float       # Share whose nearest real picture has the same identity
+    nearest_real:float  # Share of real pictures whose nearest other one has the same identity
     distance:float      # Mean cosine distance from generated to real pictures of the identity
     distance_real:float # Mean cosine distance from real to other real pictures of the identity
     others:float        # Mean cosine distance from generated to real pictures of other identities
@@ -230,7 +230,7 @@ def identity_utility(
     "Top-1, nearest real picture, and feature distance of generated pictures, beside real ones"
     (f,fp),(r,rp) = _features(fake, fake_pids, 'generated'), _features(real, real_pids, 'real')
     if f.shape[1]!=r.shape[1]: raise InputError(f'Features must be of one net, but have {f.shape[1]} and {r.shape[1]} '
-                                                'numbers a picture.')
+                                                'numbers per picture; take both from the same model.')
     people,at = np.unique(rp, return_inverse=True)
     if not np.isin(fp, people).all(): raise InputError(f'Person {fp[~np.isin(fp, people)][0]} is generated but has no '
                                                        'real picture; give the real training set.')

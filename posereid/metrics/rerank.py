@@ -62,7 +62,7 @@ def _neighbours(source, k, ties, chunk):
     for a,b in zip(edges, edges[1:]):
         d = source.rows(slice(a,b))
         most = d.amax(1, keepdim=True)
-        d /= most.masked_fill_(most==0, 1)  # who is at distance 0 from everyone stays so
+        d /= most.masked_fill_(most==0, 1)  # a row of zeros stays as it is
         top[a:b] = most[:,0]
         rank[a:b] = _nearest(d, k, ties)
         if b<=q: D[a:b] = d[:,q:]
@@ -162,9 +162,9 @@ def _check_settings(k1, k2, lam, ties):
 def _as_tensor(x, what):
     x = (torch.as_tensor(x) if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))).detach()
     if x.dtype not in (torch.float32,torch.float64): x = x.float()
-    if x.ndim!=2 or 0 in x.shape: raise InputError(f'{what} must be a matrix, but has shape {tuple(x.shape)}.')
+    if x.ndim!=2 or 0 in x.shape: raise InputError(f'{what} must be a matrix, but have shape {tuple(x.shape)}; pass one row per picture.')
     if not np.isfinite([float(x.min()), float(x.max())]).all(): raise InputError(f'{what} must be finite, but some are '
-        'NaN or infinite.')
+        'NaN or infinite; check the model that made them.')
     return x
 
 # %% ../../nbs/41_metrics.rerank.ipynb #1d0fec70
@@ -205,5 +205,5 @@ def rerank_features(
     q,g = _as_tensor(q, 'The features of the queries'), _as_tensor(g, 'The features of the gallery')
     if q.shape[1]!=g.shape[1]:
         raise InputError(f'Queries and gallery must have features of one length, but they have {q.shape[1]} and '
-                         f'{g.shape[1]} numbers a picture.')
+                         f'{g.shape[1]} numbers per picture; take both from the same model.')
     return _rerank(_FromFeatures(torch.cat([q.to(g), g]), len(q)), int(k1), int(k2), lam, ties, chunk)

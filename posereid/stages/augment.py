@@ -84,7 +84,7 @@ def as_trusted(
     N:float,        # Number of generated pictures for each real one
     n_ids:int=1<<30 # Number of training identities
 ) -> ReIDSettings:  # Settings of the smoothed control
-    "The recipe with which real pictures alone are trusted as an augmented set is on average (§3.3)"
+    "Give real pictures the ε, or the margin, that an augmented set has on average (§3.3)"
     if s.loss=='ce': return replace(s, eps_real=smoothed_eps(s.eps_generated, N))
     return replace(s, margin=smoothed_margin(s.margin, s.margin_generated, N, s.bs, n_ids, s.rule))
 
@@ -93,7 +93,7 @@ def doubt(
     p:np.ndarray, # `(n,)` probability of the right identity, from 0 to 1
     eps:float     # Mean of the result, from 0 to 1
 ) -> np.ndarray:  # `(n,)` smoothing ε of each picture
-    "ε in proportion to 1 − p and at most 1: pictures that the guider does not believe are trusted less"
+    "ε in proportion to 1 − p and at most 1: the less likely the right identity, the less trust"
     q = np.maximum(1-np.asarray(p, dtype=np.float64), 1e-9)
     lo,hi = 0.,1/q.min()  # all 0, all 1
     for _ in range(100):  # what is cut off at 1 is given to the others, until the mean is right

@@ -10,7 +10,7 @@ __all__ = ['LAID', 'write_duke', 'write_mat', 'write_cuhk03_np', 'write_cuhk03_r
 import csv, io, json, os, shutil, struct
 from collections import defaultdict
 from pathlib import Path
-import numpy as np, torch
+import numpy as np
 from PIL import Image
 from ..core import InputError, cache_dir, locked, write_beside
 from ..data.cuhk03 import BOXES
@@ -258,7 +258,8 @@ def write_msmt17(
     for kind, rows in lines.items():
         (to/f'list_{kind}.txt').write_text(''.join(f'{name} {who}\n' for name, who in sorted(rows)))
         n[kind] = dict(pictures=len(rows), people=len({who for _, who in rows}))
-    _write_counts(to, query=n['query'], gallery=n['gallery'])  # whether `val` is trained on is the reader's choice
+    # no counts of `train`: the reader chooses whether `val` belongs to it
+    _write_counts(to, query=n['query'], gallery=n['gallery'])
     _write_poses(_poses_of(to), poses, files)
     return to
 
