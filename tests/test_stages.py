@@ -417,7 +417,7 @@ def test_unguided_needs_no_guider(stage):
     assert cb.model.R is None
     D = state(cb.model.D)
     cb.step()
-    assert cb.terms['guide']==0 and not moved(cb.model.D, D)
+    assert cb.terms['guide']==0==cb.terms['adv'] and not moved(cb.model.D, D)
 
 def test_guider_input(data):
     x = to_float(data.store.get(data.train.path[:3]))
