@@ -205,7 +205,7 @@ def plot_pipeline(
 ):             # A figure
     "The three steps: what flows from the two sets through the networks (Eq. 1 to 8)"
     blue,orange,green,red,violet,grey = COLORS
-    fig,ax = plt.subplots(figsize=(6.8,3.3), gridspec_kw=dict(left=0, right=1, bottom=0, top=1))
+    fig,ax = plt.subplots(figsize=(6.4,3.05), gridspec_kw=dict(left=0, right=1, bottom=0, top=1))
     ax.set(xlim=(-.2,10.2), ylim=(-.3,4.65)); ax.set_aspect('equal'); ax.axis('off'); ax.grid(False)
     _strip(ax, 0, 3, people, 'target set: people $x$', blue)
     _strip(ax, 0, .35, skeletons, 'source set: skeletons $s$', orange)
