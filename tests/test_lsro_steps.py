@@ -20,7 +20,7 @@ S = DCGANSettings(width=4, epochs=1, bs=20, z=8)
 
 
 @pytest.fixture(scope='module')
-def target(): return load_world(tiny_world()).target
+def target(): return tiny_world().target
 
 @pytest.fixture(scope='module')
 def real(target): return pick(target, split='train')

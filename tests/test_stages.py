@@ -33,7 +33,7 @@ SMALL = dict(width=4, d_width=4, d_layers=2, bs=8, pairs=48, parts=3)
 class Data:
     "The tiny world, its pictures, labels, and a guider that has seen a batch, so that its running statistics are not 0 and 1"
     def __init__(self):
-        w = load_world(tiny_world())
+        w = tiny_world()
         self.target,self.source,self.poses = w.target,w.source,w.poses
         self.train,self.labels,self.store = pick(w.target, split='train'),train_labels(w.target),PictureStore((64,32))
         torch.manual_seed(0)

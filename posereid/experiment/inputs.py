@@ -52,11 +52,11 @@ class Inputs:
 
 # %% ../../nbs/92_experiment.inputs.ipynb #f7665287
 def world_inputs(
-    settings:WorldSettings # The world to make, or to find in the cache
+    settings:WorldSettings|World # The world to draw, or to find in the cache; or one that is loaded
 ) -> Inputs:
     "A synthetic world as inputs; it is drawn on first use"
-    w = load_world(make_world(settings))
-    name = f'synthetic world {settings.world}' + ', validation people'*settings.validation
+    w = settings if isinstance(settings, World) else load_world(make_world(settings))
+    name = f'synthetic world {w.cast.settings.world}' + ', validation people'*w.cast.settings.validation
     return Inputs(w.target, w.source, w.poses, name, w)
 
 # %% ../../nbs/92_experiment.inputs.ipynb #90a2301c

@@ -20,7 +20,7 @@ from .draw import COLORS, LIMBS
 from .table import PoseTable, match_pictures
 from .formats import from_mediapipe
 from .files import read_market_csv, read_poses, write_market_csv
-from .joints import JOINTS, check_joints, has_pose, to_openpose
+from .joints import JOINTS, check_joints, to_openpose
 
 # %% ../../nbs/16_pose.estimate.ipynb #b66e73ce
 class KnownPoses:

@@ -7,7 +7,7 @@ __all__ = ['StageLearner', 'plain', 'PlainBatch', 'SeedEpoch', 'LrSchedule', 'Ep
            'TrainOnly', 'fit_stage', 'last_row', 'frame_id', 'open_run', 'at_least_one']
 
 # %% ../../nbs/80_stages.fit.ipynb #d1af7d55
-import csv, io, math, time
+import csv, io, time
 from pathlib import Path
 import torch
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
@@ -24,7 +24,9 @@ class StageLearner(Learner):
         event_name:str # One of fastai's events
     ):
         for cb in self.cbs.sorted('order'):
-            if hasattr(type(cb), event_name): cb(event_name)
+            if not hasattr(type(cb), event_name): continue
+            try: cb(event_name)
+            except InputError as e: raise InputError(str(e).split('\n\t')[-1]) from e # without fastai's preface
 
 # %% ../../nbs/80_stages.fit.ipynb #c017
 def plain(
@@ -73,15 +75,17 @@ class EpochLog(Callback):
         path:Path,     # The file; rows of epochs that are done already are kept
         terms:callable # Learner → dict of scalars, after each batch
     ): self.path,self.terms,self.bad = Path(path),terms,None
-    def before_train(self): self.total,self.n = 0,0
+    def before_train(self): self.total,self.lost,self.n = 0,0,0
     def after_batch(self):
         terms = self.terms(self.learn)
         self.names = list(terms)
-        self.total = self.total + torch.stack([o.detach() for o in terms.values()])
+        now = torch.stack([o.detach() for o in terms.values()])
+        self.total,self.lost = self.total+now,self.lost+~now.isfinite()
         self.n += 1
     def after_train(self):
         means = dict(zip(self.names, (self.total/self.n).tolist()))
-        self.bad = next((k for k,v in means.items() if not math.isfinite(v)), None)
+        lost = self.lost.tolist() # batches; the term that went first has lost most
+        self.bad = self.names[lost.index(max(lost))] if any(lost) else None
         if self.bad: raise CancelFitException()
         self.write(dict(epoch=self.epoch, **{k:f'{v:.6g}' for k,v in means.items()}))
 

@@ -29,8 +29,8 @@ from ..core import (InputError, RunFolder, Settings, default_device, load_weight
                            seed_everything, sha12, to_json, weights_hash, write_beside)
 from ..data.block import transfer_dls
 from ..data.manifest import pick
-from ..losses.transfer import (GAN_FORMS, discriminator_loss, generator_adv_loss, guider_ce, guider_triplet, l1_loss,
-                                      transfer_loss)
+from ..losses.transfer import (GAN_FORMS, discriminator_loss, generator_adv_loss, guider_ce,
+                                      guider_triplet, l1_loss)
 from ..models.discriminator import StackedDiscriminator
 from ..models.generator import SiameseUNet
 from .fit import (PlainBatch, StageLearner, at_least_one, fit_stage, frame_id,

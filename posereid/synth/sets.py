@@ -7,7 +7,7 @@ __all__ = ['LAID', 'write_duke', 'write_mat', 'write_cuhk03_np', 'write_cuhk03_r
            'write_folders', 'write_own', 'toy_sets']
 
 # %% ../../nbs/68_synth.sets.ipynb #38b2cc01
-import csv, io, json, os, shutil, struct
+import csv, json, os, shutil, struct
 from collections import defaultdict
 from pathlib import Path
 import numpy as np
