@@ -514,9 +514,10 @@ def joint_judge(self:Experiment) -> JointNet: # Of pictures of the generator's s
     save_weights(net, file)
     return net
 
-# %% ../../nbs/93_experiment.engine.ipynb #05e9436a
+# %% ../../nbs/93_experiment.engine.ipynb #c0107e01
 FLOORS = dict(copy='copy of the source picture', mean='mean picture of the identity', true='true rendering') # row → title
 
+# %% ../../nbs/93_experiment.engine.ipynb #05e9436a
 @patch
 def floors(self:Experiment,
     todo:pd.DataFrame # Rows of the plan
