@@ -10,7 +10,8 @@ from PIL import Image
 from posereid import cli
 from posereid.core import InputError
 from posereid.data.audit import audit
-from posereid.data.layouts import check_train, load_dataset, read_generated, read_msmt17, reader_choices, there_are, typed
+from posereid.data.layouts import check_train, load_dataset, reader_choices, there_are, typed
+from posereid.data.market import read_generated, read_msmt17
 from posereid.data.manifest import pick
 from posereid.stages.generate import generated_names
 from posereid.experiment.inputs import folder_inputs
@@ -157,7 +158,7 @@ def test_market_names(sets, tmp_path, capsys, refused):
     data,lent = sets/'DukeMTMC-reID',sets/'MARS'
     cli.posereid_transfer(data, lent, out=tmp_path/'transfer', preset='smoke', set=[*GAN, 'transfer.beta=0'])
     cli.posereid_generate(data, lent, generator=tmp_path/'transfer', out=tmp_path/'g', names='market1501')
-    from posereid.data.layouts import parse_market_name
+    from posereid.data.market import parse_market_name
     df,names = read_generated(tmp_path/'g'),pd.read_csv(tmp_path/'g'/'names.csv', dtype={'own_id':str})
     assert [parse_market_name(o)[:2] for o in df.path]==list(zip(df.pid, df.camid))
     assert names.name.tolist()==[Path(o).name for o in df.path] and names.source.tolist()==[Path(o).name for o in df.source_path]

@@ -5,7 +5,8 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image
 from posereid.core import InputError
 from posereid.data.audit import PUBLISHED, _check_counts, audit, count_splits, look_at
-from posereid.data.layouts import MARKET_FOLDERS, pick, read_market
+from posereid.data.market import MARKET_FOLDERS, read_market
+from posereid.data.manifest import pick
 from posereid.synth.sets import toy_sets
 from posereid.synth.world import tiny_world
 
@@ -215,7 +216,8 @@ def test_names_that_repeat(market):
 @pytest.fixture
 def scaled(market, tmp_path):
     "The audit of keypoints that were changed by `f`, and their table"
-    from posereid.pose.files import PoseTable, read_poses, write_market_csv
+    from posereid.pose.table import PoseTable
+    from posereid.pose.files import read_poses, write_market_csv
     t = read_poses(tiny_world()/'target_poses.csv')
     def _f(f):
         k = f(t.joints.clone())

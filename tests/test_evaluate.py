@@ -6,7 +6,8 @@ from posereid.core import InputError
 from posereid.evaluate.plots import plot_cmc, plot_grid, plot_intervals, plot_ranking
 from posereid.evaluate.protocol import (batches, eval_mode, evaluate_reid, extract_features, identity_scores,
     protocol_string, rank_pictures, reestimate_bn, test_rows, to_input, tracklet_features)
-from posereid.metrics.retrieval import euclidean_distance, retrieval, score_features, single_shot_cmc
+from posereid.metrics.retrieval import euclidean_distance, retrieval, score_features
+from posereid.metrics.protocols import single_shot_cmc
 from posereid.metrics.stats import mean_interval
 
 
@@ -529,7 +530,7 @@ def toys():
 
 def test_mars_from_disk(net, toys):
     "The toy MARS: every query has its match among other queries only, which must not leave the gallery"
-    from posereid.data.layouts import read_mars
+    from posereid.data.mars import read_mars
     from posereid.data.pictures import PictureStore
     df, store = read_mars(toys/'MARS', splits=('query','gallery')), PictureStore((32,16))
     r = evaluate_reid(net, df, store, 'MARS')
@@ -547,7 +548,7 @@ def test_mars_from_disk(net, toys):
 
 @pytest.mark.parametrize('boxes', ['labeled','detected'])
 def test_cuhk03_from_disk(net, toys, boxes):
-    from posereid.data.layouts import read_cuhk03
+    from posereid.data.cuhk03 import read_cuhk03
     from posereid.data.pictures import PictureStore
     r = evaluate_reid(net, read_cuhk03(toys/'cuhk03-np', boxes), PictureStore((32,16)), 'toy', single_shot=100)
     assert f'CUHK03 new protocol (767/700), {boxes} boxes' in r.protocol and 'mean over 100 draws' in r.protocol

@@ -4,10 +4,18 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from PIL import Image
 from posereid.core import InputError
-from posereid.data import layouts as L
-from posereid.data.layouts import (account, camera_rule, check_test, check_train, find_layout, load_dataset, matched, multi_query, number_people, pool_features,
-                                   read_csv, read_cuhk03, read_cuhk03_split, read_duke, read_folder, read_market, read_mars, read_mars_tracks, read_mat, read_msmt17,
-                                   reader_choices, reading_notes, there_are, typed)
+from posereid.data import market as L
+from posereid.data import mars as mars_module
+from posereid.data.cuhk03 import BOXES
+from posereid.data.matlab import mat_table
+from posereid.data.market import account, read_duke, read_market, read_msmt17, reading_notes
+from posereid.data.own import camera_rule, number_people, read_csv, read_folder
+from posereid.data.layouts import (check_test, check_train, find_layout, load_dataset, matched,
+                                   reader_choices, there_are, typed)
+from posereid.metrics.protocols import multi_query, pool_features
+from posereid.data.cuhk03 import read_cuhk03, read_cuhk03_split
+from posereid.data.mars import read_mars, read_mars_tracks
+from posereid.data.matlab import read_mat
 from posereid.data.manifest import make_manifest, pick, read_table
 from posereid.synth.sets import (toy_sets, write_cuhk03_np, write_cuhk03_raw, write_duke, write_mars, write_mat)
 from posereid.synth.world import tiny_world
@@ -125,11 +133,11 @@ def test_pooling_against_a_loop():
     rng = np.random.default_rng(0)
     for how in ('max','mean'):
         f, g = rng.normal(size=(40,5)).astype(np.float32), rng.integers(0, 7, 40).astype(str)
-        labels, got = pool_features(f, g, how)
-        assert labels.tolist() == list(dict.fromkeys(g)) and got.dtype == f.dtype
-        for l, v in zip(labels, got): assert np.allclose(v, getattr(np, how)(f[g == l], axis=0), atol=1e-6)
-    error(lambda: pool_features(f, g, 'median'), "'mean'")
-    error(lambda: pool_features(f, g[:3]), '(40, 5)', '3')
+        got, first = pool_features(f, g, how)
+        assert g[first].tolist() == list(dict.fromkeys(g)) and got.numpy().dtype == f.dtype
+        for l, v in zip(g[first], got): assert np.allclose(v, getattr(np, how)(f[g == l], axis=0), atol=1e-6)
+    error(lambda: pool_features(f, g, 'median'), 'mean')
+    error(lambda: pool_features(f, g[:3]), '40', '3')
 
 def test_multi_query(market):
     df = read_market(market)
@@ -137,9 +145,9 @@ def test_multi_query(market):
     df = read_market(market, 'all')
     q, m = pick(df, 'query'), pick(df, 'multi')
     f = np.random.default_rng(0).normal(size=(len(m), 3))
-    got = multi_query(q, m, f)
+    got = multi_query(f, m.pid, m.camid, q.pid, q.camid)
     for v, p, c in zip(got, q.pid, q.camid): assert np.allclose(v, f[((m.pid == p) & (m.camid == c)).to_numpy()].mean(0))
-    error(lambda: multi_query(q, m.iloc[:1], f[:1]), 'gt_bbox')
+    error(lambda: multi_query(f[:1], m.pid[:1], m.camid[:1], q.pid, q.camid), 'no picture')
 
 # --- MATLAB files
 
@@ -165,13 +173,13 @@ def test_broken_mat_files(tmp_path, sets):
     for raw, word in ((b'', '0 bytes'), (b'hello', 'no MATLAB file'), (b'\x89HDF\r\n\x1a\n'+bytes(200), '7.3'), (b'MATLAB 7.3 MAT-file'.ljust(600), '7.3'),
                       (good[:-40], 'broken'), (good[:150], 'broken'), (good[:128]+os.urandom(300), f)):
         f.write_bytes(raw)
-        error(lambda: L._table(f, 'track_test_info'), f, word)
+        error(lambda: mat_table(f, 'track_test_info'), f, word)
     rng = np.random.default_rng(0)
     for _ in range(60):  # whatever a byte turns into, the answer is a table or a sentence
         raw = bytearray(good)
         raw[rng.integers(128, 240)] = rng.integers(256)
         f.write_bytes(raw)
-        try: L._tracks(f, 'track_test_info')
+        try: mars_module._tracks(f, 'track_test_info')
         except InputError as e: assert str(f) in str(e)
 
 def test_wrong_cuhk03_splits(sets, tmp_path):
@@ -405,7 +413,7 @@ def test_own_ids_as_printed(sets, tmp_path):
     if not (sets/'cuhk03').is_dir(): pytest.skip('written without h5py')
     df = read_cuhk03(sets/'cuhk03', 'labeled', unpack=tmp_path/'u')
     assert df.own_id.tolist() == [os.path.basename(p)[:5] for p in df.path] and df.groupby('own_id').pid.nunique().max() == 1
-    both = {n for b in L.BOXES for n in read_cuhk03_split(sets/'cuhk03'/f'cuhk03_new_protocol_config_{b}.mat').name}
+    both = {n for b in BOXES for n in read_cuhk03_split(sets/'cuhk03'/f'cuhk03_new_protocol_config_{b}.mat').name}
     assert df.attrs['also'] == sorted(both)  # a keypoint file may know the other boxes, too
 
 # --- MSMT17 by hand

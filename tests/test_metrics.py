@@ -2,8 +2,10 @@
 import numpy as np, pandas as pd, pytest, torch
 from posereid.core import InputError
 from posereid.metrics.images import DIALECT, l1_error, psnr, score_pictures, ssim, unit_pictures
-from posereid.metrics.retrieval import (_sort_rows, _sought, ap_mean, ap_trapezoid, cosine_distance, euclidean_distance, gallery_masks,
-    multi_query, pool_features, positive_ranks, retrieval, score_features, single_shot_cmc, top_matches, tpr_at_far)
+from posereid.metrics.retrieval import (_sort_rows, sought_columns, ap_mean, ap_trapezoid, cosine_distance,
+                                        euclidean_distance, gallery_masks, positive_ranks,
+                                        retrieval, score_features, top_matches)
+from posereid.metrics.protocols import multi_query, pool_features, single_shot_cmc, tpr_at_far
 from posereid.metrics.stats import (bootstrap_interval, compare_runs, mean_interval, paired_interval, paired_table, per_query,
     permutation_p, write_per_query)
 
@@ -184,7 +186,7 @@ def test_many_positives_and_the_device_path_rank_alike():
         masks = [gallery_masks(p, c, g_pids, g_cams) for p,c in zip(q_pids, q_cams)]
         words = [[1+k for k,h in enumerate(loop_query(d[i], q_pids[i], q_cams[i], g_pids, g_cams)) if h] for i in range(4)]
         assert [positive_ranks(d[i], *masks[i]).tolist() for i in range(4)]==words
-        assert [o.tolist() for o in _sort_rows(torch.from_numpy(d), _sought(q_pids, g_pids, q_cams, g_cams))]==words
+        assert [o.tolist() for o in _sort_rows(torch.from_numpy(d), sought_columns(q_pids, g_pids, q_cams, g_cams))]==words
 
 
 def test_layout_in_memory_does_not_matter_and_input_is_left_alone():
@@ -194,7 +196,7 @@ def test_layout_in_memory_does_not_matter_and_input_is_left_alone():
         assert retrieval(d, *case[1:]).to_dict()==ref.to_dict()
     assert (case[0]==kept).all()
     d = torch.from_numpy(case[0])
-    _sort_rows(d, _sought(*case[1:])); assert (d.numpy()==kept).all()
+    _sort_rows(d, sought_columns(*case[1:])); assert (d.numpy()==kept).all()
 
 
 def features(seed=0, n=(15,60), d=8, dtype=torch.float32):

@@ -8,10 +8,12 @@ from PIL import Image
 
 from posereid import cli
 from posereid.core import InputError
-from posereid.data.block import load_poses
-from posereid.data.layouts import load_dataset, reading_notes
+from posereid.data.pairs import load_poses
+from posereid.data.layouts import load_dataset
+from posereid.data.market import reading_notes
 from posereid.data.manifest import pick
-from posereid.pose.files import PoseTable, read_poses, write_market_csv, write_poses
+from posereid.pose.table import PoseTable
+from posereid.pose.files import read_poses, write_market_csv, write_poses
 from posereid.pose.joints import walking_pose
 from posereid.experiment.inputs import folder_inputs
 

@@ -7,8 +7,11 @@ import numpy as np, pandas as pd, pytest, torch
 from posereid import cli
 from posereid.core import InputError
 from posereid.data.sampler import pk_shape
-from posereid.data.block import ReIDBatch, TripletBatch, colour_jitter, random_erase, reid_dls
-from posereid.experiment.engine import COLUMNS, Experiment, class_probability, doubt, pick_rows, row_settings
+from posereid.data.block import ReIDBatch, TripletBatch, reid_dls
+from posereid.data.transforms import colour_jitter, random_erase
+from posereid.experiment.engine import COLUMNS, Experiment, doubt
+from posereid.experiment.rows import pick_rows, row_settings
+from posereid.evaluate.protocol import class_probability
 from posereid.experiment.presets import experiment_settings
 from posereid.evaluate.results import difference, finding, scores_table, verdict, verdicts
 from posereid.experiment.tables import EPSILONS, LINE, NS, TABLES, n_rows, open_part, part_names, part_rows, read_lines, reproduce, row_and_title, run_name
@@ -38,8 +41,8 @@ def table(exp): return exp.results().set_index('row')
 
 
 def sets_of(exp, name, **kw):
-    from posereid.data.layouts import read_generated
-    from posereid.experiment.engine import row_settings
+    from posereid.data.market import read_generated
+    from posereid.experiment.rows import row_settings
     row = next(r for r in exp.rows if r['row']==name)
     return read_generated(exp.pictures(row, row_settings(row, exp.groups)))
 
@@ -89,7 +92,7 @@ def test_the_smoothed_control_is_as_soft_as_the_augmented_row(exp):
     for loss,eps,margin in (('ce', .4*2/3, 1.), ('triplet', 0., (alone+.5*mixed)/(alone+mixed))):
         g = row_settings(smoothed, {**exp.groups, 'reid':replace(exp.groups['reid'], loss=loss, bs=128, eps_generated=.4, margin=1., margin_generated=.5)})
         g['generate'] = replace(g['generate'], n_each=2)
-        s,ours = exp.recipe(smoothed, g),exp.recipe(guided, g)
+        s,ours = exp.row_recipe(smoothed, g),exp.row_recipe(guided, g)
         assert (s.eps_real, s.margin)==pytest.approx((eps, margin), abs=1e-6) and (ours.eps_real, ours.margin)==(0., 1.)
 
 
@@ -190,7 +193,7 @@ def test_tables_share_what_they_share():
 def test_every_table_is_one(name):
     for part in TABLES[name]['parts']:
         groups = experiment_settings('smoke', opts=part.get('opts', []), recipe_name=part.get('recipe'))
-        from posereid.experiment.engine import check_row, row_settings
+        from posereid.experiment.rows import check_row, row_settings
         rows = part_rows(part, TRIED)
         assert [r['row'] for r in rows]==part_names(part) and len({r['row'] for r in rows})==len(rows)
         for r in rows: check_row(r, groups)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['eval_mode', 'batches', 'to_input', 'extract_features', 'tracklet_features', 'protocol_string', 'test_rows',
-           'rank_pictures', 'evaluate_reid', 'identity_scores', 'reestimate_bn']
+           'rank_pictures', 'evaluate_reid', 'identity_scores', 'class_probability', 'Middle', 'seen_by',
+           'reestimate_bn']
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #c002
 import copy
@@ -15,8 +16,11 @@ from torch import Tensor, nn
 from typing import NamedTuple
 from ..core import InputError
 from ..metrics.rerank import rerank_features
-from ..metrics.retrieval import (DISTANCES, RetrievalResult, cosine_distance, euclidean_distance, multi_query, retrieval,
-    score_features, single_shot_cmc)
+from ..metrics.retrieval import (DISTANCES, RetrievalResult, cosine_distance,
+                                        euclidean_distance, retrieval, score_features)
+from ..metrics.protocols import multi_query, single_shot_cmc
+from ..data.pictures import PictureStore
+from ..data.transforms import centre_crop
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #c006
 @contextmanager
@@ -417,6 +421,37 @@ def identity_scores(
                          f'but there are {len(logits)} pictures and {len(labels)} labels.')
     top1 = (logits.argmax(1)==labels).float().mean().item()
     return dict(top1=top1, ce=F.cross_entropy(logits, labels).item(), n=len(labels))
+
+# %% ../../nbs/70_evaluate.protocol.ipynb #d443e06c
+@torch.no_grad()
+def class_probability(
+    model,                 # A classifier: float pictures in [−1,1] to `(n, K)` scores
+    pictures:torch.Tensor, # `(n, 3, h, w)` uint8
+    label,                 # `(n,)` identity indices
+    bs:int=256             # Batch size
+) -> np.ndarray:           # `(n,)`
+    "Probability that the model gives to the person that a picture should show"
+    with eval_mode(model):
+        p = torch.cat([model(to_input(x)).float().softmax(1) for x in batches(pictures, bs)])
+    return p.gather(1, torch.as_tensor(np.asarray(label))[:,None])[:,0].numpy()
+
+# %% ../../nbs/70_evaluate.protocol.ipynb #ff3179c9
+class Middle:
+    "A store's pictures, cropped to the middle, as the paper tests a net that was trained on random crops (§4.2)"
+    def __init__(self,
+        store:PictureStore, # Whole pictures
+        crop:tuple          # Height and width of the middle
+    ): self.store,self.size = store,tuple(crop)
+    def get(self,
+        items # Manifest or paths
+    ): return centre_crop(self.store.get(items), self.size)
+
+def seen_by(
+    store:PictureStore, # Pictures at the size that a net was trained on
+    crop:tuple=()       # What it was trained to see of them; nothing: all
+):                      # A store
+    "The pictures as a ReID net is tested on them"
+    return Middle(store, crop) if crop and tuple(crop)!=store.size else store
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #c034
 @torch.no_grad()

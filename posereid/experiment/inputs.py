@@ -15,11 +15,13 @@ import numpy as np
 import pandas as pd
 import torch
 from ..core import InputError, to_json
-from ..pose.files import PoseTable
+from ..pose.table import PoseTable
 from ..data.manifest import pick
-from posereid.data.layouts import (READERS, check_test, check_train, find_layout, load_dataset, reader_choices, reading_notes,
-    there_are)
-from ..data.block import PictureStore, load_poses, poses_for, shorten
+from ..data.layouts import (READERS, check_test, check_train, find_layout, load_dataset,
+                                   reader_choices, there_are)
+from ..data.market import reading_notes
+from ..data.pictures import PictureStore
+from ..data.pairs import load_poses, poses_for, shorten
 from ..data.sampler import epoch_pairs
 from ..synth.world import World, WorldSettings, load_world, make_world
 from ..stages.reid import load_reid

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'TERMINAL', 'STYLE', 'ERROR_HEADS', 'TABLE_NOTE', 'GRID_NOTE', 'TEST_POSES', 'ERROR_NOTE', 'show_value',
-           'text_table', 'plain_table', 'html_table', 'png', 'plot_scores', 'plot_logs', 'page', 'sheet', 'save_small',
-           'report']
+           'text_table', 'plain_table', 'html_table', 'png', 'plot_scores', 'plot_logs', 'page', 'transfer_sheet',
+           'save_small', 'report']
 
 # %% ../../nbs/96_experiment.report.ipynb #c002
 import base64
@@ -20,6 +20,7 @@ from PIL import Image
 from matplotlib.figure import Figure
 from ..core import COLORS, figure_style, to_json, write_beside
 from ..evaluate.plots import plot_grid
+import posereid.experiment.judges  # an Experiment gets transfers, truth and errors
 
 # %% ../../nbs/96_experiment.report.ipynb #c005
 HEADS = dict(title='row', pictures='pictures', steps='steps', eps_real='ε real', eps_generated='ε gen.', rank1='rank-1', rank5='rank-5',
@@ -164,7 +165,7 @@ ERROR_NOTE = ("Mean absolute difference to the true rendering on the scale from 
               "an independent one of another architecture and start; the control at equal steps.")
 
 # %% ../../nbs/96_experiment.report.ipynb #0a50c7ec
-def sheet(
+def transfer_sheet(
     exp,       # An `Experiment`
     n:int=8    # Transfers, evenly over the plan
 ) -> Figure:   # A row a transfer, a column a kind of picture
@@ -197,7 +198,7 @@ def report(
     kept = json.loads((exp.run/'settings.json').read_text(encoding='utf-8'))
     sections = {
         'Rows': html_table(exp.table) + png(plot_scores(exp.table), figs/'scores.png', 'mAP of each row as points, the two controls as lines') + _note(TABLE_NOTE),
-        'Pictures': png(sheet(exp, n), figs/'grid.png', 'A grid of people, a row a transfer: appearance, skeleton and pictures of it') + _note(GRID_NOTE + TEST_POSES*exp.groups['generate'].test_poses),
+        'Pictures': png(transfer_sheet(exp, n), figs/'grid.png', 'A grid of people, a row a transfer: appearance, skeleton and pictures of it') + _note(GRID_NOTE + TEST_POSES*exp.groups['generate'].test_poses),
         'Error to the true rendering': len(errors) and html_table(errors, ERROR_HEADS) + _note(ERROR_NOTE),
         'Losses': png(plot_logs(_logs(exp)), figs/'losses.png', 'Losses of each training over its epochs'),
         'Protocol': _note(exp.table.protocol.iloc[0]),

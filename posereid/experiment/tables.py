@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 import torch
 from ..core import InputError, hash_settings, nearest, write_beside
-from .engine import COLUMNS, FLOORS, MAIN, OPTIONAL, Experiment, pick_rows
+from .engine import COLUMNS, Experiment
+from .judges import FLOORS
+from .rows import MAIN, OPTIONAL, pick_rows
 from .inputs import folder_inputs
 from .presets import experiment_settings
 
@@ -254,7 +256,7 @@ def picture_lines(
     same:dict       # What all lines have
 ) -> list:          # Dicts
     "Errors of each generator, and a sheet of the same transfers by all of them"
-    from posereid.experiment.report import save_small, sheet
+    from posereid.experiment.report import save_small, transfer_sheet
     lines = exp.errors(poses=True).to_dict('records')
-    save_small(sheet(exp), path.with_name(f'{path.stem}_seed{seed}.png'))
+    save_small(transfer_sheet(exp), path.with_name(f'{path.stem}_seed{seed}.png'))
     return [dict(**same, **o, map_trap=np.nan, seed=seed) for o in lines]
