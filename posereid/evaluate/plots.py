@@ -124,7 +124,7 @@ def plot_cmc(
 def plot_intervals(
     df:pd.DataFrame,  # Tidy table with `title` and `value`, a line for each seed
     xlabel:str='difference in mAP (points)', # Label of the x axis
-    ends=interval_ends # Function from a sample to the ends of its interval
+    ends:callable=interval_ends # Function from a sample to the ends of its interval
 ):                    # Matplotlib figure
     "Means and intervals as dots with whiskers around zero, hollow where the interval holds 0"
     import seaborn as sns
