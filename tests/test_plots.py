@@ -130,8 +130,12 @@ def test_the_camera_matrix_is_a_ranking_in_each_cell(task, score):
             if not q: assert np.isnan(v[i,j]); continue
             r = retrieval(d[q][:,g], qp[q], gp[g], qc[q], gc[g])
             assert v[i,j]==pytest.approx(r.rank(1) if score=='rank1' else getattr(r, score))
-    texts = [t.get_text() for t in plot_cameras(*task, score=score).axes[0].texts]
-    assert len(texts)==v.size and texts.count('–')==np.isnan(v).sum()
+    ax = plot_cameras(*task, score=score).axes[0]
+    drawn = np.ma.filled(ax.collections[0].get_array(), np.nan).reshape(v.shape)
+    np.testing.assert_allclose(drawn, 100*v)
+    texts = {(int(t.get_position()[1]), int(t.get_position()[0])): t.get_text() for t in ax.texts}
+    assert len(ax.texts)==len(texts)==v.size and all((texts[i,j]=='–')==np.isnan(o) for (i,j),o in np.ndenumerate(v))
+    assert all(texts[i,j].split('\n')[0]==f'{100*o:.0f}' for (i,j),o in np.ndenumerate(v) if np.isfinite(o))
 
 
 def test_cameras_must_be_known(task):

@@ -34,12 +34,12 @@ def _show(ax, picture, colour=None):
 
 # %% ../../nbs/71_evaluate.plots.ipynb #c008
 def plot_grid(
-    pictures,         # Rows of `(3, h, w)` pictures, nested lists or a tensor `(r, c, 3, h, w)`; None is an empty place
-    row_titles=None,  # One a row, at the left
-    col_titles=None,  # One a column, above
-    height:float=.95, # Inches of a picture
-    colours=None,     # Frames: nested like `pictures`, None for no frame
-):                    # A matplotlib figure
+    pictures,         # Rows of `(3, h, w)` pictures; None is an empty place
+    row_titles=None,  # Title of each row, at the left
+    col_titles=None,  # Title of each column, above
+    height:float=.95, # Height of a picture in inches
+    colours=None,     # Colour of each frame, nested like `pictures`; None: no frame
+):                    # Matplotlib figure
     "Pictures in rows and columns with titles"
     pictures = [list(row) for row in pictures]
     n_rows,n_cols = len(pictures), max(map(len, pictures), default=0)
@@ -57,13 +57,13 @@ def plot_grid(
 # %% ../../nbs/71_evaluate.plots.ipynb #c014
 def plot_ranking(
     queries,          # `(n, 3, h, w)` pictures of the queries
-    ranked,           # For each query its first `k` gallery pictures, as in `plot_grid`; None past the end
-    correct,          # `(n, k)` True where it is the same person
-    titles=None,      # One a query
-    height:float=.95, # Inches of a picture
-    dist=None,        # `(n, k)` distances, written below the pictures
-):                    # A matplotlib figure
-    "Queries and the tops of their lists, framed green where right and red where wrong"
+    ranked,           # First `k` gallery pictures of each query; None past the end
+    correct,          # `(n, k)` True for the same identity
+    titles=None,      # Title of each query
+    height:float=.95, # Height of a picture in inches
+    dist=None,        # `(n, k)` distances, printed below the pictures
+):                    # Matplotlib figure
+    "Queries and their first gallery pictures, in green frames where right and in red where wrong"
     rows = [[q, *r] for q,r in zip(queries, ranked)]
     frames = [[None] + [COLORS[2] if o else COLORS[3] for o in c] for c in np.asarray(correct)]
     n = max(map(len, rows), default=1)-1
@@ -84,13 +84,13 @@ def _written(dist, rows, n):
 # %% ../../nbs/71_evaluate.plots.ipynb #2221e702
 def ranked_pictures(
     dist,      # `(q, g)` distances
-    query,     # Manifest rows of the queries
-    gallery,   # Manifest rows of the gallery
-    store,     # Reads pictures: `store.get(paths)` is uint8 `(n, 3, h, w)`
-    rows=None, # Positions of the queries that are wanted; the first eight when left out
-    k:int=10,  # Pictures of each list
-) -> dict:     # `queries`, `ranked`, `correct`, `titles`, `dist`: the arguments of `plot_ranking`
-    "The tops of some lists, ready for `plot_ranking(**...)`"
+    query,     # Manifest of the queries
+    gallery,   # Manifest of the gallery
+    store,     # Store whose `get(paths)` is uint8 `(n, 3, h, w)`
+    rows=None, # Positions of the queries; the first eight if None
+    k:int=10,  # Number of pictures of each list
+) -> dict:     # Arguments of `plot_ranking`
+    "First pictures of some ranked lists, ready for `plot_ranking(**...)`"
     dist = np.asarray(dist.cpu() if hasattr(dist, 'cpu') else dist)
     if dist.shape!=(len(query), len(gallery)):
         raise InputError(f'Distances of {len(query)} queries to {len(gallery)} gallery pictures are wanted, but their '
@@ -107,8 +107,8 @@ def ranked_pictures(
 # %% ../../nbs/71_evaluate.plots.ipynb #c020
 def plot_cmc(
     results:dict,    # Name → `RetrievalResult`
-    max_rank:int=20, # Right end of the curves
-):                   # A matplotlib figure
+    max_rank:int=20, # Last rank of the curves
+):                   # Matplotlib figure
     "Share of queries with a hit among the first k, against k"
     with figure_style():
         fig,((ax,),) = _axes(1, 1, (4,2.6))
@@ -122,10 +122,10 @@ def plot_cmc(
 
 # %% ../../nbs/71_evaluate.plots.ipynb #c024
 def plot_intervals(
-    df:pd.DataFrame,  # A line for each `title` and seed with its `value`; titles from top to bottom
-    xlabel:str='difference in mAP (points)', # What the values are
-    ends=interval_ends # Ends of the interval of a sample
-):                    # A matplotlib figure
+    df:pd.DataFrame,  # Tidy table with `title` and `value`, a line for each seed
+    xlabel:str='difference in mAP (points)', # Label of the x axis
+    ends:callable=interval_ends # Function from a sample to the ends of its interval
+):                    # Matplotlib figure
     "Means and intervals as dots with whiskers around zero, hollow where the interval holds 0"
     import seaborn as sns
     if not isinstance(df, pd.DataFrame) or not {'title','value'}<=set(df):
@@ -151,13 +151,13 @@ def _ranking(dist, ids):
 
 def plot_distances(
     dist,       # `(q, g)` distances
-    q_pids,     # `(q,)` persons of the queries
-    g_pids,     # `(g,)` persons of the gallery: −1 junk, 0 distractor
+    q_pids,     # `(q,)` identities of the queries
+    g_pids,     # `(g,)` identities of the gallery: −1 junk, 0 distractor
     q_camids,   # `(q,)` cameras of the queries
     g_camids,   # `(g,)` cameras of the gallery
-    bins:int=40,# Bars from the smallest to the largest distance
-):              # A matplotlib figure
-    "Histograms of the distances to the person and to others, each with area 1"
+    bins:int=40,# Number of bins
+):              # Matplotlib figure
+    "Histograms of the distances to the same identity and to others, each with area 1"
     import seaborn as sns
     dist,*ids = _ranking(dist, (q_pids, g_pids, q_camids, g_camids))
     edges,counts = np.linspace(dist.min(), max(dist.max(), dist.min()+1e-9), bins+1), np.zeros((2, bins), dtype=np.int64)
@@ -177,11 +177,11 @@ def plot_distances(
 def pose_differences(
     q_kpts,   # `(q, 18, 3)` joints of the queries
     g_kpts,   # `(g, 18, 3)` joints of the gallery
-    q_pids,   # `(q,)` persons of the queries
-    g_pids,   # `(g,)` persons of the gallery
+    q_pids,   # `(q,)` identities of the queries
+    g_pids,   # `(g,)` identities of the gallery
     q_camids, # `(q,)` cameras of the queries
     g_camids, # `(g,)` cameras of the gallery
-) -> np.ndarray: # `(q,)`; NaN where there is no picture to find, or none with joints enough
+) -> np.ndarray: # `(q,)` distances; NaN without a positive of enough joints
     "Mean pose distance from each query to the pictures it should find"
     q,g,ids = check_joints(q_kpts), check_joints(g_kpts), [np.asarray(o) for o in (q_pids, g_pids, q_camids, g_camids)]
     if [len(o) for o in ids]!=[len(q), len(g)]*2:
@@ -203,11 +203,11 @@ def _bins(x, n):
 
 def plot_ap_by_pose(
     results:dict,     # Name → `RetrievalResult` of the same queries
-    differences,      # `(n_query,)` from `pose_differences`; queries with NaN are left out, and counted below the axis
-    pids=None,        # `(n_query,)` persons, for the intervals; each query by itself when left out
-    bins:int=5,       # Groups of equally many queries
+    differences,      # `(n_query,)` from `pose_differences`; NaN is left out and counted
+    pids=None,        # `(n_query,)` identities, for the intervals; each query by itself if None
+    bins:int=5,       # Number of groups of equally many queries
     ap:str='ap_trap', # `ap_trap`, `ap_mean` or `inp`
-):                    # A matplotlib figure
+):                    # Matplotlib figure
     "Mean AP, with intervals, against the pose difference of query and positives"
     import seaborn as sns
     x = np.asarray(differences, dtype=np.float64)
@@ -242,12 +242,12 @@ def _palette(n): return [COLORS[i%len(COLORS)] for i in range(n)]
 # %% ../../nbs/71_evaluate.plots.ipynb #52758db1
 def camera_matrix(
     dist,                 # `(q, g)` distances
-    q_pids,               # `(q,)` persons of the queries
-    g_pids,               # `(g,)` persons of the gallery
+    q_pids,               # `(q,)` identities of the queries
+    g_pids,               # `(g,)` identities of the gallery
     q_camids,             # `(q,)` cameras of the queries, all known
     g_camids,             # `(g,)` cameras of the gallery, all known
     score:str='map_trap', # `map_trap`, `map_mean`, `minp` or `rank1`
-) -> tuple:               # Cameras of the rows, of the columns, `(r, c)` scores with NaN where nothing is to be found, `(r, c)` queries that count
+) -> tuple:               # Cameras of rows and of columns, `(r, c)` scores, `(r, c)` numbers of queries
     "The score of each camera's queries in each camera's gallery"
     if score not in ('map_trap','map_mean','minp','rank1'): raise InputError('`score` must be map_trap, map_mean, minp '
                                                                              f'or rank1, but it is {score!r}.')
@@ -266,12 +266,12 @@ def camera_matrix(
 
 def plot_cameras(
     dist,                 # `(q, g)` distances
-    q_pids,               # `(q,)` persons of the queries
-    g_pids,               # `(g,)` persons of the gallery
+    q_pids,               # `(q,)` identities of the queries
+    g_pids,               # `(g,)` identities of the gallery
     q_camids,             # `(q,)` cameras of the queries, all known
     g_camids,             # `(g,)` cameras of the gallery, all known
     score:str='map_trap', # `map_trap`, `map_mean`, `minp` or `rank1`
-):                        # A matplotlib figure
+):                        # Matplotlib figure
     "The matrix of `camera_matrix` in percent, with the number of queries in small"
     import seaborn as sns
     rows,cols,v,n = camera_matrix(dist, q_pids, g_pids, q_camids, g_camids, score)
@@ -288,9 +288,9 @@ def plot_cameras(
 # %% ../../nbs/71_evaluate.plots.ipynb #f1226437
 def project_features(
     features,          # `(n, d)` features
-    method:str='tsne', # `tsne`, by scikit-learn, or `pca`
-    seed:int=0,        # Of the start
-) -> np.ndarray:       # `(n, 2)`
+    method:str='tsne', # `tsne` (by scikit-learn) or `pca`
+    seed:int=0,        # Seed of the projection
+) -> np.ndarray:       # `(n, 2)` coordinates
     "Features in the plane"
     x = torch.as_tensor(features).detach().float().cpu()
     if method not in ('tsne','pca'): raise InputError(f"`method` must be 'tsne' or 'pca', but it is {method!r}.")
@@ -309,11 +309,11 @@ def project_features(
 # %% ../../nbs/71_evaluate.plots.ipynb #00478600
 def plot_embedding(
     features,          # `(n, d)` features
-    pids,              # `(n,)` persons; 0 and −1 stay grey
+    pids,              # `(n,)` identities; 0 and −1 stay grey
     method:str='tsne', # `tsne` or `pca`
-    people:int=10,     # So many get a colour: those with most pictures, ties to the smaller number
-    seed:int=0,        # Of the start
-):                     # A matplotlib figure
+    people:int=10,     # Number of identities in colour, those with most pictures
+    seed:int=0,        # Seed of the projection
+):                     # Matplotlib figure
     "Features in the plane, a colour and a shape for each person"
     xy,pids = project_features(features, method, seed), np.asarray(pids)
     if pids.shape!=(len(xy),): raise InputError(f'Each of {len(xy)} features needs a person, but `pids` has shape '

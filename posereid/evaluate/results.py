@@ -20,40 +20,40 @@ from ..metrics.stats import Interval, interval_ends, mean_interval, paired_inter
 def interval_text(
     i,            # An `Interval`
     digits:int=1, # Decimals
-    sign:str='',  # `+` writes the sign of differences
-    within:tuple=(-np.inf,np.inf) # Ends are cut here: a share lies between 0 and 100
-) -> str:         # Such as 4.2 [1.0, 7.4]
+    sign:str='',  # `+` also writes the sign of positive numbers
+    within:tuple=(-np.inf,np.inf) # Ends are clipped to this range, such as (0, 100)
+) -> str:         # Text such as 4.2 [1.0, 7.4]
     "Mean and ends of an interval; the mean alone where there is none"
     o = lambda x: f'{np.clip(x, *within):{sign}.{digits}f}'
     return o(i.mean) + (f' [{o(i.lo)}, {o(i.hi)}]' if np.isfinite(i.lo) else '')
 
 def by_interval(
     i,                            # An `Interval` of a difference
-    more:str='larger',            # All of it above 0
-    less:str='smaller',           # All of it below 0
-    neither:str='not told apart'  # It holds 0, or there is none
-) -> str:                         # One of the three
-    "What an interval decides"
+    more:str='larger',            # Word for an interval above 0
+    less:str='smaller',           # Word for an interval below 0
+    neither:str='not told apart'  # Word for an interval that holds 0, or none at all
+) -> str:                         # One of the three words
+    "The word for what an interval decides"
     return more if i.lo>0 else less if i.hi<0 else neither
 
 # %% ../../nbs/72_evaluate.results.ipynb #cffc8143
 def by_seed(
-    df:pd.DataFrame,     # Lines of a CSV
-    value:str='map_trap',# Column
-    part:str=None        # Of one part alone
-) -> pd.DataFrame:       # A row a seed, a column a row of the table
-    "One number a seed and row; seeds that lack a row have NaN"
+    df:pd.DataFrame,     # Lines of a CSV, one for each row and seed
+    value:str='map_trap',# Column of the score
+    part:str=None        # Part of the table; all parts if None
+) -> pd.DataFrame:       # Index: seeds; columns: rows of the table
+    "A score for each seed and row; seeds that lack a row have NaN"
     df = df if part is None else df[df.part==part]
     return df.pivot_table(index='seed', columns='row', values=value, sort=False)
 
 def difference(
-    df:pd.DataFrame,      # Lines of a CSV
-    a:str,                # Name of a row
-    b:str,                # Name of the row to compare with
-    value:str='map_trap', # Column
-    part:str=None         # Of one part alone
-) -> Interval:            # Of `a` minus `b`, over the seeds that have both
-    "How far one row is from another, paired by seed, with its t-interval"
+    df:pd.DataFrame,      # Lines of a CSV, one for each row and seed
+    a:str,                # Key of a row
+    b:str,                # Key of the reference row
+    value:str='map_trap', # Column of the score
+    part:str=None         # Part of the table; all parts if None
+) -> Interval:            # Interval of `a` minus `b` over the seeds that have both
+    "Difference of two rows, paired by seed, with its t-interval"
     wide = by_seed(df, value, part)
     for o in (a,b):
         if o not in wide: _no_row(o, wide)
@@ -61,10 +61,10 @@ def difference(
 
 # %% ../../nbs/72_evaluate.results.ipynb #c0107d02
 def differences(
-    df:pd.DataFrame,      # Lines of a CSV
-    pairs:list,           # (row, reference) by key
-    value:str='map_trap', # Column
-    part:str=None         # Of one part alone
+    df:pd.DataFrame,      # Lines of a CSV, one for each row and seed
+    pairs:list,           # Pairs (row, reference) of keys
+    value:str='map_trap', # Column of the score
+    part:str=None         # Part of the table; all parts if None
 ) -> pd.DataFrame:        # A line for each pair and seed: `row ref title seed value`
     "The paired differences of several rows, a line for each seed"
     wide,t = by_seed(df, value, part),df.groupby('row').title.first()
@@ -76,21 +76,21 @@ def _no_row(o, wide): raise InputError(f"There is no row '{o}' to compare; there
 
 # %% ../../nbs/72_evaluate.results.ipynb #4cf50e48
 def verdict(
-    a:str,         # What a sentence calls the row
-    b:str,         # What it calls the reference
-    i:Interval,    # Of their `difference`
-    unit:str='mAP' # Of the numbers
-) -> str:          # A sentence
+    a:str,         # Name of the row in the sentence
+    b:str,         # Name of the reference in the sentence
+    i:Interval,    # Interval of their `difference`
+    unit:str='mAP' # Unit of the numbers
+) -> str:          # Sentence
     "What the interval of a difference allows to say"
     if not np.isfinite(i.lo): return f"{a} differs from {b} by {i.mean:+.1f} {unit} in one seed, of which nothing follows."
     size,range_ = f"{abs(i.mean):.1f} {unit}",f"(95 % interval {i.lo:+.1f} to {i.hi:+.1f}, {i.n} seeds)"
     return by_interval(i, f"{a} is {size} above {b} {range_}.", f"{a} is {size} below {b} {range_}.", f"{a} cannot be told from {b}: {i.mean:+.1f} {unit} {range_}.")
 
 def verdicts(
-    df:pd.DataFrame, # Lines of a CSV
-    pairs:list,      # (row, reference) by name; pairs that were not run are left out
-    part:str=None    # Of one part alone
-) -> str:            # A list in Markdown
+    df:pd.DataFrame, # Lines of a CSV, one for each row and seed
+    pairs:list,      # Pairs (row, reference) of keys; those that were not run are left out
+    part:str=None    # Part of the table; all parts if None
+) -> str:            # Markdown list
     "What the intervals of several differences allow to say, in mAP (trapezoid) and in rank-1"
     titles,run = df.groupby('row', sort=False).title.first(),set(by_seed(df, part=part))
     return '\n'.join(f"- {verdict(f'“{titles[a]}”', f'“{titles[b]}”', difference(df, a, b, part=part))} {_beside(difference(df, a, b, 'rank1', part))}"
@@ -102,13 +102,13 @@ def _beside(i):
 
 # %% ../../nbs/72_evaluate.results.ipynb #dea38c31
 def finding(
-    df:pd.DataFrame,     # Lines of a CSV
-    a:str,               # Name of a row
-    refs:list,           # Names of the rows that it is compared with; those that were not run are left out
-    part:str=None,       # Of one part alone
-    value:str='map_trap' # Column
-) -> str:                # A sentence
-    "Where a row stands among others, by the intervals of its paired differences alone"
+    df:pd.DataFrame,     # Lines of a CSV, one for each row and seed
+    a:str,               # Key of a row
+    refs:list,           # Keys of the reference rows; those that were not run are left out
+    part:str=None,       # Part of the table; all parts if None
+    value:str='map_trap' # Column of the score
+) -> str:                # Sentence
+    "Sentence on where a row stands among others, by its paired differences"
     titles,run,said = df.groupby('row', sort=False).title.first(),set(by_seed(df, value, part)),{}
     for b in [o for o in refs if {a,o}<=run]:
         said.setdefault(by_interval(difference(df, a, b, value, part), 'is above', 'is below', 'cannot be told from'), []).append(f'“{titles[b]}”')
@@ -119,25 +119,25 @@ def _listed(o): return o[0] if len(o)==1 else f"{', '.join(o[:-1])} and {o[-1]}"
 
 # %% ../../nbs/72_evaluate.results.ipynb #bc67cdbe
 def part_gains(
-    df:pd.DataFrame,     # Lines of a CSV
-    row:str,             # Name of a row
-    ref:str,             # Name of the row to compare with
-    value:str='map_trap' # Column
-) -> pd.DataFrame:       # A row a seed, a column a part
+    df:pd.DataFrame,     # Lines of a CSV, one for each row and seed
+    row:str,             # Key of a row
+    ref:str,             # Key of the reference row
+    value:str='map_trap' # Column of the score
+) -> pd.DataFrame:       # Index: seeds; columns: parts
     "A difference in each part of a table"
     parts = [o for o in df.part.unique() if {row,ref}<=set(df.row[df.part==o])]
     return pd.DataFrame({o: (lambda w: w[row]-w[ref])(by_seed(df, value, o)) for o in parts})
 
 # %% ../../nbs/72_evaluate.results.ipynb #d483ffd1
 def scores_table(
-    df:pd.DataFrame,        # Lines of a CSV
-    ref:str='equal_steps',  # Differences are to this row
-    part:str=None,          # Of one part alone
-    paper:dict=None,        # Name → the paper's numbers, as text; shown as context in a column of their own
-    names:list=None,        # Which rows, in which order
-    where:str='Market-1501' # The set of the paper's numbers
-) -> pd.DataFrame:          # Text, a row a row
-    "A table of results: mean over seeds with interval, the difference with interval; the paper's numbers apart"
+    df:pd.DataFrame,        # Lines of a CSV, one for each row and seed
+    ref:str='equal_steps',  # Key of the reference row of the differences
+    part:str=None,          # Part of the table; all parts if None
+    paper:dict=None,        # Key → the paper's numbers as text, for a column of their own
+    names:list=None,        # Keys of the rows to show, in order; all if None
+    where:str='Market-1501' # Data set of the paper's numbers
+) -> pd.DataFrame:          # Text; a line for each row
+    "Table of results: means and differences with intervals over seeds, and the paper's numbers apart"
     d = df if part is None else df[df.part==part]
     titles,steps,wide = *(d.groupby('row', sort=False)[o].first() for o in ('title','steps')), {o: by_seed(d, o) for o in ('rank1','map_trap','map_mean')}
     mean = lambda n, o: interval_text(mean_interval(wide[o][n].dropna()), within=(0,100))
@@ -148,10 +148,10 @@ def scores_table(
 
 # %% ../../nbs/72_evaluate.results.ipynb #4ce0cc19
 def paper_context(
-    path:Path,                # experiments/paper.csv
-    names:dict,               # Name of a row → (table, method) of the paper
-    dataset:str='market1501'  # Of the paper's columns
-) -> dict:                    # Name → text
+    path:Path,                # CSV of the paper's tables, `experiments/paper.csv`
+    names:dict,               # Key → (table, method) of the paper
+    dataset:str='market1501'  # Data set in the paper's tables
+) -> dict:                    # Key → text
     "Rank-1 / mAP of the paper's rows, and whether it quotes them from other work"
     df,res = pd.read_csv(path, dtype=dict(rank1=str, map=str)),{}
     for name,(table,method) in names.items():
@@ -165,13 +165,13 @@ def paper_context(
 
 # %% ../../nbs/72_evaluate.results.ipynb #075c5e2e
 def plot_gains(
-    df:pd.DataFrame,      # Lines of a CSV
-    ref:str,              # Name of the row to compare with
-    names:list=None,      # Which rows, from top to bottom; None: all
-    value:str='map_trap', # Column
-    part:str=None,        # Of one part alone
-    xlabel:str=None       # Of the axis
-):                        # A matplotlib figure
+    df:pd.DataFrame,      # Lines of a CSV, one for each row and seed
+    ref:str,              # Key of the reference row
+    names:list=None,      # Keys of the rows from top to bottom; all if None
+    value:str='map_trap', # Column of the score
+    part:str=None,        # Part of the table; all parts if None
+    xlabel:str=None       # Label of the x axis
+):                        # Matplotlib figure
     "Paired differences to a reference with their t-intervals over seeds"
     wide,titles = by_seed(df, value, part),df.groupby('row', sort=False).title.first()
     pairs = [(o, ref) for o in names or wide.columns if o!=ref and o in wide]
@@ -179,12 +179,12 @@ def plot_gains(
     return plot_intervals(gains.assign(title=gains.row.map(titles)), xlabel or f'difference in mAP to "{titles[ref]}" (points)')
 
 def sweep(
-    df:pd.DataFrame,      # Lines of a CSV
-    prefix:str,           # What the names begin with, before the number
-    value:str='map_trap', # Column
-    ref:str=None          # Differences to this row instead of the numbers themselves
+    df:pd.DataFrame,      # Lines of a CSV, one for each row and seed
+    prefix:str,           # Beginning of the keys, before the number
+    value:str='map_trap', # Column of the score
+    ref:str=None          # Key of a reference row; if given, differences to it
 ) -> pd.DataFrame:        # A line for each number and seed: `x seed value`
-    "A number along a setting, from rows that are named after it"
+    "Scores along a setting, from rows whose keys end in its values"
     wide = by_seed(df, value)
     if ref: wide = wide.sub(wide[ref], axis=0)
     cols = {c: float(c.removeprefix(prefix).split('_eps_')[0]) for c in wide.columns if c.startswith(prefix)}
@@ -192,11 +192,11 @@ def sweep(
     return long.astype({'x':float}).dropna().sort_values(['x','seed'], ignore_index=True)[['x','seed','value']]
 
 def plot_sweep(
-    lines:dict,      # Name → what `sweep` gave
-    xlabel:str,      # Of the setting
-    ylabel:str='mAP (trapezoid), percent', # Of the numbers
-    levels:dict=None # Name → a number to draw as a level line
-):                   # A matplotlib figure
+    lines:dict,      # Name → table of `sweep`
+    xlabel:str,      # Label of the x axis
+    ylabel:str='mAP (trapezoid), percent', # Label of the y axis
+    levels:dict=None # Name → height of a level line
+):                   # Matplotlib figure
     "Means with intervals along a setting"
     import seaborn as sns
     df = pd.concat([o.assign(kind=k) for k,o in lines.items()])
@@ -215,9 +215,9 @@ PICTURES = dict(l1=('L1',3), l1_person=('L1 on the person',3), ssim=('SSIM',3), 
                 guider=('recognised by the guider (%)',0), independent=('by an independent net (%)',0), control=('by the control (%)',0))
 
 def picture_table(
-    df:pd.DataFrame # Lines of pictures
-) -> pd.DataFrame:  # Text, a row a generator
-    "Mean of each number over seeds with its interval"
+    df:pd.DataFrame # Lines of a CSV of pictures
+) -> pd.DataFrame:  # Text; a line for each generator
+    "Means of each column over seeds, with intervals"
     titles,cell = list(dict.fromkeys(df.title)),lambda x, d: interval_text(mean_interval(x), d, within=(0,100))
     t = pd.DataFrame({v: {n: cell(df[k][df.title==n], d) for n in titles} for k,(v,d) in PICTURES.items() if k in df}).rename_axis(columns='pictures')
     t.insert(0, 'seeds', [df[df.title==n].seed.nunique() for n in titles])
@@ -227,10 +227,10 @@ _words = dict(l1=('farther from the truth in all pixels', 'nearer to the truth i
               independent=('recognised more often by an independent net', 'recognised less often by an independent net'), guider=('recognised more often by the guider', 'recognised less often by the guider'))
 
 def picture_verdicts(
-    df:pd.DataFrame, # Lines of pictures
-    a:str,           # A row
-    b:str            # Another
-) -> str:            # A list in Markdown
+    df:pd.DataFrame, # Lines of a CSV of pictures
+    a:str,           # Key of a row
+    b:str            # Key of another row
+) -> str:            # Markdown list
     "In what two generators' pictures differ, by the paired intervals"
     res,t = [],df.groupby('row').title.first()
     for k,(more,less) in _words.items():
@@ -241,11 +241,11 @@ def picture_verdicts(
 
 # %% ../../nbs/72_evaluate.results.ipynb #e4dec8fd
 def picture_finding(
-    df:pd.DataFrame, # Lines of pictures
-    a:str,           # A row
-    b:str,           # Another
-    keys:list=None   # Columns; None: all that have words
-) -> str:            # A sentence
+    df:pd.DataFrame, # Lines of a CSV of pictures
+    a:str,           # Key of a row
+    b:str,           # Key of another row
+    keys:list=None   # Columns to compare; all if None
+) -> str:            # Sentence
     "In what two generators' pictures differ, without numbers"
     t,said = df.groupby('row').title.first(),[o for k in keys or _words if (o := by_interval(difference(df, a, b, k), *_words[k], ''))]
     return f'“{t[a]}” is {_listed(said)} than “{t[b]}”.' if said else f'“{t[a]}” and “{t[b]}” cannot be told apart.'

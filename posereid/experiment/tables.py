@@ -115,9 +115,7 @@ def part_name(
 ) -> str:     # Empty for a table of one part
     return part.get('part', '')
 
-# %% ../../nbs/95_experiment.tables.ipynb #6566f4e8
-LINE = 'table part'.split() + [c for c in COLUMNS if c not in ('d_steps','d_smoothed')] + ['run','command']
-
+# %% ../../nbs/95_experiment.tables.ipynb #c0107e02
 def row_and_title(
     df:pd.DataFrame # Lines of any CSV of this library
 ) -> pd.DataFrame:  # The same with `row` and `title`
@@ -128,6 +126,9 @@ def row_and_title(
     df = df.rename(columns={old:'title'})
     df.insert(df.columns.get_loc('title'), 'row', [keys.get(o, o) for o in df.title])
     return df
+
+# %% ../../nbs/95_experiment.tables.ipynb #6566f4e8
+LINE = 'table part'.split() + [c for c in COLUMNS if c not in ('d_steps','d_smoothed')] + ['run','command']
 
 def read_lines(
     path:Path # A CSV of `reproduce`

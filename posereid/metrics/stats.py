@@ -18,7 +18,7 @@ from ..core import InputError, write_beside
 # %% ../../nbs/43_metrics.stats.ipynb #c005
 class Interval(NamedTuple):
     "A mean and the interval it lies in"
-    mean:float # Of the sample
+    mean:float # Mean of the sample
     lo:float   # Lower end; NaN when one number is all there is
     hi:float   # Upper end
     n:int      # Size of the sample
@@ -40,9 +40,9 @@ def _sample(x, level, least=1):
 
 # %% ../../nbs/43_metrics.stats.ipynb #c007
 def mean_interval(
-    x,               # `(n,)` one number a seed
-    level:float=.95, # Confidence
-) -> Interval:       # NaN ends when n is 1
+    x,               # `(n,)` numbers, one for each seed
+    level:float=.95, # Confidence level
+) -> Interval:       # Interval; its ends are NaN for n = 1
     "Mean of a sample with its Student t-interval"
     from scipy import stats
     x = _sample(x, level)
@@ -55,18 +55,18 @@ def mean_interval(
 
 # %% ../../nbs/43_metrics.stats.ipynb #c0107b02
 def interval_ends(
-    x,              # `(n,)` one number a seed
-    level:float=.95 # Confidence
-) -> tuple:         # Lower and upper end; NaN when n is 1
+    x,              # `(n,)` numbers, one for each seed
+    level:float=.95 # Confidence level
+) -> tuple:         # Lower and upper end; NaN for n = 1
     "Ends of the t-interval of `mean_interval`, for the argument `errorbar` of seaborn's functions"
     return mean_interval(x, level)[1:3]
 
 # %% ../../nbs/43_metrics.stats.ipynb #c011
 def paired_interval(
-    a,               # `(n,)` scores of one method, one a seed
-    b,               # `(n,)` scores of the other, same seeds in the same order
-    level:float=.95, # Confidence
-) -> Interval:       # Of `a` − `b`
+    a,               # `(n,)` scores of one method, one for each seed
+    b,               # `(n,)` scores of the other, the same seeds in the same order
+    level:float=.95, # Confidence level
+) -> Interval:       # Interval of `a` − `b`
     "Mean difference of paired samples with its Student t-interval"
     a,b = _sample(a, level), _sample(b, level)
     if len(a)!=len(b):
@@ -89,12 +89,12 @@ def _expand(level, n):
 
 # %% ../../nbs/43_metrics.stats.ipynb #a0281c79
 def bootstrap_interval(
-    x,               # `(n,)` one number a query: an AP, a rank-1 hit, or the difference of two methods
-    groups=None,     # `(n,)` person of each query; each query by itself when left out
-    level:float=.95, # Confidence
-    n_boot:int=2000, # Resamples
-    seed:int=0,      # Of the resampling
-) -> Interval:       # `n` is the number of groups, `sd` the standard error, `p` twice the smaller share beyond zero
+    x,               # `(n,)` numbers, one for each query
+    groups=None,     # `(n,)` identity of each query; each query by itself if None
+    level:float=.95, # Confidence level
+    n_boot:int=2000, # Number of resamples
+    seed:int=0,      # Seed of the resampling
+) -> Interval:       # Interval; `n` is the number of groups, `sd` the standard error
     "Mean over queries with an expanded percentile bootstrap interval over people"
     x = _sample(x, level)
     sums,counts = _by_person(x, groups)
@@ -107,12 +107,12 @@ def bootstrap_interval(
 
 # %% ../../nbs/43_metrics.stats.ipynb #ac93d6f4
 def permutation_p(
-    diff,            # `(n,)` difference of two runs, one a query
-    groups=None,     # `(n,)` person of each query; each query by itself when left out
-    n_perm:int=4999, # Random exchanges
-    seed:int=0,      # Of the exchanges
-) -> float:          # Two-sided; at least 1/(n_perm+1)
-    "p-value of no difference, by exchanging the runs person by person"
+    diff,            # `(n,)` differences of two runs, one for each query
+    groups=None,     # `(n,)` identity of each query; each query by itself if None
+    n_perm:int=4999, # Number of random exchanges
+    seed:int=0,      # Seed of the exchanges
+) -> float:          # Two-sided p-value, at least 1/(n_perm+1)
+    "Permutation test: p-value of no difference, the runs exchanged identity by identity"
     sums,_ = _by_person(_sample(diff, .95), groups)
     rng,seen,found = np.random.default_rng(seed), abs(sums.sum())*(1-1e-12), 0
     for m in np.diff(np.r_[0:n_perm:1000, n_perm]): found += (abs((2*rng.integers(0, 2, (m,len(sums)))-1)@sums)>=seen).sum()
@@ -124,10 +124,10 @@ PER_QUERY = ('query','pid','camid','n_good','first_rank','ap_trap','ap_mean','in
 def per_query(
     result,   # A `RetrievalResult`
     names,    # `(n_query,)` name of each query's picture, such as `path.name`
-    pids,     # `(n_query,)` persons
+    pids,     # `(n_query,)` identities
     camids,   # `(n_query,)` cameras
-) -> pd.DataFrame: # Columns `PER_QUERY`, ordered by name; 0 where there is nothing to find
-    "What every query scored"
+) -> pd.DataFrame: # Columns `PER_QUERY`, ordered by name; 0 without a positive
+    "Scores of every query"
     names = _short([str(o).replace('\\','/') for o in names])
     if len(names)!=result.n_query or len(set(names))<len(names):
         raise InputError(f'Each of {result.n_query} queries needs a name of its own, but there are {len(names)}, '
@@ -144,11 +144,11 @@ def _short(names):
 def write_per_query(
     result,   # A `RetrievalResult`
     names,    # `(n_query,)` name of each query's picture
-    pids,     # `(n_query,)` persons
+    pids,     # `(n_query,)` identities
     camids,   # `(n_query,)` cameras
-    path,     # The file, such as `per_query.csv` in a run folder
+    path,     # CSV to write, such as `per_query.csv` in a run folder
 ):
-    "Write the scores of every query, and beside them, in the same name with .json, how they were measured"
+    "Write the scores of every query, and their protocol in a .json of the same name"
     path = Path(path)
     result.write_json(path.with_suffix('.json'))
     with write_beside(path) as p: per_query(result, names, pids, camids).to_csv(p, index=False, float_format='%.6f', lineterminator='\n')
@@ -161,11 +161,11 @@ class Comparison:
     "Two runs on the same queries: scores, differences, intervals"
     a:str             # Name of the first run
     b:str             # Name of the second
-    table:pd.DataFrame# Index the names of `SCORES`; a, b, delta, lo, hi in percent, p of the permutation test, distinguishable
-    n_query:int       # Queries that are compared
-    n_people:int      # Their people
-    level:float       # Confidence
-    protocol:str      # How the scores were measured; if the runs differ in it, both
+    table:pd.DataFrame# Index `SCORES`; columns a b delta lo hi (percent) p distinguishable
+    n_query:int       # Number of queries
+    n_people:int      # Number of identities
+    level:float       # Confidence level
+    protocol:str      # Protocol of the scores; both if the runs differ
 
     def __repr__(self): return '\n'.join([f'{self.b} − {self.a}: {self._basis()}', *self._lines(), *([self.protocol] if self.protocol else [])])
     def _basis(self): return f'{self.n_query:,} queries of {self.n_people:,} people, {100*self.level:g} % intervals over people'
@@ -200,14 +200,14 @@ def _read_per_query(path):
 
 # %% ../../nbs/43_metrics.stats.ipynb #24cf341a
 def compare_runs(
-    a,                # Folder of a run with per_query.csv, or the file
-    b,                # Folder of the other
-    level:float=.95,  # Confidence
-    n_boot:int=2000,  # Resamples of the interval
-    n_perm:int=4999,  # Exchanges of the permutation test
-    seed:int=0,       # Of both
-    empty:str='zero', # A query with nothing to find counts 0 (`zero`) or is left out (`skip`)
-) -> Comparison:      # Differences are b − a
+    a,                # Folder of a run with per_query.csv, or that file
+    b,                # Folder or file of the other run
+    level:float=.95,  # Confidence level
+    n_boot:int=2000,  # Number of resamples of the interval
+    n_perm:int=4999,  # Number of exchanges of the permutation test
+    seed:int=0,       # Seed of both
+    empty:str='zero', # Query without a positive: counts 0 (`zero`) or is left out (`skip`)
+) -> Comparison:      # Comparison with differences b − a
     "Paired comparison of two runs over the people of their queries"
     (x,said_a),(y,said_b) = _read_per_query(a), _read_per_query(b)
     if set(x.index)!=set(y.index) or (x.pid!=y.pid[x.index]).any():
@@ -234,11 +234,11 @@ def _difference(x, y, pids, level, n_boot, n_perm, seed):
 # %% ../../nbs/43_metrics.stats.ipynb #c019
 def paired_table(
     df:pd.DataFrame,     # One line for each row and seed
-    control:str,         # The row that all others are compared with
+    control:str,         # Row that all others are compared with
     value:str='map_mean',# Column of the score
     row:str='row',       # Column that names the row
     seed:str='seed',     # Column that pairs the runs
-    level:float=.95,     # Confidence
+    level:float=.95,     # Confidence level
 ) -> pd.DataFrame:       # Index `row`; columns n_seeds mean sd delta lo hi p
     "Every row's mean over seeds, and its paired difference to the control with a t-interval"
     wide = df.pivot(index=seed, columns=row, values=value)
