@@ -4,6 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
+from posereid.data import pairs, pictures, transforms
 from posereid.core import InputError
 from posereid.data.layouts import check_test, check_train, find_layout, load_dataset
 from posereid.data.market import parse_mars_name, parse_market_name, read_generated, read_market
@@ -218,7 +219,7 @@ def test_pairs_are_uniform_and_seeded():
 # --- pictures and batches
 
 def test_bad_pictures(block, tmp_path):
-    store = block.PictureStore((16,8))
+    store = pictures.PictureStore((16,8))
     whole = paint(tmp_path/'whole.jpg')
     (tmp_path/'cut.jpg').write_bytes(whole.read_bytes()[:-200])
     (tmp_path/'head.jpg').write_bytes(whole.read_bytes()[:60])
@@ -230,7 +231,7 @@ def test_bad_pictures(block, tmp_path):
         p = tmp_path/f'{mode[0]}.{"jpg" if mode == "CMYK" else "png"}'
         Image.new(mode, (8,16)).save(p)
         error(lambda: store.get([p]), p, f'mode is {mode}', 'convert')
-        assert tuple(block.PictureStore((16,8), convert=True).get([p]).shape) == (1,3,16,8)
+        assert tuple(pictures.PictureStore((16,8), convert=True).get([p]).shape) == (1,3,16,8)
     error(lambda: store.get([tmp_path]), tmp_path)
     assert len(store) == 0 or all(str(whole) == p for p in store._rows)
 
@@ -239,7 +240,7 @@ def test_store_is_pillow_and_survives_its_limit(block, market):
     for size in ((64,32), (48,20)):
         want = np.stack([np.asarray(Image.open(p).resize(size[::-1], Image.Resampling.BILINEAR)) for p in df.path]).transpose(0,3,1,2)
         for room in (0, 5, 1000):
-            store = block.PictureStore(size, max_bytes=room*3*size[0]*size[1])
+            store = pictures.PictureStore(size, max_bytes=room*3*size[0]*size[1])
             for _ in range(2): assert (store.get(df).numpy() == want).all()
             assert len(store) == min(room, len(df))
             assert store.sizes(df).unique(dim=0).tolist() == [[64,32]]
@@ -249,7 +250,7 @@ def test_crop_against_a_loop(block):
     x = torch.randint(0, 256, (20,3,12,8), generator=rng).to(torch.uint8)
     top, left, flip = torch.randint(-3, 4, (20,), generator=rng), torch.randint(-3, 4, (20,), generator=rng), torch.rand(20, generator=rng) < .5
     pad = np.pad(x.numpy(), ((0,0),(0,0),(5,5),(5,5)), mode='edge')
-    got = block.crop_at(x, top, left, (10,7), flip)
+    got = transforms.crop_at(x, top, left, (10,7), flip)
     for i in range(20):
         c = pad[i, :, top[i]+5:top[i]+15, left[i]+5:left[i]+12]
         assert (got[i].numpy() == (c[..., ::-1] if flip[i] else c)).all()
@@ -258,7 +259,7 @@ def same(a, b): return all(torch.equal(i, j) for p, q in zip(a, b) for i, j in z
 
 def test_reid_batches(block, market):
     df = pick(read_market(market), 'train')
-    labels, store = train_labels(df), block.PictureStore((64,32))
+    labels, store = train_labels(df), pictures.PictureStore((64,32))
     both = make_manifest(pd.concat([df, df.assign(path=[p+'x' for p in df.path], is_generated=True)], ignore_index=True))
     make = block.ReIDBatch(both, store, labels, eps_real=.1, eps_generated=.4)
     assert make.eps.tolist() == pytest.approx([.1]*18 + [.4]*18)
@@ -266,14 +267,14 @@ def test_reid_batches(block, market):
     x, y, eps = map(torch.cat, zip(*dls.train))
     assert len(dls.train) == 4 and x.min() >= -1 and x.max() <= 1
     lookup = {bytes(p.numpy()): l for p, l in zip(store.get(df), label_of(df, labels))}
-    assert [lookup[bytes(p.numpy())] for p in block.to_uint8(x)] == y.tolist()
+    assert [lookup[bytes(p.numpy())] for p in transforms.to_uint8(x)] == y.tolist()
     assert len(block.reid_dls(df.iloc[:3], store, labels, bs=32).train) == 1
     val = block.reid_dls(df, store, labels, bs=4, valid_df=df).valid
-    assert same([[block.to_float(store.get(df))]], [[torch.cat([b[0] for b in val])]])
+    assert same([[transforms.to_float(store.get(df))]], [[torch.cat([b[0] for b in val])]])
 
 def test_resumed_equals_uninterrupted(block, market, mars):
     df, src = pick(read_market(market), 'train'), read_mars(mars)
-    labels, store = train_labels(df), block.PictureStore((64,32))
+    labels, store = train_labels(df), pictures.PictureStore((64,32))
     poses = poses_of(block, df, src)
     makers = [lambda: block.reid_dls(df, store, labels, bs=4, seed=1),
               lambda: block.transfer_dls(df, src, poses, store, labels, bs=8, n_pairs=48, seed=1)]
@@ -293,7 +294,7 @@ def test_transfer_batches(block, market, mars):
     from posereid.pose.draw import draw_skeletons
     from posereid.pose.joints import flip_joints
     df, src = pick(read_market(market), 'train'), read_mars(mars)
-    labels, store, poses = train_labels(df), block.PictureStore((64,32)), poses_of(block, df, src)
+    labels, store, poses = train_labels(df), pictures.PictureStore((64,32)), poses_of(block, df, src)
     dls = block.transfer_dls(df, src, poses, store, labels, bs=8, n_pairs=64, seed=3)
     assert len(dls.train) == 8 and len(dls.valid) == 0 and dls.n_inp == 2
     every = pd.concat([df, src], ignore_index=True)
@@ -301,7 +302,7 @@ def test_transfer_batches(block, market, mars):
     joints = poses.of(every)
     for x, s, y, label, is_target in dls.train:
         assert is_target.tolist() == [True]*4 + [False]*4
-        for x1, s1, y1, l, t in zip(*(block.to_uint8(o) for o in (x, s, y)), label, is_target):
+        for x1, s1, y1, l, t in zip(*(transforms.to_uint8(o) for o in (x, s, y)), label, is_target):
             (i, f), (j, g) = row[bytes(x1.numpy())], row[bytes(y1.numpy())]
             assert f == g and i != j and every.pid[i] == every.pid[j] and (i < 18) == (j < 18) == bool(t)
             assert l == (labels[every.pid[i]] if t else -1)
@@ -315,16 +316,16 @@ def test_missing_poses(block, market, mars):
     from posereid.pose.table import PoseTable
     from posereid.pose.files import write_market_csv
     df, src = pick(read_market(market), 'train'), read_mars(mars)
-    store, full = block.PictureStore((64,32)), poses_of(block, df)
+    store, full = pictures.PictureStore((64,32)), poses_of(block, df)
     half = PoseTable(full.names[:9], full.joints[:9])
-    assert len(block.poses_for(df, half)[0]) == 9 and len(block.poses_for(df, half, 'keep')[0]) == 18
-    kept = block.PairSource(df, half, store, train_labels(df), missing='keep')
+    assert len(pairs.poses_for(df, half)[0]) == 9 and len(pairs.poses_for(df, half, 'keep')[0]) == 18
+    kept = pairs.PairSource(df, half, store, train_labels(df), missing='keep')
     assert kept.n_skipped == 0 and kept.drawn[9:18].max() == 0 and kept.drawn[:9].amax((1,2,3)).min() > 0
-    assert block.PairSource(df, half, store, train_labels(df)).n_skipped == 9
-    error(lambda: block.poses_for(src, half), 'has a pose')
-    error(lambda: block.poses_for(df, half, 'drop'), "'drop'")
+    assert pairs.PairSource(df, half, store, train_labels(df)).n_skipped == 9
+    error(lambda: pairs.poses_for(src, half), 'has a pose')
+    error(lambda: pairs.poses_for(df, half, 'drop'), "'drop'")
     twice = pd.concat([df, df.iloc[:1].assign(path='/else/' + Path(df.path[0]).name)], ignore_index=True)
-    error(lambda: block.poses_for(twice, half), 'same base name', df.path[0])
+    error(lambda: pairs.poses_for(twice, half), 'same base name', df.path[0])
 
 def test_keypoint_files_must_fit(block, market, mars, tmp_path):
     from posereid.pose.table import PoseTable
@@ -332,24 +333,24 @@ def test_keypoint_files_must_fit(block, market, mars, tmp_path):
     df, src = pick(read_market(market), 'train'), read_mars(mars)
     full = poses_of(block, df)
     write_market_csv(tmp_path/'k.csv', full)
-    assert len(block.load_poses(tmp_path/'k.csv', df)) == 18
-    error(lambda: block.load_poses(tmp_path/'k.csv', src), tmp_path/'k.csv', 'name no picture', full.names[0])
+    assert len(pairs.load_poses(tmp_path/'k.csv', df)) == 18
+    error(lambda: pairs.load_poses(tmp_path/'k.csv', src), tmp_path/'k.csv', 'name no picture', full.names[0])
     far = full.joints.clone(); far[4,3,0] = 500.
     write_market_csv(tmp_path/'k.csv', PoseTable(full.names, far))
-    table = block.load_poses(tmp_path/'k.csv', df)
+    table = pairs.load_poses(tmp_path/'k.csv', df)
     assert table.notes['pictures with joints outside, taken as missing'] == [full.names[4]] and table[full.names[4]][3].tolist() == [0,0,0]
     assert torch.equal(table.joints[:4], full.joints[:4])
     far = full.joints.clone(); far[4:,3:7,0] = 500.; far[4:,9,1] = -9.
     write_market_csv(tmp_path/'k.csv', PoseTable(full.names, far))
-    error(lambda: block.load_poses(tmp_path/'k.csv', df), tmp_path/'k.csv', full.names[4], 'elbow', 'outside')
-    error(lambda: block.load_poses(tmp_path/'none.csv', df), tmp_path/'none.csv')
+    error(lambda: pairs.load_poses(tmp_path/'k.csv', df), tmp_path/'k.csv', full.names[4], 'elbow', 'outside')
+    error(lambda: pairs.load_poses(tmp_path/'none.csv', df), tmp_path/'none.csv')
 
 def test_fastai_learns_from_the_loaders(block, market):
     import fastai.callback.progress  # gives Learner its `no_bar`
     from fastai.learner import Learner
     from torch import nn
     df = pick(read_market(market), 'train')
-    labels, store = train_labels(df), block.PictureStore((64,32))
+    labels, store = train_labels(df), pictures.PictureStore((64,32))
     dls = block.reid_dls(df, store, labels, bs=6, valid_df=df)
     learn = Learner(dls, nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(96, 3)), loss_func=lambda p, y, eps: nn.functional.cross_entropy(p, y), path=market.parent)
     with learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-2)
@@ -462,24 +463,24 @@ def test_keys_of_poses(block, folders, tmp_path):
     root, full = folders
     df = load_dataset(root, 'folder')
     write_market_csv(tmp_path/'k.csv', full)
-    table = block.load_poses(tmp_path/'k.csv', df)
+    table = pairs.load_poses(tmp_path/'k.csv', df)
     assert table.names == df.path.tolist() and torch.equal(table.of(df), full.joints)
     write_market_csv(tmp_path/'one.csv', PoseTable(full.names[:2], full.joints[:2]))
-    part = block.load_poses(tmp_path/'one.csv', df)  # its own names differ, but `Bo/0.jpg` may be asked for
+    part = pairs.load_poses(tmp_path/'one.csv', df)  # its own names differ, but `Bo/0.jpg` may be asked for
     assert part.names == df.path[:2].tolist() and (part.of(df)[2:] == 0).all()
     an = df[df.pid == 1]
-    assert block.load_poses(tmp_path/'one.csv', an).names == ['0.jpg','1.jpg']
-    assert block.load_poses(tmp_path/'one.csv', an, by_path=True).names == an.path.tolist()
-    assert block.poses_for(df, table)[0].tolist() == [0,1,2,3]
+    assert pairs.load_poses(tmp_path/'one.csv', an).names == ['0.jpg','1.jpg']
+    assert pairs.load_poses(tmp_path/'one.csv', an, by_path=True).names == an.path.tolist()
+    assert pairs.poses_for(df, table)[0].tolist() == [0,1,2,3]
     bare = PoseTable(['0.jpg'], full.joints[:1])
-    error(lambda: block.poses_for(df, bare), df.path[0], df.path[2], 'same base name')
-    assert block.poses_for(an, bare)[0].tolist() == [0]
-    assert block.poses_for(df, PoseTable([df.path[3]], full.joints[3:]))[0].tolist() == [3]
+    error(lambda: pairs.poses_for(df, bare), df.path[0], df.path[2], 'same base name')
+    assert pairs.poses_for(an, bare)[0].tolist() == [0]
+    assert pairs.poses_for(df, PoseTable([df.path[3]], full.joints[3:]))[0].tolist() == [3]
     for p in ('An','Bo'): paint(root/'train'/p/'2.jpg', seed=9)
     paint(root/'train'/'Bo'/'3.jpg', seed=9)
     more = load_dataset(root, 'folder')
     some = more[~more.path.str.contains('/[01].jpg')]  # `2.jpg` twice, but the table does not know it
-    assert block.poses_for(some, PoseTable(['3.jpg'], full.joints[:1]))[0].tolist() == [2]
+    assert pairs.poses_for(some, PoseTable(['3.jpg'], full.joints[:1]))[0].tolist() == [2]
 
 def test_poses_of_what_is_not_read(block, folders, tmp_path):
     "Names that are pictures of the set elsewhere are counted; others are of another set"
@@ -489,19 +490,19 @@ def test_poses_of_what_is_not_read(block, folders, tmp_path):
     df = load_dataset(root, 'folder')
     df = df[df.pid == 1]
     write_market_csv(tmp_path/'k.csv', full)
-    table = block.load_poses(tmp_path/'k.csv', df, root)
+    table = pairs.load_poses(tmp_path/'k.csv', df, root)
     assert table.notes == {'pictures of the set that are not read here': ['train/Bo/0.jpg','train/Bo/1.jpg']} and len(table) == 2
     write_market_csv(tmp_path/'k.csv', PoseTable(['train/An/0.jpg','strange.jpg'], full.joints[:2]))
-    error(lambda: block.load_poses(tmp_path/'k.csv', df, root), '1 of 2 poses', 'strange.jpg')
+    error(lambda: pairs.load_poses(tmp_path/'k.csv', df, root), '1 of 2 poses', 'strange.jpg')
     paint(root/'train'/'@eaDir'/'strange.jpg')
-    error(lambda: block.load_poses(tmp_path/'k.csv', df, root), 'strange.jpg')  # what a program made is no picture of the set
+    error(lambda: pairs.load_poses(tmp_path/'k.csv', df, root), 'strange.jpg')  # what a program made is no picture of the set
     df.attrs['also'] = ['strange.jpg']  # the reader knows it, as the other boxes of CUHK03
-    assert block.load_poses(tmp_path/'k.csv', df, root).notes == {'pictures of the set that are not read here': ['strange.jpg']}
+    assert pairs.load_poses(tmp_path/'k.csv', df, root).notes == {'pictures of the set that are not read here': ['strange.jpg']}
     write_market_csv(tmp_path/'k.csv', PoseTable(['train/An/0.jpg','train/Bo/0.png'], full.joints[:2]))
-    error(lambda: block.load_poses(tmp_path/'k.csv', df, root), 'Bo/0.png', 'ending')  # a file of one table says endings
+    error(lambda: pairs.load_poses(tmp_path/'k.csv', df, root), 'Bo/0.png', 'ending')  # a file of one table says endings
     paint(root/'train'/'Bo'/'2.jpg')
     write_market_csv(tmp_path/'k.csv', PoseTable(['train/Bo/2.jpg'], full.joints[:1]))
-    error(lambda: block.load_poses(tmp_path/'k.csv', df, root), tmp_path/'k.csv', 'not one of its 1 poses', df.path.iloc[0])
+    error(lambda: pairs.load_poses(tmp_path/'k.csv', df, root), tmp_path/'k.csv', 'not one of its 1 poses', df.path.iloc[0])
 
 def test_a_file_a_picture_of_more_than_is_read(block, folders, tmp_path):
     "Files that drop the ending: pictures of the set that are not read, whatever their ending, are told once and by one sentence"
@@ -511,8 +512,8 @@ def test_a_file_a_picture_of_more_than_is_read(block, folders, tmp_path):
     df = make_manifest([dict(path=str(root/'flat'/f'p{i}.jpg'), pid=1, split='train') for i in range(2)])
     (tmp_path/'k').mkdir()
     for i, k in enumerate(full.joints): (tmp_path/'k'/f'p{i}_keypoints.json').write_text(json.dumps(dict(people=[dict(pose_keypoints_2d=k.flatten().tolist())])))
-    assert block.load_poses(tmp_path/'k', df, root).notes == {'pictures of the set that are not read here': ['p2.jpg','p3.jpg']}
-    error(lambda: block.load_poses(tmp_path/'k', df, tmp_path/'k'), '2 of 4 poses', 'p2.jpg')
+    assert pairs.load_poses(tmp_path/'k', df, root).notes == {'pictures of the set that are not read here': ['p2.jpg','p3.jpg']}
+    error(lambda: pairs.load_poses(tmp_path/'k', df, tmp_path/'k'), '2 of 4 poses', 'p2.jpg')
 
 def test_poses_without_a_joint(block, folders, tmp_path):
     from posereid.pose.table import PoseTable
@@ -520,9 +521,9 @@ def test_poses_without_a_joint(block, folders, tmp_path):
     root, full = folders
     df = load_dataset(root, 'folder')
     write_market_csv(tmp_path/'k.csv', PoseTable(full.names, full.joints*0))
-    error(lambda: block.load_poses(tmp_path/'k.csv', df, root), 'not one of its 4 poses has a joint', 'posereid_pose')
-    error(lambda: block.poses_for(df, PoseTable(df.path.tolist(), full.joints*0)), '4 of the 4 pictures', 'all are missing')
-    error(lambda: block.poses_for(df, PoseTable(['else.jpg'], full.joints[:1])), 'None of the 4 pictures', df.path[0])
+    error(lambda: pairs.load_poses(tmp_path/'k.csv', df, root), 'not one of its 4 poses has a joint', 'posereid_pose')
+    error(lambda: pairs.poses_for(df, PoseTable(df.path.tolist(), full.joints*0)), '4 of the 4 pictures', 'all are missing')
+    error(lambda: pairs.poses_for(df, PoseTable(['else.jpg'], full.joints[:1])), 'None of the 4 pictures', df.path[0])
 
 def test_a_tenth_of_the_joints_may_lie_outside(block, folders, tmp_path):
     from posereid.pose.table import PoseTable
@@ -536,9 +537,9 @@ def test_a_tenth_of_the_joints_may_lie_outside(block, folders, tmp_path):
         far[at[:,0], at[:,1], 0] = -9.
         write_market_csv(tmp_path/'k.csv', PoseTable(full.names, far))
         if out > n//10:
-            error(lambda: block.load_poses(tmp_path/'k.csv', df), f'{out} of {n} joints', 'x=-9', 'height 64 and width 32')
+            error(lambda: pairs.load_poses(tmp_path/'k.csv', df), f'{out} of {n} joints', 'x=-9', 'height 64 and width 32')
             continue
-        table = block.load_poses(tmp_path/'k.csv', df)
+        table = pairs.load_poses(tmp_path/'k.csv', df)
         assert (table.joints[at[:,0], at[:,1]] == 0).all() and int((table.joints[...,2] > 0).sum()) == n-out
         assert len(table.notes['pictures with joints outside, taken as missing']) == len(at[:,0].unique())
 
@@ -560,7 +561,7 @@ def test_poses_must_be_of_their_pictures_size(block, folders, tmp_path):
     def load(joints, share):
         joints = joints.clone(); joints[...,:2] *= (share/by_hand.median())
         write_market_csv(tmp_path/'k.csv', PoseTable(full.names, joints))
-        return block.load_poses(tmp_path/'k.csv', df)
+        return pairs.load_poses(tmp_path/'k.csv', df)
     assert len(load(full.joints, .36)) == 4 and any('small poses' in o and '36%' in o for o in load(full.joints, .36).notes)
     assert not load(full.joints, .52).notes
     error(lambda: load(full.joints, .31), tmp_path/'k.csv', '31% of the height', 'scale')
@@ -579,6 +580,6 @@ def test_frames_belong_to_their_poses(block, folders, tmp_path):
         people = [dict(pose_keypoints_2d=k.flatten().tolist())]
         (tmp_path/'k'/f'p{i}_keypoints.json').write_text(json.dumps(dict(people=people, canvas_width=32*scale, canvas_height=64*scale)))
     df = make_manifest([dict(path=str(root/'flat'/f'p{i}.jpg'), pid=1, split='train') for i in (1,3)])
-    got = block.load_poses(tmp_path/'k', df, root)
+    got = pairs.load_poses(tmp_path/'k', df, root)
     want = full.joints[[1,3]]
     assert ((got.of(df)-want)[want[...,2] > 0][:,:2].abs() < 1e-2).all()

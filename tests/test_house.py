@@ -7,7 +7,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 LIB = ROOT/'posereid'
-FLOORS = ['core'], ['imagefiles'], ['pose','models','losses','metrics'], ['data'], ['synth','evaluate'], ['stages'], ['experiment'], ['cli','docs']
+FLOORS = ['core'], ['imagefiles'], ['pose','models','losses','metrics'], ['data'], ['synth','evaluate'], ['stages'], ['experiment'], ['cli','docs'], ['all']
 FLOOR = {room:i for i,rooms in enumerate(FLOORS) for room in rooms}
 TOP = {'nbs','posereid','settings.ini','setup.py','_quarto.yml','tests','README.md','LICENSE','.gitignore','.ci',
        'CONTRIBUTING.md','CHANGELOG.md','CITATION.cff','.gitattributes','.gitconfig','.github'}
@@ -50,7 +50,7 @@ def breaches(tree, module):
 
 def pandas_allowed(module):
     room = module.split('.')[1]
-    return FLOOR[room]>=FLOOR['data'] and room!='synth' or module in ('posereid.pose.files','posereid.metrics.stats','posereid.synth.world')
+    return FLOOR[room]>=FLOOR['data'] and room!='synth' or module in ('posereid.metrics.stats','posereid.synth.world')
 
 
 @pytest.mark.parametrize('py', MODULES, ids=name_of)
@@ -71,6 +71,52 @@ def test_layers(py):
 def test_the_layer_test(module, code, bad): assert list(breaches(ast.parse(code), module)) == bad
 
 # --- notebooks and modules ---
+
+def number(nb): return int(nb.name[:2])
+
+
+def numbers():
+    "Module → number of its notebook"
+    return {f'posereid.{m}': number(nb) for nb in NOTEBOOKS for m in default_exp(nb)}
+
+
+def upward(tree, module, known):
+    "Imports from notebooks with the same or a higher number"
+    return [o for o in imports(tree, module) if o in known and known[o]>=known[module]]
+
+
+@pytest.mark.parametrize('py', MODULES, ids=name_of)
+def test_imports_come_from_lower_numbers(py):
+    "So the pages can be read in the order of their numbers"
+    assert not upward(tree_of(py), name_of(py), numbers())
+
+
+def test_the_test_of_numbers():
+    known = {'posereid.a.b':10, 'posereid.a.c':11}
+    assert upward(ast.parse('from .c import x'), 'posereid.a.b', known)==['posereid.a.c']
+    assert upward(ast.parse('def f():\n    from posereid.a.c import x'), 'posereid.a.b', known)==['posereid.a.c']
+    assert upward(ast.parse('from .b import x'), 'posereid.a.c', known)==[]
+
+
+def public(py):
+    "Names that a module exports"
+    for o in tree_of(py).body:
+        if isinstance(o, ast.Assign) and getattr(o.targets[0], 'id', '')=='__all__': return ast.literal_eval(o.value)
+    return []
+
+
+def test_a_name_has_one_home():
+    homes = {}
+    for py in MODULES:
+        if name_of(py)!='posereid.all':
+            for o in public(py): homes.setdefault(o, []).append(name_of(py))
+    assert not {k:v for k,v in homes.items() if len(v)>1}
+
+
+def test_all_holds_all():
+    import posereid.all as everything
+    below = [py for py in MODULES if name_of(py).split('.')[1] not in ('cli','docs','all')]
+    assert not [f'{name_of(py)}.{o}' for py in below for o in public(py) if not hasattr(everything, o)]
 
 def default_exp(nb):
     found = [re.search(r'^#\|\s*default_exp\s+(\S+)', source(c), re.M) for c in cells(nb) if c['cell_type']=='code']
@@ -152,9 +198,20 @@ def test_every_public_argument_is_documented(py):
 @pytest.mark.parametrize('py', MODULES, ids=name_of)
 def test_no_print_and_no_star(py):
     for o in ast.walk(tree_of(py)):
-        assert not (isinstance(o, ast.ImportFrom) and o.names[0].name=='*'), f'{name_of(py)}, line {o.lineno}: import *'
+        star = isinstance(o, ast.ImportFrom) and o.names[0].name=='*'
+        assert not star or name_of(py)=='posereid.all', f'{name_of(py)}, line {o.lineno}: import *'
         if isinstance(o, ast.Call) and isinstance(o.func, ast.Name) and o.func.id=='print':
             assert name_of(py)=='posereid.cli', f'{name_of(py)}, line {o.lineno}: print'
+
+def long_lines(nb):
+    "Lengths of the lines of code of a notebook"
+    return [len(l) for c in cells(nb) if c['cell_type']=='code' for l in source(c).splitlines() if l.strip()]
+
+
+def test_code_fits_the_column_of_the_site():
+    "Ninety-nine of a hundred lines end before column 100, so that the site shows them without scrolling sideways"
+    lengths = sorted(o for nb in NOTEBOOKS for o in long_lines(nb))
+    assert lengths[int(.99*len(lengths))]<=100, f'{sum(o>100 for o in lengths)} of {len(lengths)} lines of code are longer than 100'
 
 # --- top level, pins, installation ---
 

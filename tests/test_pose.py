@@ -5,7 +5,7 @@ from posereid.core import InputError
 from posereid.pose.joints import FLIP, JOINTS, LIMBS, check_joints, flip_joints, inside, scale_joints, walking_pose
 from posereid.pose.table import PoseTable, check_poses
 from posereid.pose.files import read_market_csv, write_market_csv
-from posereid.pose.draw import COLORS, LIMB_COLORS, draw_skeletons, heatmaps
+from posereid.pose.draw import JOINT_COLORS, LIMB_COLORS, draw_skeletons, heatmaps
 from posereid.pose.bank import choose_poses, normalise_joints, pose_coverage, pose_distance
 
 def random_poses(n, size, seed=0, beyond=.3, missing=.2):
@@ -21,7 +21,7 @@ def draw_slowly(kpts, size, width, radius):
     y,x = torch.meshgrid(*(torch.arange(s, dtype=torch.float64) for s in size), indexing='ij')
     u = torch.stack([x,y], -1)
     out = torch.zeros(len(kpts), *size, 3, dtype=torch.float64)
-    shapes = [(i,j,width/2,c) for (i,j),c in zip(LIMBS, LIMB_COLORS)] + [(i,i,radius,c) for i,c in enumerate(COLORS)]
+    shapes = [(i,j,width/2,c) for (i,j),c in zip(LIMBS, LIMB_COLORS)] + [(i,i,radius,c) for i,c in enumerate(JOINT_COLORS)]
     for o,pose in zip(out, kpts.double()):
         for i,j,r,color in shapes:
             if pose[i,2]==0 or pose[j,2]==0: continue
@@ -61,7 +61,7 @@ def test_defaults_scale_with_the_picture():
 def test_flip(size):
     kpts = random_poses(40, size, seed=1)
     limb = [LIMBS.index((FLIP[i],FLIP[j])) for i,j in LIMBS[:17]]
-    swapped = draw_skeletons(kpts, size, colors=torch.tensor(COLORS)[list(FLIP)], limb_colors=torch.tensor(LIMB_COLORS)[limb])
+    swapped = draw_skeletons(kpts, size, colors=torch.tensor(JOINT_COLORS)[list(FLIP)], limb_colors=torch.tensor(LIMB_COLORS)[limb])
     assert (draw_skeletons(flip_joints(kpts, size[1]), size).int()-swapped.flip(-1).int()).abs().max()<=1
     maps = heatmaps(kpts, size)[:,list(FLIP)].flip(-1)
     assert torch.allclose(heatmaps(flip_joints(kpts, size[1]), size), maps, atol=1e-5)
@@ -74,7 +74,7 @@ def test_missing_joints_never_drawn():
         assert (draw_skeletons(gone)==draw_skeletons(moved)).all()
         alone = torch.zeros_like(kpts); alone[:,j] = kpts[:,j]
         seen = draw_skeletons(alone).permute(0,2,3,1).reshape(-1,3).unique(dim=0).float()
-        c = torch.tensor(COLORS[j]).float()
+        c = torch.tensor(JOINT_COLORS[j]).float()
         assert ((seen-(seen.amax(1)/255)[:,None]*c).abs()<=1).all(), 'a lone joint shows its own colour only'
 
 def test_far_away_joints_cost_nothing_and_show_nothing():

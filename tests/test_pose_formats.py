@@ -6,7 +6,7 @@ import pytest, torch
 from PIL import Image
 from posereid.core import InputError
 from posereid.pose.bank import bank_rows, choose_poses, covered_share, diverse_poses, good_poses, pose_coverage, pose_distance, pose_kinds
-from posereid.pose.draw import COLORS, LIMBS, MASK_LIMBS, draw_skeletons, flip_colors, flip_heatmaps, heatmaps, stick_masks
+from posereid.pose.draw import JOINT_COLORS, LIMBS, MASK_LIMBS, draw_skeletons, flip_colors, flip_heatmaps, heatmaps, stick_masks
 from posereid.pose.estimate import (BlazePose, KeypointRCNN, KnownPoses, contact_sheet, decode_blazepose, estimate_folder, list_pictures_in,
                                     make_estimator, pck, read_picture)
 from posereid.pose.table import PoseTable, list_names
@@ -270,7 +270,7 @@ def test_flip_everywhere():
     colors,limbs = flip_colors()
     assert (draw_skeletons(flip_joints(kpts, 32)).int()-draw_skeletons(kpts, colors=colors, limb_colors=limbs).flip(-1).int()).abs().max()<=1
     again = flip_colors(*flip_colors())
-    assert torch.equal(again[0], torch.tensor(COLORS).float()) and torch.allclose(again[1], .6*torch.tensor(COLORS[:17]).float())
+    assert torch.equal(again[0], torch.tensor(JOINT_COLORS).float()) and torch.allclose(again[1], .6*torch.tensor(JOINT_COLORS[:17]).float())
     assert torch.allclose(flip_heatmaps(heatmaps(kpts)), heatmaps(flip_joints(kpts, 32)), atol=1e-5)
     assert torch.equal(flip_heatmaps(flip_heatmaps(heatmaps(kpts))), heatmaps(kpts))
 

@@ -16,8 +16,9 @@ from posereid.data.transforms import to_float
 from posereid.data.layouts import load_dataset
 from posereid.data.market import parse_market_name, read_generated
 from posereid.data.manifest import make_manifest, pick, train_labels
+from posereid.losses.transfer import transfer_loss
 from posereid.models.reid import reid_net
-from posereid.stages import fit, generate as gen, reid, transfer as tr
+from posereid.stages import fit as engine, generate as gen, reid, transfer as tr
 from posereid.stages.augment import augment, smoothed_eps
 from posereid.stages.generate import GenerateSettings, generate, generated_name, generated_names, market_names, plan, plan_id, write_generated
 from posereid.stages.reid import ReIDSettings, equal_steps, freeze, load_reid, step_lr, train_reid
@@ -129,11 +130,11 @@ def same_files(a, b, *names):
 
 def interrupt(monkeypatch, epoch):
     "Ctrl-C in the second batch of an epoch"
-    was = fit.EpochLog.after_batch
+    was = engine.EpochLog.after_batch
     def after_batch(self):
         if self.epoch==epoch and self.iter==1: raise KeyboardInterrupt
         was(self)
-    monkeypatch.setattr(fit.EpochLog, 'after_batch', after_batch)
+    monkeypatch.setattr(engine.EpochLog, 'after_batch', after_batch)
 
 def test_reid_once(data, tmp_path, monkeypatch):
     s = ReIDSettings(width=4, epochs=1)
@@ -252,7 +253,7 @@ def test_eq_5_by_hand(stage):
     for p,g in zip(cb.model.G.parameters(), want): torch.testing.assert_close(p.grad, g, rtol=1e-3, atol=1e-6)
     assert list(cb.losses)==['adv','l1','guide'] and list(cb.terms)==['d_real','d_fake','adv','l1','guide']
     log = [cb.terms[o] for o in cb.losses]
-    assert torch.equal(sum(cb.losses.values()).detach(), tr.transfer_loss(*log, 7., .3))  # to the bit
+    assert torch.equal(sum(cb.losses.values()).detach(), transfer_loss(*log, 7., .3))  # to the bit
 
 @pytest.mark.parametrize('kw', [dict(adv=.3), dict(adv=0.), dict(beta=0.), dict(gan='lsgan', lam=3.), dict(aux='apart', guider_pad=2)])
 def test_terms_are_eq_5_in_its_order(stage, kw):
@@ -271,7 +272,7 @@ def test_terms_are_eq_5_in_its_order(stage, kw):
         l1 = tr.l1_loss(two.fake, two.real, None)
         seen = two.fake[rows] if R is None else guider_input(two.fake[rows], pad=s.guider_pad)
         ce = zero if R is None else tr.guider_ce(R(seen), two.label[rows], rows[rows])
-        tr.transfer_loss(s.adv*adv, l1, ce, s.lam, s.beta).backward()
+        transfer_loss(s.adv*adv, l1, ce, s.lam, s.beta).backward()
     for p,q in zip(one.model.G.parameters(), two.model.G.parameters()): assert torch.equal(p.grad, q.grad)
 
 def test_weights_of_pixels(stage):
@@ -658,13 +659,13 @@ def test_pictures_by_their_keys(tmp_path):
         Image.new('RGB', (8,n)).save(tmp_path/'a'/p/'0.bmp')
     shutil.copytree(tmp_path/'a', tmp_path/'b')
     df = lambda home, people: make_manifest([dict(path=str(tmp_path/home/p/'0.bmp'), pid=i, split='train') for i,p in people])
-    one = fit.frame_id(df('a', [(1,'p'),(2,'q')]))
-    assert one == fit.frame_id(df('b', [(1,'p'),(2,'q')])) != fit.frame_id(df('a', [(2,'p'),(1,'q')]))
+    one = engine.frame_id(df('a', [(1,'p'),(2,'q')]))
+    assert one == engine.frame_id(df('b', [(1,'p'),(2,'q')])) != engine.frame_id(df('a', [(2,'p'),(1,'q')]))
     for p in 'pq': Image.new('RGB', (8,8)).save(tmp_path/'b'/p/'0.bmp')
-    assert fit.frame_id(df('b', [(1,'p'),(2,'q')])) != one
-    assert fit.frame_id(df('b', [(1,'p'),(1,'q')])[:1]) == fit.frame_id(df('b', [(1,'q'),(1,'p')])[:1])  # alone, the base name is the key
+    assert engine.frame_id(df('b', [(1,'p'),(2,'q')])) != one
+    assert engine.frame_id(df('b', [(1,'p'),(1,'q')])[:1]) == engine.frame_id(df('b', [(1,'q'),(1,'p')])[:1])  # alone, the base name is the key
     same = [df('b', [(i,p)]*1 + [(j,q)]) for i,p,j,q in ((1,'p',2,'q'), (1,'q',2,'p'))]  # equal sizes, people exchanged
-    assert fit.frame_id(same[0]) != fit.frame_id(same[1])
+    assert engine.frame_id(same[0]) != engine.frame_id(same[1])
 
 def test_own_ids_go_into_plan_and_map(data, tmp_path):
     target = data.target.assign(own_id=[f'id{p}' for p in data.target.pid])

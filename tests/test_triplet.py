@@ -5,7 +5,9 @@ from collections import Counter
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 
+from posereid.data import transforms
 from posereid.core import InputError
+from posereid.data import pictures
 from posereid.data.manifest import make_manifest, train_labels
 from posereid.data.sampler import draw_positives, pk_batches, pk_report, pk_shape
 from posereid.losses.identity import ANCHOR_RULES, MINING, collapsed, distances, triplet_candidates, triplet_indices, triplet_loss
@@ -306,14 +308,14 @@ def world(tmp_path_factory):
 def same(a, b): return all(torch.equal(i, j) for p,q in zip(a, b) for i,j in zip(p, q))
 
 def test_triplet_loaders(block, world):
-    store,labels = block.PictureStore((64,32)),train_labels(world)
+    store,labels = pictures.PictureStore((64,32)),train_labels(world)
     make = lambda **kw: block.triplet_dls(world, store, labels, bs=18, seed=4, pad=0, flip=False, **kw)
     dls = make()
     assert dls.train.make.report.single==[9] and dls.n_inp==1 and len(dls.valid)==0
     row = {bytes(o.numpy()): i for i,o in enumerate(store.get(world))}
     seen = set()
     for x,y,g in dls.train:
-        at = [row[bytes(o.numpy())] for o in block.to_uint8(x)]
+        at = [row[bytes(o.numpy())] for o in transforms.to_uint8(x)]
         assert y.tolist()==[labels[p] for p in world.pid.values[at]] and g.tolist()==world.is_generated.values[at].tolist()
         assert g.dtype==torch.bool and len(x)==18 and g.sum()==12
         seen |= {*at}
@@ -327,7 +329,7 @@ def test_triplet_loaders(block, world):
 
 def test_fastai_learns_from_triplets(block, world):
     from fastai.learner import Learner
-    dls = block.triplet_dls(world, block.PictureStore((64,32)), train_labels(world), bs=24)
+    dls = block.triplet_dls(world, pictures.PictureStore((64,32)), train_labels(world), bs=24)
     learn = Learner(dls, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64*32*3, 4)), loss_func=triplet_loss, default_cbs=False)
     from fastai.callback.core import TrainEvalCallback
     learn.add_cb(TrainEvalCallback())
@@ -343,13 +345,13 @@ def test_positives_come_last_and_change_nothing(block, world, how):
     names = [os.path.basename(p) for p in df.path]
     joints = walking_pose(torch.linspace(0, 6, len(names)))
     joints[2] = 0.  # the third picture of the first person has no pose
-    store,poses = block.PictureStore((64,32)),PoseTable(names, joints)
+    store,poses = pictures.PictureStore((64,32)),PoseTable(names, joints)
     row = {bytes(p.numpy()): (i, f) for f in (0,1) for i,p in enumerate(store.get(df).flip(3) if f else store.get(df))}
     make = lambda **kw: block.transfer_dls(df, df, poses, store, labels, bs=8, n_pairs=160, seed=3, **kw).train
     seen,itself = set(),0
     for plain,more in zip(make(foreground=2.), make(foreground=2., positives=how)):
         assert len(plain)==6 and len(more)==7 and same([plain], [more[:6]])
-        x,r,t = block.to_uint8(more[0]),block.to_uint8(more[-1]),more[4]
+        x,r,t = transforms.to_uint8(more[0]),transforms.to_uint8(more[-1]),more[4]
         assert not more[-1][~t].any()
         for x1,r1 in zip(x[t], r[t]):
             (i,f),(j,g) = row[bytes(x1.numpy())],row[bytes(r1.numpy())]
@@ -375,9 +377,9 @@ def test_one_rule_for_each_kind_of_picture(block, tmp_path, mode, colour, ext, w
     p = tmp_path/f'a.{ext}'
     Image.new(mode, (8,16), colour).save(p)
     stored = Image.open(p).mode
-    assert np.abs(np.array(block.open_picture(p, convert=True).getpixel((3,3)))-want).max() <= 2
-    if stored=='RGB': assert block.open_picture(p).mode=='RGB'
-    else: error(lambda: block.open_picture(p), p, f'mode is {stored}', 'PictureStore(convert=True)')
+    assert np.abs(np.array(pictures.open_picture(p, convert=True).getpixel((3,3)))-want).max() <= 2
+    if stored=='RGB': assert pictures.open_picture(p).mode=='RGB'
+    else: error(lambda: pictures.open_picture(p), p, f'mode is {stored}', 'PictureStore(convert=True)')
 
 @pytest.mark.parametrize('ext', ['jpg','png','tif'])
 @pytest.mark.parametrize('turn', range(1, 9))
@@ -388,12 +390,12 @@ def test_pictures_stand_upright(block, tmp_path, turn, ext):
     stored,exif,p = im.transpose(getattr(Image.Transpose, ops[turn])) if turn>1 else im,Image.Exif(),tmp_path/f'a.{ext}'
     exif[0x0112] = turn
     stored.save(p, exif=exif, **(dict(quality=95) if ext=='jpg' else {}))
-    got = block.open_picture(p)
+    got = pictures.open_picture(p)
     assert got.size==im.size and np.abs(np.asarray(got).astype(int)-np.asarray(im)).max() < 12
-    assert block.PictureStore((32,16)).sizes([p]).tolist()==[[32,16]]
+    assert pictures.PictureStore((32,16)).sizes([p]).tolist()==[[32,16]]
 
 def test_any_size_in_one_folder(block, tmp_path):
-    store,sizes = block.PictureStore((64,32)),[(32,64),(200,50),(1,1),(1,300),(7,9)]
+    store,sizes = pictures.PictureStore((64,32)),[(32,64),(200,50),(1,1),(1,300),(7,9)]
     for i,o in enumerate(sizes): Image.new('RGB', o, (i,2*i,3*i)).save(tmp_path/f'{i}.png')
     paths = [tmp_path/f'{i}.png' for i in range(len(sizes))]
     assert store.get(paths).flatten(2).float().mean(2).tolist()==[[i,2*i,3*i] for i in range(len(sizes))]
@@ -402,11 +404,11 @@ def test_any_size_in_one_folder(block, tmp_path):
 def test_palettes_and_grey_with_a_clear_colour(block, tmp_path):
     p = tmp_path/'p.png'
     Image.new('L', (8,16), 200).save(p, transparency=200)
-    assert block.open_picture(p, convert=True).getpixel((0,0))==(0,0,0)
+    assert pictures.open_picture(p, convert=True).getpixel((0,0))==(0,0,0)
     im = Image.new('P', (8,16), 1); im.putpalette([0,0,0, 10,200,30]); im.save(p, transparency=1)
-    assert block.open_picture(p, convert=True).getpixel((0,0))==(0,0,0)
-    im.save(p); assert block.open_picture(p, convert=True).getpixel((0,0))==(10,200,30)
+    assert pictures.open_picture(p, convert=True).getpixel((0,0))==(0,0,0)
+    im.save(p); assert pictures.open_picture(p, convert=True).getpixel((0,0))==(10,200,30)
 
 def test_floating_point_is_refused_always(block, tmp_path):
     Image.new('F', (8,16), .5).save(tmp_path/'f.tif')
-    for convert in (False, True): error(lambda: block.open_picture(tmp_path/'f.tif', convert), 'f.tif', 'floating point')
+    for convert in (False, True): error(lambda: pictures.open_picture(tmp_path/'f.tif', convert), 'f.tif', 'floating point')

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..core import InputError, locked, progress, sha12, to_json, write_beside
 from ..imagefiles import list_images, open_upright
-from .draw import COLORS, LIMBS
+from .draw import JOINT_COLORS, LIMBS
 from .table import PoseTable, match_pictures
 from .formats import from_mediapipe
 from .files import read_market_csv, read_poses, write_market_csv
@@ -336,9 +336,9 @@ def _overlay(picture, k, height):
     s = height/picture.shape[1]
     im = Image.fromarray(picture.permute(1,2,0).numpy()).resize((max(1, round(picture.shape[2]*s)), height))
     xy,seen,ink = ((k[:,:2]+.5)*s).tolist(), (k[:,2]>0).tolist(), ImageDraw.Draw(im)
-    for (i,j),c in zip(LIMBS[:17], COLORS):
+    for (i,j),c in zip(LIMBS[:17], JOINT_COLORS):
         if seen[i] and seen[j]: ink.line([*xy[i],*xy[j]], fill=c, width=2)
-    for (x,y),c,there in zip(xy, COLORS, seen):
+    for (x,y),c,there in zip(xy, JOINT_COLORS, seen):
         if there: ink.ellipse([x-2,y-2,x+2,y+2], fill=c)
     return im
 

@@ -12,13 +12,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..core import (JPEG, InputError, RunFolder, default_device, hash_settings, progress, seed_everything,
-                           weights_hash, write_beside)
+from ..core import (JPEG, InputError, RunFolder, Settings, default_device, hash_settings, one_of,
+                           progress, seed_everything, weights_hash, write_beside)
 from ..data.transforms import to_float, to_uint8
 from ..data.market import read_generated
 from ..data.manifest import picture_keys, train_rows, write_manifest
@@ -28,24 +29,23 @@ from ..pose.bank import bank_rows, choose_poses
 from ..pose.draw import draw_skeletons
 from ..pose.table import PoseTable
 from .fit import at_least_one, open_run
-from ..core import one_of
 
 # %% ../../nbs/83_stages.generate.ipynb #c005
+BANKS = 'uniform','diverse','cluster' # ways to choose the poses
+
 @dataclass
-class GenerateSettings:
+class GenerateSettings(Settings):
     "Settings of the generated pictures (§4.2, step three)"
     n_each:int=2          # Number N of generated pictures for each target picture
     seed:int=0            # Seed of the draw of poses
-    mode:str='eval'       # Mode of G: `eval`, or `train` as in pix2pix, which depends on the batch
+    mode:Literal['eval','train']='eval' # Mode of G; `train`, as in pix2pix, depends on the batch
     min_joints:int=8      # Least number of visible joints of a pose that is drawn
-    bank:str='uniform'    # Pose bank: `uniform` (the whole source), `diverse` or `cluster`
+    bank:Literal[BANKS]='uniform' # Pose bank; `uniform` is the whole source
     n_bank:int=100        # Number of poses in a `diverse` or `cluster` bank
     test_poses:bool=False # Allow poses of the target's test pictures; the report then says so
     bs:int=128            # Number of pictures generated at once
 
 # %% ../../nbs/83_stages.generate.ipynb #c007
-BANKS = ('uniform','diverse','cluster')
-
 def _chosen(source, bank, settings):
     "A bank of `n_bank` poses that cover the source evenly"
     how = dict(diverse='farthest', cluster='cluster')[settings.bank]
@@ -74,8 +74,6 @@ def plan(
 ) -> pd.DataFrame:            # Row per picture to make: `source_path pose_path k pid camid own_id`
     "Which pose goes with which picture, the same for every generator that is compared"
     at_least_one('generate', settings, 'n_each', 'bs')
-    one_of('generate.mode', settings.mode, ('eval','train'))
-    one_of('generate.bank', settings.bank, BANKS)
     target,source = train_rows(target_df, real_only=True),train_rows(source_df)
     if not len(source): raise InputError("The source has no training pictures to take poses from; name a folder "
                                          "with bbox_train.")
