@@ -18,11 +18,11 @@ PAIR_RULES = dict(any=['pid'], same_camera=['pid','camid'], tracklet=['pid','tra
 def _group_ids(df, rule):
     "A number for each row, equal where the rule allows a pair; -1 for junk and distractors"
     if rule not in PAIR_RULES:
-        raise InputError(f"No pair rule is called {rule!r} but {', '.join(PAIR_RULES)}; did you mean "
-                         f"{nearest(rule, list(PAIR_RULES))!r}?")
+        raise InputError(f"No pair rule is called {rule!r} but {', '.join(PAIR_RULES)}; did you "
+                         f"mean {nearest(rule, list(PAIR_RULES))!r}?")
     if lack := [c for c in PAIR_RULES[rule] if c not in df]:
-        raise InputError(f"The pair rule {rule!r} needs the column {lack[0]!r}, which the manifest has not; take "
-                         f"the rule 'any' or 'same_camera'.")
+        raise InputError(f"The pair rule {rule!r} needs the column {lack[0]!r}, which the manifest "
+                         "has not; take the rule 'any' or 'same_camera'.")
     ids = df.groupby(PAIR_RULES[rule], sort=True, dropna=False).ngroup().to_numpy()
     return np.where(df.pid.to_numpy() > 0, ids, -1)
 
@@ -58,10 +58,10 @@ class PairReport:
     n_nobody:int      # Number of junk and distractor rows
 
     def _repr_markdown_(self):
-        return (f"{self.n_usable} of {self.n_pictures} pictures have a partner ({self.n_identities} identities, "
-                f"rule `{self.rule}`); "
-                f"{self.n_fallback} fell back to `any`, {len(self.single)} identities have a single picture, "
-                f"{self.n_nobody} rows are no identity.")
+        return (f"{self.n_usable} of {self.n_pictures} pictures have a partner ("
+                f"{self.n_identities} identities, rule `{self.rule}`); {self.n_fallback} fell back "
+                f"to `any`, {len(self.single)} identities have a single picture, {self.n_nobody} "
+                "rows are no identity.")
 
 # %% ../../nbs/59_data.sampler.ipynb #c012
 def pair_report(
@@ -72,10 +72,11 @@ def pair_report(
     pid = df.pid.to_numpy()
     n = np.unique(pid[pid > 0], return_counts=True)
     by_rule, by_any = _has_partner(_group_ids(df, rule)), _has_partner(_group_ids(df, 'any'))
-    return PairReport(rule, len(df), int(by_any.sum()), int((by_any & ~by_rule).sum()), int((n[1] > 1).sum()),
-                      n[0][n[1] == 1].tolist(), int((pid <= 0).sum()))
+    return PairReport(rule, len(df), int(by_any.sum()), int((by_any & ~by_rule).sum()),
+                      int((n[1] > 1).sum()), n[0][n[1] == 1].tolist(), int((pid <= 0).sum()))
 
-def _has_partner(ids): return (ids >= 0) & (np.bincount(ids + 1)[ids + 1] > 1) if len(ids) else np.zeros(0, bool)
+def _has_partner(ids):
+    return (ids >= 0) & (np.bincount(ids + 1)[ids + 1] > 1) if len(ids) else np.zeros(0, bool)
 
 # %% ../../nbs/59_data.sampler.ipynb #c015
 def make_pairs(
@@ -90,15 +91,16 @@ def make_pairs(
     usable = np.flatnonzero(_has_partner(anyone))
     if not len(usable): raise InputError(_no_pair(df))
     n = len(usable) if n is None else n
-    x = np.concatenate([rng.permutation(usable) for _ in range(-(-n//len(usable)))])[:n] if n else usable[:0]
+    x = (np.concatenate([rng.permutation(usable) for _ in range(-(-n//len(usable)))])[:n] if n
+         else usable[:0])
     y, z = _partners(own, x, rng), _partners(anyone, x, rng)
     return x, np.where(y < 0, z, y)
 
 def _no_pair(df):
     "The sentence for a set without any pair"
     who = f"{df.path.iloc[0]} is the only picture of its identity" if len(df) else "it is empty"
-    return (f"No identity among {len(df)} pictures has two of them, so that no pair can be made ({who}); "
-            "add a second picture of some identities.")
+    return (f"No identity among {len(df)} pictures has two of them, so that no pair can be made ("
+            f"{who}); add a second picture of some identities.")
 
 # %% ../../nbs/59_data.sampler.ipynb #c020
 def epoch_pairs(
@@ -121,22 +123,25 @@ def draw_positives(
     seed:int|tuple=0, # Seed: a number, or numbers such as (seed, epoch)
 ) -> np.ndarray:      # `(n,)` positions of real pictures in `df`
     "For each picture x a real picture of its identity, drawn uniformly (Eq. 4)"
-    if how not in POSITIVES: raise InputError(f"`positives` must be one of {', '.join(POSITIVES)}, or None, but got "
-                                              f"{how!r}; choose one of these.")
+    if how not in POSITIVES:
+        raise InputError(f"`positives` must be one of {', '.join(POSITIVES)}, or None, but got "
+                         f"{how!r}; choose one of these.")
     pid,rows = df.pid.to_numpy(),np.asarray(rows)
     real = np.flatnonzero(~_generated(df) & (pid > 0))
     order = real[np.argsort(pid[real], kind='stable')]
     first, end = (np.searchsorted(pid[order], pid[rows], side) for side in ('left','right'))
     m, place = end-first, np.full(len(df), -1)
-    if (m == 0).any(): raise InputError(f"{df.path.iloc[rows[m == 0][0]]}: its identity has no real picture to be the "
-                                        "positive of Eq. 4; add one or leave it out.")
+    if (m == 0).any():
+        raise InputError(f"{df.path.iloc[rows[m == 0][0]]}: its identity has no real picture to be "
+                         "the positive of Eq. 4; add one or leave it out.")
     place[order] = np.arange(len(order))
     other = (how == 'other') & (place[rows] >= 0) & (m > 1)  # x itself is passed over
     u = np.random.default_rng(seed).random(len(rows))
     step = np.where(other, 1 + (u*(m-1)).astype(np.int64), (u*m).astype(np.int64))
     return order[first + (np.where(other, place[rows]-first, 0) + step) % m]
 
-def _generated(df): return df.is_generated.to_numpy(bool) if 'is_generated' in df else np.zeros(len(df), bool)
+def _generated(df):
+    return df.is_generated.to_numpy(bool) if 'is_generated' in df else np.zeros(len(df), bool)
 
 # %% ../../nbs/59_data.sampler.ipynb #7144c536
 @dataclass
@@ -155,14 +160,18 @@ class PKReport:
     def ratio(self) -> float: return self.n_generated/self.n_real if self.n_real else 0.
 
     def _repr_markdown_(self):
-        return (f"{self.n_real} real and {self.n_generated} generated pictures of {self.n_identities} identities make triplets; "
-                f"left out: {len(self.single)} identities with a single real picture{_names(self.single)}, {len(self.only_generated)} without any"
-                f"{_names(self.only_generated)} ({self.n_left_out} rows), and {self.n_nobody} rows that are no identity; "
-                f"{len(self.no_generated)} take part without a generated picture{_names(self.no_generated)}.")
+        return (f"{self.n_real} real and {self.n_generated} generated pictures of "
+                f"{self.n_identities} identities make triplets; left out: {len(self.single)} "
+                f"identities with a single real picture{_names(self.single)}, "
+                f"{len(self.only_generated)} without any{_names(self.only_generated)} ("
+                f"{self.n_left_out} rows), and {self.n_nobody} rows that are no identity; "
+                f"{len(self.no_generated)} take part without a generated picture"
+                f"{_names(self.no_generated)}.")
 
 def _names(pids, most=8):
     "A few pids in brackets, or nothing"
-    return f" ({', '.join(map(str, pids[:most]))}{' …' if len(pids) > most else ''})" if pids else ''
+    return (f" ({', '.join(map(str, pids[:most]))}{' …' if len(pids) > most else ''})"
+            if pids else '')
 
 # %% ../../nbs/59_data.sampler.ipynb #bf97d911
 def pk_report(
@@ -173,8 +182,9 @@ def pk_report(
     ids, at = np.unique(pid[pid > 0], return_inverse=True)
     real, fake = (np.bincount(at[g[pid > 0]], minlength=len(ids)) for g in (~gen, gen))
     ok = real > 1
-    return PKReport(int(real[ok].sum()), int(fake[ok].sum()), int(ok.sum()), ids[real == 1].tolist(), ids[real == 0].tolist(),
-                    ids[ok & (fake == 0)].tolist() if fake.any() else [], int((real+fake)[~ok].sum()), int((pid <= 0).sum()))
+    return PKReport(int(real[ok].sum()), int(fake[ok].sum()), int(ok.sum()),
+                    ids[real == 1].tolist(), ids[real == 0].tolist(), ids[ok & (fake == 0)].tolist()
+                    if fake.any() else [], int((real+fake)[~ok].sum()), int((pid <= 0).sum()))
 
 # %% ../../nbs/59_data.sampler.ipynb #71ac3d8e
 def pk_shape(
@@ -188,10 +198,11 @@ def pk_shape(
     gen = lambda k: K_generated if K_generated is not None else max(1, round(N*k)) if N else 0
     k = K_real or (2 if gen(2) else 4)
     P = min(n_ids, bs//(k+gen(k)))
-    if k < 2 or P < 2: raise InputError(
-        f"Triplets need two identities or more with two real pictures or more each, but K_real is {k} and {P} identities "
-        f"of {k+gen(k)} pictures "
-        f"would fill a batch of {bs} ({n_ids} identities in the set); raise bs, or lower K_real or K_generated.")
+    if k < 2 or P < 2:
+        raise InputError(
+            "Triplets need two identities or more with two real pictures or more each, but K_real "
+            f"is {k} and {P} identities of {k+gen(k)} pictures would fill a batch of {bs} ({n_ids} "
+            "identities in the set); raise bs, or lower K_real or K_generated.")
     while K_real is None and P == n_ids and P*(k+1+gen(k+1)) <= bs: k += 1
     return P, k, gen(k)
 
@@ -208,12 +219,14 @@ def pk_batches(
     rng, pid, gen = np.random.default_rng((seed, epoch)), df.pid.to_numpy(), _generated(df)
     ids, n = np.unique(pid[(pid > 0) & ~gen], return_counts=True)
     ids, n = ids[n > 1], n[n > 1]
-    if K_real < 2 or K_generated < 0 or not 2 <= P <= len(ids): raise InputError(
-        f"P must be 2 to {len(ids)}, the identities that have two real pictures, K_real 2 or more and K_generated 0 or "
-        "more, but they are "
-        f"{P}, {K_real} and {K_generated}; `pk_shape` finds fitting ones.")
+    if K_real < 2 or K_generated < 0 or not 2 <= P <= len(ids):
+        raise InputError(
+            f"P must be 2 to {len(ids)}, the identities that have two real pictures, K_real 2 or "
+            f"more and K_generated 0 or more, but they are {P}, {K_real} and {K_generated}; "
+            "`pk_shape` finds fitting ones.")
     who, turn = _hands(-(-n//K_real), P, rng)
-    hands = [_deal(pid, np.flatnonzero(g), ids, who, turn, K, rng) for g,K in ((~gen, K_real), (gen, K_generated))]
+    hands = [_deal(pid, np.flatnonzero(g), ids, who, turn, K, rng)
+             for g,K in ((~gen, K_real), (gen, K_generated))]
     return [b[b >= 0] for b in np.concatenate(hands, axis=2).reshape(len(who), -1)]
 
 # %% ../../nbs/59_data.sampler.ipynb #0ef60005
@@ -223,7 +236,8 @@ def _hands(c, P, rng):
     who, turn = np.empty((B,P), np.int64), np.empty((B,P), np.int64)
     played = np.zeros_like(c)
     for b in range(B):
-        # the P largest keys are a draw without replacement, with probabilities proportional to `left`
+        # the P largest keys are a draw without replacement, with probabilities proportional to
+        # `left`
         key = np.log(np.maximum(left, 1)) + rng.gumbel(size=len(c))
         key[left == 0] -= 1e6         # chosen only where fewer than P have any left
         key[left == B-b] = np.inf     # must play in every batch from here on

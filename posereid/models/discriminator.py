@@ -32,12 +32,14 @@ class StackedDiscriminator(nn.Module):
         n_in:int=9,       # Channels of x, s and y together
     ):
         super().__init__()
-        if norm not in NORMS: raise InputError(f"`norm` must be one of {', '.join(NORMS)}, but got {norm!r}; choose "
-                                               "one of these.")
+        if norm not in NORMS:
+            raise InputError(f"`norm` must be one of {', '.join(NORMS)}, but got {norm!r}; choose "
+                             "one of these.")
         cs = [n_in] + [width*min(2**i, 8) for i in range(n_layers+1)]
         layers = []
         for i,(a,b) in enumerate(zip(cs, cs[1:])):
-            layers += [nn.Conv2d(a, b, 4, 2 if i<n_layers else 1, 1, bias=i==0), *([NORMS[norm](b)] if i else []), nn.LeakyReLU(.2, True)]
+            layers += [nn.Conv2d(a, b, 4, 2 if i<n_layers else 1, 1, bias=i==0),
+                       *([NORMS[norm](b)] if i else []), nn.LeakyReLU(.2, True)]
         self.stack = nn.Sequential(*layers, nn.Conv2d(cs[-1], 1, 4, 1, 1))
         self.apply(init_stack).to(memory_format=torch.channels_last)
 
@@ -46,7 +48,8 @@ def init_stack(
     m:nn.Module, # Any layer
 ):
     "pix2pix's start: kernels N(0, 0.02), norm weights N(1, 0.02), no bias"
-    if getattr(m, 'weight', None) is not None: nn.init.normal_(m.weight, float(not isinstance(m, nn.Conv2d)), .02)
+    if getattr(m, 'weight', None) is not None:
+        nn.init.normal_(m.weight, float(not isinstance(m, nn.Conv2d)), .02)
     if getattr(m, 'bias', None) is not None: nn.init.zeros_(m.bias)
 
 # %% ../../nbs/22_models.discriminator.ipynb #c015

@@ -16,8 +16,9 @@ from .joints import FLIP, LIMBS, check_joints, scale_joints
 
 # %% ../../nbs/15_pose.draw.ipynb #c006
 LIMB_SEQ = LIMBS
-JOINT_COLORS = ((255,0,0),(255,85,0),(255,170,0),(255,255,0),(170,255,0),(85,255,0),(0,255,0),(0,255,85),(0,255,170),
-          (0,255,255),(0,170,255),(0,85,255),(0,0,255),(85,0,255),(170,0,255),(255,0,255),(255,0,170),(255,0,85))
+JOINT_COLORS = ((255,0,0),(255,85,0),(255,170,0),(255,255,0),(170,255,0),(85,255,0),(0,255,0),
+          (0,255,85),(0,255,170), (0,255,255),(0,170,255),(0,85,255),(0,0,255),(85,0,255),
+          (170,0,255),(255,0,255),(255,0,170),(255,0,85))
 LIMB_COLORS = tuple(tuple(.6*c for c in rgb) for rgb in JOINT_COLORS[:17])
 
 # %% ../../nbs/15_pose.draw.ipynb #c009
@@ -35,9 +36,11 @@ def _capsules(kpts, limb_radius, joint_radius, limbs=LIMBS[:17]):
 # %% ../../nbs/15_pose.draw.ipynb #c013
 def _repeat(n):
     "`0` n[0] times, `1` n[1] times, …, and where each begins"
-    # unlike `torch.repeat_interleave`, this starts no threads for a few numbers; so does `index_select`
+    # unlike `torch.repeat_interleave`, this starts no threads for a few numbers; so does
+    # `index_select`
     first = n.cumsum(0)-n
-    jumps = torch.zeros(int(n.sum())+1, dtype=torch.long, device=n.device).scatter_add_(0, first, torch.ones_like(n))
+    jumps = (torch.zeros(int(n.sum())+1, dtype=torch.long, device=n.device)
+             .scatter_add_(0, first, torch.ones_like(n)))
     return jumps[:-1].cumsum(0)-1, first
 
 def _walk(a, b, radius, size):
@@ -58,9 +61,11 @@ def _cover(shape, major, p, q, radius, n_across):
     "The equation at `n_across` pixels across the line, each step: coverage, and the first pixel"
     d = q-p
     length = d.norm(dim=1)
-    e0 = torch.where(length>1e-6, d[:,0]/length.clamp_min(1e-6), 1.) # direction: cosine and sine, |sine| the smaller
+    # direction: cosine and sine, |sine| the smaller
+    e0 = torch.where(length>1e-6, d[:,0]/length.clamp_min(1e-6), 1.)
     e1 = d[:,1]/length.clamp_min(1e-6)
-    p0,p1,e0,e1,half,r = torch.stack([*p.T, e0, e1, length/2, radius+.5], 1).index_select(0, shape).T[...,None]
+    p0,p1,e0,e1,half,r = (torch.stack([*p.T, e0, e1, length/2, radius+.5], 1).index_select(0, shape)
+                          .T[...,None])
     t = major[:,None]-p0
     centre = p1 + e1/e0*torch.minimum(t.clamp_min(0), 2*half*e0)
     first = (centre-r/e0)//1 + 1
@@ -78,7 +83,8 @@ def _paint(out, kpts, limb_radius, joint_radius, colors, limbs=LIMBS[:17]):
     n_across = int(2*math.sqrt(2)*(max(limb_radius, joint_radius)+.5)) + 1
     cover,first = _cover(shape, major, p, q, radius, n_across)
     minor = first + torch.arange(n_across, device=out.device)
-    per_shape = torch.stack([pic*ch*h*w, torch.where(steep, w, 1), torch.where(steep, 1, w), torch.where(steep, w, h)], 1)
+    per_shape = torch.stack([pic*ch*h*w, torch.where(steep, w, 1), torch.where(steep, 1, w),
+                             torch.where(steep, w, h)], 1)
     origin,by_major,by_minor,n_minor = per_shape.index_select(0, shape).T[...,None]
     cover *= (minor>=0) & (minor<n_minor)
     at = (origin + major[:,None]*by_major + minor*by_minor).clamp_(0, (n*ch-ch+1)*h*w-1).flatten()
@@ -105,8 +111,10 @@ def draw_skeletons(
     "RGB skeletons, $s$ of Eq. 1: limbs with both ends seen, and a disc on every seen joint"
     kpts = check_joints(kpts)
     if source_size is not None: kpts = scale_joints(kpts, source_size, size)
-    colors = torch.as_tensor(JOINT_COLORS if colors is None else colors, dtype=torch.float32, device=kpts.device)
-    limbs = .6*colors[:17] if limb_colors is None else torch.as_tensor(limb_colors, dtype=torch.float32, device=kpts.device)
+    colors = torch.as_tensor(JOINT_COLORS if colors is None else colors, dtype=torch.float32,
+                             device=kpts.device)
+    limbs = .6*colors[:17] if limb_colors is None else torch.as_tensor(limb_colors,
+        dtype=torch.float32, device=kpts.device)
     limb_radius  = (size[0]/32 if limb_width is None else limb_width)/2
     joint_radius = size[0]/64 if joint_radius is None else joint_radius
     out = torch.zeros(len(kpts), 3, *size, dtype=torch.uint8, device=kpts.device)
@@ -121,7 +129,8 @@ def flip_colors(
 ) -> tuple: # Colours of joints and of limbs, left and right swapped
     "The colours of a mirrored drawing: left and right swapped"
     colors = torch.as_tensor(JOINT_COLORS if colors is None else colors, dtype=torch.float32)
-    limbs = .6*colors[:17] if limb_colors is None else torch.as_tensor(limb_colors, dtype=torch.float32)
+    limbs = (.6*colors[:17] if limb_colors is None
+             else torch.as_tensor(limb_colors, dtype=torch.float32))
     mirror = [LIMBS.index((FLIP[i],FLIP[j])) for i,j in LIMBS[:17]]
     return colors[list(FLIP)], limbs[mirror]
 
@@ -136,7 +145,8 @@ def heatmaps(
     kpts = check_joints(kpts)
     if source_size is not None: kpts = scale_joints(kpts, source_size, size)
     sigma = size[0]*3/64 if sigma is None else sigma
-    def bump(p, length): return torch.exp(-(torch.arange(length, device=p.device)-p[...,None])**2/(2*sigma**2))
+    def bump(p, length):
+        return torch.exp(-(torch.arange(length, device=p.device)-p[...,None])**2/(2*sigma**2))
     x,y = bump(kpts[...,0], size[1]), bump(kpts[...,1], size[0])*(kpts[...,2:]>0)
     return y[...,:,None] * x[...,None,:]
 
@@ -145,8 +155,9 @@ def flip_heatmaps(
     maps:Tensor, # `(n, 18, h, w)` heat maps
 ) -> Tensor: # `(n, 18, h, w)` heat maps of the mirrored pictures
     "Heat maps after a horizontal flip: mirrored, with left and right channels swapped"
-    if maps.ndim!=4 or maps.shape[1]!=18: raise InputError("Heat maps must be (n, 18, h, w), a channel a joint, but got "
-                                                           f"{tuple(maps.shape)}.")
+    if maps.ndim!=4 or maps.shape[1]!=18:
+        raise InputError("Heat maps must be (n, 18, h, w), a channel a joint, but got "
+                         f"{tuple(maps.shape)}.")
     return maps[:,list(FLIP)].flip(-1)
 
 # %% ../../nbs/15_pose.draw.ipynb #5fe6e908

@@ -194,11 +194,11 @@ def find_format(
         elif head.startswith(b'name') or path.suffix.lower()=='.csv': kind = 'market'
         elif path.suffix.lower()=='.txt': kind = _txt_format(path) or 'fdgan'
     if kind: return kind
-    if path.is_dir() and not (have := scan_keypoints(path)): raise InputError(f"{path}: this folder holds no file; give the "
-                                                                     "folder of keypoint files.")
+    if path.is_dir() and not (have := scan_keypoints(path)):
+        raise InputError(f"{path}: this folder holds no file; give the folder of keypoint files.")
     if path.is_dir() and is_picture(os.path.join(path, have[0])):
-        raise InputError(f"{path}: this folder holds pictures, and no keypoints; give the keypoint file, or estimate the "
-                         "poses (posereid_pose).")
+        raise InputError(f"{path}: this folder holds pictures, and no keypoints; give the keypoint "
+                         "file, or estimate the poses (posereid_pose).")
     raise InputError(f"{path}: no format of poses that is known here; it may be "
                      f"{'; '.join(f'{k} ({v})' for k,v in FORMATS.items())}; "
                      "name one with `format` if it is.")
@@ -283,7 +283,8 @@ def _mat_file(table, path):
     k = from_openpose(table.joints, 'market14')
     k = k[sorted(range(len(table)), key=lambda i: (base_name(table.names[i]), table.names[i]))]
     xy = torch.where(k[...,2:]>0, k[...,:2]+1, float('nan')).mT.flatten(1)
-    with path.open('wb') as f: optional_package('scipy.io', path).savemat(f, dict(pp=xy.double().numpy()))
+    with path.open('wb') as f:
+        optional_package('scipy.io', path).savemat(f, dict(pp=xy.double().numpy()))
 
 def _mediapipe_file(table, path, sizes):
     if sizes is None:

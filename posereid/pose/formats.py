@@ -104,10 +104,9 @@ def _by_number(numbers, names):
     for i,where in numbers:
         if None in by or len(by.get(i, ()))!=1:
             raise InputError(f"{where}: this names its picture by the number {i} alone; give "
-                             "`images`, the annotation file that holds "
-                             "`images` (commands: --pose_read images=FILE), or `names` of pictures that are "
-                             "all called by "
-                             f"their numbers, such as {i:06d}.jpg.")
+                             "`images`, the annotation file that holds `images` (commands: "
+                             "--pose_read images=FILE), or `names` of pictures that are all "
+                             f"called by their numbers, such as {i:06d}.jpg.")
     return {i: (by[i][0],None) for i,_ in numbers}
 
 def _coco_table(found, images, names):
@@ -164,7 +163,8 @@ def read_alphapose(
     "Read what AlphaPose writes, in its plain form, `open` or `cmu`"
     path = Path(path)
     if (path/'alphapose-results.json').is_file(): path = path/'alphapose-results.json'
-    files = lambda: _read_people_files(keypoint_files(path, '.json'), path, names, people, _first_dot)
+    files = lambda: _read_people_files(keypoint_files(path, '.json'), path, names, people,
+                                       _first_dot)
     if path.is_dir(): return files()
     found = FoundPeople(path, people)
     for key,i,v in walk_json(path):
@@ -185,8 +185,8 @@ def _instances(data, file):
         theirs = [str(joints.get(str(i), o)) for i,o in enumerate(JOINT_SETS['coco17'])]
         odd = [a for a,b in zip(theirs, JOINT_SETS['coco17']) if a.replace('_', ' ')!=b]
         if odd:
-            raise InputError(f"{file}: its joints are not COCO's, {odd[0]} being among the first 17; "
-                             "take a model of people's 17, 26 or 133 joints.")
+            raise InputError(f"{file}: its joints are not COCO's, {odd[0]} being among the first "
+                             "17; take a model of people's 17, 26 or 133 joints.")
         data = data['instance_info']
     if isinstance(data, list) and [type(o) for o in data]==[list]: data = data[0]  # a batch of one
     if not isinstance(data, list) or not all(isinstance(o, dict) for o in data):
@@ -241,7 +241,8 @@ def read_openpifpaf(
             flat = flat_joints(o.get('keypoints'), (17,133), file)
             found.add(file, flat, 'coco17', file)
     known = None if names is None else {base_name(slashed(o)) for o in names}
-    whole = [base_name(k) in known if known is not None else k.lower().endswith(ENDINGS) for k in keys]
+    whole = [base_name(k) in known if known is not None else k.lower().endswith(ENDINGS)
+             for k in keys]
     return table_of_files(found, keys, names, [not w for w in whole])
 
 # %% ../../nbs/13_pose.formats.ipynb #c038

@@ -306,7 +306,8 @@ def _by_stem(stems, names, path, wheres, cut=stem_of):
     keys = name_keys(stems, names, wheres, 'file')
     at = match_ends(keys, [cut(o) for o in plain], plain, _stem_clash(path, cut))
     if -1 in at:  # some write `a.jpg.json` for `a.jpg`
-        at = [j if i<0 else i for i,j in zip(at, match_ends(keys, plain, plain, _stem_clash(path, str)))]
+        at = [j if i<0 else i
+              for i,j in zip(at, match_ends(keys, plain, plain, _stem_clash(path, str)))]
     lost = [k+'.jpg' for k,i in zip(keys, at) if i<0]
     if lost and len(lost)==len(keys):
         near = nearest(keys[0], [cut(o) for o in plain[:5000]]) or 'none'
