@@ -99,10 +99,14 @@ def test_pictures_batch_by_batch():
 
 def test_skeletons_are_at_the_size_of_the_net():
     "A pose of a picture ten times as large is drawn in the same place, one pixel at most apart"
-    a,b = skeletons_for(['/s/small/1.jpg','/s/large/1.jpg'], Poses(), Store()).float()
-    assert a.shape==(3,8,4) and a.std()>0 and b.std()>0
-    mid = lambda o: torch.stack([(o-o.min()).sum(0).nonzero().float().mean(0)])
-    assert (mid(a)-mid(b)).abs().max()<=1
+    store = SimpleNamespace(size=(64,32), sizes=lambda paths: torch.tensor([(64,32),(640,320)]))
+    k = torch.zeros(2,18,3)
+    k[0],k[1] = torch.tensor([20.,40.,1.]),torch.tensor([204.5,404.5,1.])   # pixel centres: (204.5 + ½)/10 − ½ = 20
+    asked = []
+    a,b = skeletons_for(['x','y'], SimpleNamespace(of=lambda paths: (asked.append(paths), k)[1]), store)
+    assert asked==[['x','y']] and tuple(a.shape)==(3,64,32) and a.dtype==torch.uint8 and torch.equal(a, b)
+    y,x = a.amax(0).nonzero().float().mean(0).tolist()
+    assert (x,y)==pytest.approx((20,40), abs=.01)
 
 
 def test_the_name_of_a_plan_is_that_of_its_pictures():
