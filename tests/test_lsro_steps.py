@@ -224,6 +224,7 @@ def test_the_store_must_have_the_size(real, tmp_path):
 def test_defaults_are_those_of_dcgan():
     s = DCGANSettings()
     assert (s.size, s.z, s.lr, s.betas, s.flip, s.seed)==((64,32), 100, 2e-4, (.5,.999), True, 0)
+    assert (s.width, s.bs, s.epochs)==(16, 32, 60)   # of the committed tables
 
 
 # --- drawing ---
