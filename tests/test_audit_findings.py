@@ -152,6 +152,12 @@ def test_queries_are_asked_for_only_with_a_gallery():
     assert not found(A._check_names(df, None), 'queries') and not found(A._check_names(df.assign(split='gallery'), None), 'queries')
 
 
+def test_unanswered_queries_are_noted_and_fail_where_all_are():
+    level = lambda *rows: [(f.level, [o[-7:-4] for o in f.files]) for f in found(A._check_names(frame(*rows), None), 'queries')]
+    assert level(('query',1,1), ('query',2,1), ('gallery',1,2))==[('note',['001'])] and level(('query',1,1), ('query',2,1), ('gallery',3,2))==[('fail',['000','001'])]
+    assert level(('query',1,1), ('gallery',1,2))==[('ok',[])]
+
+
 # --- files ---
 
 def test_every_file_is_accounted_for(market):
