@@ -35,8 +35,8 @@ def picture_kind(
 
 def is_picture(
     path:str|Path # A file
-) -> bool:
-    "Is it a picture: by its ending where that is known, else by its first bytes; hidden files are none"
+) -> bool:         # True for a picture
+    "Is a file a picture, by its ending or else by its first bytes? Hidden files are not"
     base = os.path.basename(path)
     if base.startswith('.'): return False
     ending = os.path.splitext(base)[1].lower()
@@ -46,13 +46,13 @@ def is_picture(
 JUNK_FOLDERS = ('__MACOSX','@eaDir','#recycle','$RECYCLE.BIN','System Volume Information','lost+found')
 
 def is_junk_folder(
-    name:str # Of a folder
-) -> bool:
+    name:str # Name of a folder, without its path
+) -> bool:   # True for folders that hold no pictures of the set
     "Was this folder made by a program, beside the pictures?"
     return name.startswith('.') or name in JUNK_FOLDERS
 
 def list_images(
-    folder:str|Path # Looked through to its last folder; links to folders are not followed
+    folder:str|Path # Folder to search, with all folders in it; links to folders are not followed
 ) -> list:          # Paths, sorted
     "All pictures below a folder"
     res = []
@@ -66,7 +66,7 @@ _ORIENTATION = 0x0112
 
 def upright(
     im:Image.Image # An open picture
-) -> Image.Image:  # The same, or turned
+) -> Image.Image:  # The same picture, turned upright
     "A picture as it is to be seen, by its EXIF orientation"
     im.load()  # TIFF is turned by Pillow itself, here
     return ImageOps.exif_transpose(im) if im.getexif().get(_ORIENTATION, 1)!=1 else im
@@ -75,7 +75,7 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombEr
 
 def open_upright(
     path:str|Path # A file
-) -> Image.Image: # Of whatever mode it has, decoded to its end
+) -> Image.Image: # The picture in its own mode, fully decoded
     "Decode a picture and turn it upright, or say in a sentence what is wrong with the file"
     try:
         with Image.open(path) as im: return upright(im)
@@ -90,7 +90,7 @@ def _broken(path, e):
 
 # %% ../nbs/01_imagefiles.ipynb #4fd4b7bc
 def _said_late(path):
-    "Does a PNG say something behind its pixels, where which way is up may stand? By the heads of its parts"
+    "May a PNG have its orientation behind its pixels? Told by the heads of its chunks"
     late = False
     with open(path, 'rb') as f:
         f.seek(8)
@@ -144,10 +144,10 @@ def _map(f, paths, show):
 
 # %% ../nbs/01_imagefiles.ipynb #63f15266
 def picture_sizes(
-    paths,           # Files
-    keep_from:int=2000, # From so many on the sizes are kept in the cache
-    show:bool=False  # A progress bar
-) -> dict:           # Path → (height, width)
+    paths:list,         # Picture files
+    keep_from:int=2000, # Number of pictures from which on the sizes are cached
+    show:bool=False     # Show a progress bar
+) -> dict:              # Path → (height, width)
     "The sizes of many pictures, from their headers or from the cache"
     paths = [os.path.abspath(p) for p in paths]
     if len(paths)<keep_from: return {p: picture_size(p) for p in paths}

@@ -216,7 +216,8 @@ def test_names_that_repeat(market):
 @pytest.fixture
 def scaled(market, tmp_path):
     "The audit of keypoints that were changed by `f`, and their table"
-    from posereid.pose.files import PoseTable, read_poses, write_market_csv
+    from posereid.pose.table import PoseTable
+    from posereid.pose.files import read_poses, write_market_csv
     t = read_poses(tiny_world()/'target_poses.csv')
     def _f(f):
         k = f(t.joints.clone())

@@ -316,7 +316,8 @@ def tall(tmp_path):
     for i in range(6): noise(tmp_path/f'{i}.jpg', i, (40,16))
     rows = ['0.jpg,1,train,1','1.jpg,1,train,2','2.jpg,2,query,1','3.jpg,2,gallery,2','4.jpg,0,gallery,1','5.jpg,2,multi,1']
     (tmp_path/'m.csv').write_text('path,pid,split,camid\n'+'\n'.join(rows)+'\n')
-    from posereid.pose.files import PoseTable, write_market_csv
+    from posereid.pose.table import PoseTable
+    from posereid.pose.files import write_market_csv
     def _f(**poses):
         write_market_csv(tmp_path/'k.csv', PoseTable([f"{k.strip('_')}.jpg" for k in poses], torch.stack(list(poses.values()))))
         return found(audit(tmp_path/'m.csv', poses=tmp_path/'k.csv'), 'keypoints')

@@ -61,7 +61,7 @@ def test_guider_is_the_control_and_nothing_is_trained_twice(done):
 
 
 def test_stopped_and_started_again_gives_the_same_bytes(done, tmp_path, monkeypatch, capsys):
-    from posereid.stages import experiments
+    from posereid.experiment import engine as experiments
     real,calls = experiments.train_transfer,[]
     def stop(*args, **kwargs):
         calls.append(1)

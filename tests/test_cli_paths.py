@@ -413,7 +413,8 @@ def test_known_poses_are_in_pixels(tmp_path):
     "A file that knows shares and other pictures: only those of the folder, in their own pixels"
     from PIL import Image
     for n,size in (('a',(20,40)),('b',(10,80))): Image.new('RGB', size).save(tmp_path/f'{n}.png')
-    from posereid.pose.files import PoseTable, write_market_csv
+    from posereid.pose.table import PoseTable
+    from posereid.pose.files import write_market_csv
     k = torch.zeros(3,18,3); k[:,:,0],k[:,:,1],k[:,:,2] = 3.,5.,1.
     write_market_csv(tmp_path/'k.csv', PoseTable(['b.png','z.png','a.png'], k))
     files = {f'{n}.png': str(tmp_path/f'{n}.png') for n in 'ab'}

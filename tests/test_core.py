@@ -1,4 +1,4 @@
-"What only protects in posereid.core: failures that leave nothing behind, types of settings, folders that are not ours"
+"Safeguards of posereid.core: failures leave nothing, types of settings, folders of others"
 import dataclasses, json, os, subprocess, sys, threading, time
 from pathlib import Path
 

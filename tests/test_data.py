@@ -9,7 +9,8 @@ from posereid.data.layouts import check_test, check_train, find_layout, load_dat
 from posereid.data.market import parse_mars_name, parse_market_name, read_generated, read_market
 from posereid.data.own import read_csv
 from posereid.data.mars import read_mars
-from posereid.data.manifest import check_manifest, label_of, make_manifest, pick, picture_keys, read_manifest, train_labels, write_manifest
+from posereid.data.manifest import (label_of, make_manifest, pick, picture_keys, read_manifest, train_labels, train_rows,
+                                    write_manifest)
 from posereid import imagefiles as I
 from posereid.data.sampler import epoch_pairs, make_pairs, pair_report
 
@@ -58,7 +59,7 @@ def block():
 def copy(market, tmp_path): return Path(shutil.copytree(market, tmp_path/'set'))
 
 def poses_of(block, *dfs):
-    from posereid.pose.files import PoseTable
+    from posereid.pose.table import PoseTable
     from posereid.pose.joints import walking_pose
     names = [os.path.basename(p) for df in dfs for p in df.path]
     return PoseTable(names, walking_pose(torch.linspace(0, 6, len(names))))
@@ -130,6 +131,17 @@ def test_manifest_round_trip_and_types(market, tmp_path):
     assert back.is_generated.dtype == bool and back.pid.dtype == np.int64
     assert not (tmp_path/'x'/'manifest.csv').read_text().count(',/')
     assert [o.name for o in (tmp_path/'x').iterdir()] == ['manifest.csv']
+
+def test_training_rows_are_picked_once(market):
+    df = read_market(market)
+    train = pick(df, 'train')
+    assert train_rows(df).equals(train) and train_rows(train) is train
+    some = train.iloc[::2]  # training rows alone, but with an index of their own
+    assert train_rows(some).index.tolist() == list(range(len(some))) and train_rows(some).path.tolist() == some.path.tolist()
+    mixed = train.assign(is_generated=train.index % 2 == 1)
+    assert train_rows(mixed) is mixed and train_rows(mixed, real_only=True).path.tolist() == train.path[::2].tolist()
+    assert train_rows(train, real_only=True) is train
+    with pytest.raises(InputError, match='no column'): train_rows(train.drop(columns='is_generated'), real_only=True)
 
 @pytest.mark.parametrize('change,words', [
     (dict(pid=1.5), ['pid', '1.5']), (dict(pid=None), ['pid']), (dict(camid=-2), ['camid']), (dict(split='test'), ["'test'"]),
@@ -300,7 +312,8 @@ def test_transfer_batches(block, market, mars):
     assert len(alone) == 3 and all(b[4].all() for b in alone)
 
 def test_missing_poses(block, market, mars):
-    from posereid.pose.files import PoseTable, write_market_csv
+    from posereid.pose.table import PoseTable
+    from posereid.pose.files import write_market_csv
     df, src = pick(read_market(market), 'train'), read_mars(mars)
     store, full = block.PictureStore((64,32)), poses_of(block, df)
     half = PoseTable(full.names[:9], full.joints[:9])
@@ -314,7 +327,8 @@ def test_missing_poses(block, market, mars):
     error(lambda: block.poses_for(twice, half), 'same base name', df.path[0])
 
 def test_keypoint_files_must_fit(block, market, mars, tmp_path):
-    from posereid.pose.files import PoseTable, write_market_csv
+    from posereid.pose.table import PoseTable
+    from posereid.pose.files import write_market_csv
     df, src = pick(read_market(market), 'train'), read_mars(mars)
     full = poses_of(block, df)
     write_market_csv(tmp_path/'k.csv', full)
@@ -435,7 +449,7 @@ def test_picture_keys():
 @pytest.fixture
 def folders(tmp_path):
     "Two people whose base names start again, 64×32, and their joints"
-    from posereid.pose.files import PoseTable
+    from posereid.pose.table import PoseTable
     from posereid.pose.joints import walking_pose
     names = [f'train/{p}/{i}.jpg' for p in ('An','Bo') for i in (0,1)]
     for i, n in enumerate(names): paint(tmp_path/'set'/n, seed=i)
@@ -443,7 +457,8 @@ def folders(tmp_path):
 
 def test_keys_of_poses(block, folders, tmp_path):
     "Base names where they tell pictures apart, paths where they do not, whatever pictures have no pose"
-    from posereid.pose.files import PoseTable, write_market_csv
+    from posereid.pose.table import PoseTable
+    from posereid.pose.files import write_market_csv
     root, full = folders
     df = load_dataset(root, 'folder')
     write_market_csv(tmp_path/'k.csv', full)
@@ -468,7 +483,8 @@ def test_keys_of_poses(block, folders, tmp_path):
 
 def test_poses_of_what_is_not_read(block, folders, tmp_path):
     "Names that are pictures of the set elsewhere are counted; others are of another set"
-    from posereid.pose.files import PoseTable, write_market_csv
+    from posereid.pose.table import PoseTable
+    from posereid.pose.files import write_market_csv
     root, full = folders
     df = load_dataset(root, 'folder')
     df = df[df.pid == 1]
@@ -499,7 +515,8 @@ def test_a_file_a_picture_of_more_than_is_read(block, folders, tmp_path):
     error(lambda: block.load_poses(tmp_path/'k', df, tmp_path/'k'), '2 of 4 poses', 'p2.jpg')
 
 def test_poses_without_a_joint(block, folders, tmp_path):
-    from posereid.pose.files import PoseTable, write_market_csv
+    from posereid.pose.table import PoseTable
+    from posereid.pose.files import write_market_csv
     root, full = folders
     df = load_dataset(root, 'folder')
     write_market_csv(tmp_path/'k.csv', PoseTable(full.names, full.joints*0))
@@ -508,7 +525,8 @@ def test_poses_without_a_joint(block, folders, tmp_path):
     error(lambda: block.poses_for(df, PoseTable(['else.jpg'], full.joints[:1])), 'None of the 4 pictures', df.path[0])
 
 def test_a_tenth_of_the_joints_may_lie_outside(block, folders, tmp_path):
-    from posereid.pose.files import PoseTable, write_market_csv
+    from posereid.pose.table import PoseTable
+    from posereid.pose.files import write_market_csv
     root, full = folders
     df = load_dataset(root, 'folder')
     n = int((full.joints[...,2] > 0).sum())
@@ -527,7 +545,8 @@ def test_a_tenth_of_the_joints_may_lie_outside(block, folders, tmp_path):
 def test_poses_must_be_of_their_pictures_size(block, folders, tmp_path):
     "The median pose spans a third of the height at least, and less than a half is said; poses of a few joints say nothing"
     from posereid.pose.bank import pose_heights
-    from posereid.pose.files import PoseTable, write_market_csv
+    from posereid.pose.table import PoseTable
+    from posereid.pose.files import write_market_csv
     root, full = folders
     df = load_dataset(root, 'folder')
     y, seen = full.joints[...,1], full.joints[...,2] > 0

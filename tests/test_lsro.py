@@ -1,19 +1,19 @@
 "The DCGAN of LSRO: shapes, two separate steps, going on after a stop, and a set whose people mean nothing"
-import pandas as pd, pytest, torch
+import pytest, torch
 from posereid.core import InputError
-from posereid.data.pictures import PictureStore
 from posereid.data.manifest import pick
+from posereid.data.pictures import PictureStore
 from posereid.losses.identity import lsr_loss
 from posereid.models.dcgan import DCGANDiscriminator, DCGANGenerator, dcgan_base
 from posereid.stages import lsro
 from posereid.stages.lsro import DCGANSettings, draw_unlabelled, load_dcgan, noise_pictures, train_dcgan
-from posereid.synth.world import load_world, tiny_world
+from posereid.synth.world import tiny_world
 
 S = DCGANSettings(width=4, epochs=3, bs=16, z=8)
 
 
 @pytest.fixture(scope='module')
-def world(): return load_world(tiny_world())
+def world(): return tiny_world()
 
 @pytest.fixture(scope='module')
 def store(): return PictureStore((64,32))

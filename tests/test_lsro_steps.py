@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from posereid.core import InputError, weights_hash
-from posereid.data.block import PictureStore
+from posereid.data.pictures import PictureStore
 from posereid.data.manifest import pick
 from posereid.models.dcgan import DCGANGenerator
 from posereid.stages import lsro

@@ -78,3 +78,17 @@ def test_a_training_has_the_same_numbers_in_every_table():
     assert len(shared)>20
     for key,o in shared.groupby(['run','row']): assert (o[SCORES].nunique()==1).all(), key
     assert (df.map_trap<=df.map_mean+1e-6).all()
+
+
+def test_claims_name_lines_that_are_there():
+    df = pd.read_csv(NBS/'experiments/claims.csv', keep_default_na=False)
+    assert list(df)==['group','claim','section','table','part','a','b','sign'] and set(df.sign)<={1,-1} and not df.duplicated(['group','claim']).any()
+    for table,claims in df.groupby('table'):
+        lines = read_lines(NBS/f'experiments/{table}.csv') if table!='market' else pd.read_csv(NBS/'experiments/market.csv').assign(part='')
+        for o in claims.itertuples():
+            at = lines[lines.part==o.part] if o.part else lines
+            assert {o.a,o.b}<=set(at.row) and o.a!=o.b, o
+            assert o.part or at.groupby('row').part.nunique()[[o.a,o.b]].eq(1).all(), f'{o.claim}: its rows stand in several parts'
+    page = '\n'.join(said(c.get('outputs', [])) for c in read_nb(NBS/'experiments/claims.ipynb').cells if c.cell_type=='code')
+    for o in df.claim: assert o in page, f'{o} is not on the page'
+    assert {m[1] for m in re.finditer(r'of_group\([\"\'\\]+([a-z-]+)', (NBS/'experiments/claims.ipynb').read_text(encoding='utf-8'))}==set(df.group)

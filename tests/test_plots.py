@@ -2,9 +2,11 @@
 import io, sys
 import numpy as np, pandas as pd, pytest, torch
 from posereid.core import InputError
-from posereid.evaluate.plots import (camera_matrix, plot_ap_by_pose, plot_cameras, plot_distances, plot_embedding, plot_ranking, pose_differences,
+from posereid.evaluate.plots import (camera_matrix, plot_ap_by_pose, plot_cameras, plot_distances, plot_embedding, plot_intervals, plot_ranking, pose_differences,
     project_features, ranked_pictures)
+from posereid.evaluate.results import difference, differences, plot_gains, plot_sweep, sweep
 from posereid.metrics.retrieval import retrieval
+from posereid.metrics.stats import bootstrap_interval, interval_ends, mean_interval
 from posereid.pose.bank import pose_distance
 from posereid.pose.joints import walking_pose
 
@@ -69,9 +71,11 @@ def test_histograms_count_every_pair_once(task):
     same = qp[:,None]==gp
     pos,neg = same & (qc[:,None]!=gc), ~same & (gp!=-1)
     fig = plot_distances(*task, bins=7)
-    for patch,mask in zip(fig.axes[0].patches[::2], (pos,neg)):
-        want = np.histogram(d[mask], 7, (d.min(), d.max()), density=True)[0]
-        np.testing.assert_allclose(patch.get_data().values, want)
+    for outline,mask in zip(fig.axes[0].collections[::-1], (pos,neg)): # seaborn draws the last kind first
+        want,edges = np.histogram(d[mask], 7, (d.min(), d.max()), density=True)
+        v = outline.get_paths()[0].vertices
+        def height(x): return max((a[1] for a,b in zip(v, v[1:]) if a[1]==b[1] and min(a[0],b[0])<x<max(a[0],b[0])), default=0)
+        np.testing.assert_allclose([height(x) for x in (edges[:-1]+edges[1:])/2], want)
     assert [t.get_text() for t in fig.axes[0].get_legend().get_texts()]==[f'same person ({pos.sum()})', f'others ({neg.sum()})']
     saved(fig)
 
@@ -98,11 +102,14 @@ def test_ap_by_pose_has_every_query_in_one_bin(task):
     r = retrieval(*task)
     diff = np.linspace(1, 2, 12); diff[3] = np.nan
     fig = plot_ap_by_pose({'a':r,'b':r}, diff, task[1], bins=3)
-    y = fig.axes[0].containers[0].lines[0].get_ydata()
+    y = fig.axes[0].lines[0].get_ydata()
     keep = np.flatnonzero(np.isfinite(diff) & (r.n_good>0))
     parts = [keep[np.arange(len(keep))*3//len(keep)==b] for b in range(3)]
     np.testing.assert_allclose(y, [100*r.ap_trap[o].mean() for o in parts])
     assert f'{len(keep)} of 12' in fig.axes[0].get_xlabel()
+    pids = task[1]
+    want = [[100*o for o in bootstrap_interval(r.ap_trap[o], pids[o])[1:3]] for o in parts] # people are drawn, not queries
+    for bars in fig.axes[0].containers: np.testing.assert_allclose([o[:,1] for o in bars[2][0].get_segments()], want, rtol=1e-6)
     saved(fig)
 
 
@@ -163,3 +170,65 @@ def test_without_scikit_learn(monkeypatch):
 
 def test_embedding_needs_a_person_for_each():
     with pytest.raises(InputError, match='needs a person'): plot_embedding(np.eye(9), [1]*8, 'pca')
+
+
+# --- seaborn's error bars are our t-intervals ---
+
+@pytest.fixture
+def lines():
+    "Four rows over five seeds, of which one row lacks a seed"
+    noise = iter(np.random.default_rng(1).normal(size=20))
+    df = pd.DataFrame([dict(part='', seed=s, row=r, title=f'the {r}', map_trap=30+5*s+g+next(noise), rank1=1.) for s in range(1,6) for r,g in (('control',0),('up',4),('none',0),('down',-6))])
+    return df[(df.row!='up') | (df.seed!=3)]
+
+
+def bars(ax):
+    "Height → ends of the horizontal bars"
+    data = [np.array([o.get_xdata(), o.get_ydata()], dtype=float) for o in ax.lines]
+    return {float(y[0]): tuple(x) for x,y in data if len(x)==2 and y[0]==y[1] and np.isfinite(x).all()}
+
+
+def test_bars_of_differences_are_the_intervals(lines):
+    fig = plot_gains(lines, 'control', ['up','none','down'])
+    ax = fig.axes[0]
+    want = [difference(lines, o, 'control') for o in ('up','none','down')]
+    assert {y: pytest.approx(o) for y,o in bars(ax).items()}=={float(y): (i.lo, i.hi) for y,i in enumerate(want)}
+    dots = {float(y): (float(x), o.get_markerfacecolor()) for o in ax.lines if o.get_marker()=='o' for x,y in zip(o.get_xdata(), o.get_ydata()) if np.isfinite(float(x))}
+    assert [dots[y][0] for y in (0.,1.,2.)]==pytest.approx([i.mean for i in want])
+    assert [dots[y][1]=='white' for y in (0.,1.,2.)]==[not (i.lo>0 or i.hi<0) for i in want]==[False,True,False]
+    assert [t.get_text() for t in ax.get_yticklabels()]==['the up','the none','the down'] and ax.get_ylim()[0]>ax.get_ylim()[1]
+    saved(fig)
+
+
+def test_one_seed_has_a_hollow_dot_and_no_bar(lines):
+    fig = plot_gains(lines[lines.seed==1], 'control')
+    assert all(o.get_markerfacecolor()=='white' for o in fig.axes[0].lines if o.get_marker()=='o')
+    assert not bars(fig.axes[0])
+    saved(fig)
+
+
+def test_differences_are_tidy_and_paired(lines):
+    df = differences(lines, [('up','control'), ('down','up')])
+    assert list(df)==['row','ref','title','seed','value'] and df.title.unique().tolist()==['the up − the control','the down − the up']
+    assert df.seed.tolist()==[1,2,4,5]*2 # a seed counts where both are
+    for a,b in (('up','control'), ('down','up')): assert interval_ends(df.value[df.row==a])==pytest.approx(difference(lines, a, b)[1:3])
+    with pytest.raises(InputError, match="no row 'over'"): differences(lines, [('over','control')])
+
+
+def test_a_table_without_titles_is_refused():
+    with pytest.raises(InputError, match='`title` and `value`.*differences'): plot_intervals({'a':mean_interval([1.,2.])})
+    with pytest.raises(InputError, match='`title` and `value`'): plot_intervals(pd.DataFrame(dict(title=['a'])))
+
+
+def test_bars_of_a_sweep_are_the_intervals():
+    df = pd.DataFrame([dict(part='', seed=s, row=f'{k}_eps_{e:g}', title='t', map_trap=30+s*(1+e)+b) for s in (1,2,4) for e in (0,.5,1) for k,b in (('a',0),('b',3))])
+    kinds = {k: sweep(df, f'{k}_eps_') for k in 'ab'}
+    assert kinds['a'].x.tolist()==[0.]*3+[.5]*3+[1.]*3 and kinds['a'].seed.tolist()==[1,2,4]*3
+    ax = plot_sweep(kinds, 'ε', levels={'level':31.}).axes[0]
+    want = {(k,x): tuple(mean_interval(o.value[o.x==x])[1:3]) for k,o in kinds.items() for x in (0.,.5,1.)}
+    bars = sorted((round(float(np.nanmean(x)), 2), np.nanmin(y), np.nanmax(y)) for x,y in ((np.asarray(o.get_xdata(), dtype=float), np.asarray(o.get_ydata(), dtype=float)) for o in ax.lines)
+                  if len(x)>3 and np.nanmax(x)-np.nanmin(x)<.2)
+    assert [o[1:] for o in bars]==[pytest.approx(want[k,x]) for x in (0.,.5,1.) for k in 'ab'] # side by side, none upon another
+    assert [t.get_text() for t in ax.get_xticklabels()]==['0','0.5','1'] and [t.get_text() for t in ax.get_legend().get_texts()]==['a','b','level']
+    relative = sweep(df, 'b_eps_', ref='b_eps_0')
+    assert relative.value[relative.x==0].eq(0).all() and relative.value[relative.x==1].tolist()==pytest.approx([1,2,4])

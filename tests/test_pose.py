@@ -1,9 +1,10 @@
-"Poses against slow and simple doubles: every pixel against every shape, every pair of poses by hand"
+"Poses against slow and simple doubles: every pixel and shape, every pair of poses by hand"
 import math
 import pytest, torch
 from posereid.core import InputError
 from posereid.pose.joints import FLIP, JOINTS, LIMBS, check_joints, flip_joints, inside, scale_joints, walking_pose
-from posereid.pose.files import PoseTable, check_poses, read_market_csv, write_market_csv
+from posereid.pose.table import PoseTable, check_poses
+from posereid.pose.files import read_market_csv, write_market_csv
 from posereid.pose.draw import COLORS, LIMB_COLORS, draw_skeletons, heatmaps
 from posereid.pose.bank import choose_poses, normalise_joints, pose_coverage, pose_distance
 

@@ -1,4 +1,4 @@
-"Keypoint files of other programs, mutated ones too; estimators, folders that are interrupted, banks and masks against slow doubles"
+"Keypoint files of other programs; estimators, interrupted folders, banks and masks"
 import json, sys, types
 from pathlib import Path
 import numpy as np
@@ -9,8 +9,10 @@ from posereid.pose.bank import bank_rows, choose_poses, covered_share, diverse_p
 from posereid.pose.draw import COLORS, LIMBS, MASK_LIMBS, draw_skeletons, flip_colors, flip_heatmaps, heatmaps, stick_masks
 from posereid.pose.estimate import (BlazePose, KeypointRCNN, KnownPoses, contact_sheet, decode_blazepose, estimate_folder, list_pictures_in,
                                     make_estimator, pck, read_picture)
-from posereid.pose.files import (FORMATS, PoseTable, find_format, from_mediapipe, list_names, read_coco, read_fdgan, read_market14, read_mediapipe,
-                                 read_openpose, read_poses, write_poses)
+from posereid.pose.table import PoseTable, list_names
+from posereid.pose.formats import (from_mediapipe, read_coco, read_fdgan, read_market14,
+                                   read_mediapipe, read_openpose)
+from posereid.pose.files import FORMATS, find_format, read_poses, write_poses
 from posereid.pose.joints import FLIP, JOINT_SETS, JOINTS, check_joints, flip_joints, from_openpose, has_pose, to_openpose, walking_pose
 
 
@@ -309,7 +311,7 @@ def test_kinds_between_one_and_all():
 # --- estimators ---
 
 def landmark_model(path, points, flag=.9, side=256):
-    "A .tflite file that answers with the same landmarks whatever it sees: mean of the picture, times nothing, plus a constant"
+    "A .tflite file with the same answer for every picture: its mean, times nothing, plus a constant"
     s = pytest.importorskip('ai_edge_litert.schema_py_generated'); flatbuffers = pytest.importorskip('flatbuffers')
     buffers,tensors = [s.BufferT()],[]
     def tensor(name, shape, data=None, kind=0):

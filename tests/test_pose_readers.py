@@ -1,4 +1,4 @@
-"Keypoint files as other programs leave them, written out by hand: whose pose, which joints, in which pixels"
+"Keypoint files of other programs, written by hand: whose pose, which joints, which pixels"
 import json, math, random
 
 import numpy as np
@@ -7,8 +7,11 @@ from PIL import Image
 
 from posereid.core import InputError
 from posereid.pose.estimate import KnownPoses, estimate_folder, list_pictures_in, make_estimator, read_picture
-from posereid.pose.files import (FORMATS, PoseTable, check_poses, find_format, find_pictures, read_alphapose, read_coco, read_market_csv, read_mediapipe,
-                                 read_mmpose, read_openpifpaf, read_openpose, read_poses, read_yolo, write_market_csv, write_poses)
+from posereid.pose.table import PoseTable, check_poses, find_pictures
+from posereid.pose.formats import (read_alphapose, read_coco, read_mediapipe, read_mmpose,
+                                   read_openpifpaf, read_openpose, read_yolo)
+from posereid.pose.files import (FORMATS, find_format, read_market_csv, read_poses,
+                                 write_market_csv, write_poses)
 from posereid.pose.joints import JOINT_SETS, JOINTS, has_pose, walking_pose
 
 # One person in a picture of 128 x 64, each joint written down once: x, y, confidence
@@ -374,7 +377,7 @@ def test_whole_paths_and_base_names_do_not_mix():
     assert PoseTable(['a/0.jpg'], k[:1]).rows_of(items).tolist()==[-1]*3, 'a path is no base name'
 
 def slow_find(names, paths):
-    "What the sentence says: the path that ends with the name, folder by folder; None where several do"
+    "The path that ends with the name, folder by folder; None where several do"
     out = []
     for n in names:
         n = n.replace('\\', '/').removeprefix('./').split('/')
@@ -424,8 +427,8 @@ def test_stems_say_the_reason_that_holds(tmp_path):
 
 @pytest.mark.parametrize('block', [1,3,17,64,1000])
 def test_json_in_blocks_is_json(tmp_path, monkeypatch, block):
-    import posereid.pose.files as files
-    monkeypatch.setattr(files, '_BLOCK', block)
+    from posereid.pose import reading
+    monkeypatch.setattr(reading, '_BLOCK', block)
     rows = results('a.jpg','bé.jpg','c "x".jpg')
     for pad in range(7):
         f = save(tmp_path/'r.json', ' '*pad + json.dumps(rows, indent=pad % 3 or None, ensure_ascii=False) + '\n')
@@ -439,15 +442,16 @@ def test_json_in_blocks_is_json(tmp_path, monkeypatch, block):
 
 @pytest.mark.parametrize('block', [1,2,5])
 def test_numbers_that_a_block_cuts(tmp_path, monkeypatch, block):
-    import posereid.pose.files as files
-    monkeypatch.setattr(files, '_BLOCK', block)
+    from posereid.pose import reading
+    monkeypatch.setattr(reading, '_BLOCK', block)
     data = dict(a=12345, b=[678,-1.5e-3,True,'x\\y'], c={})
-    assert [(k,i,v) for k,i,v in files._walk(save(tmp_path/'n.json', data)) if i is not None or k!='b']==[('a',None,12345),*[('b',i,v) for i,v in enumerate(data['b'])],('c',None,{})]
-    assert list(files._walk(save(tmp_path/'n.json', '12345')))==[(None,None,12345)]
+    assert [(k,i,v) for k,i,v in reading.walk_json(save(tmp_path/'n.json', data)) if i is not None or k!='b']==[('a',None,12345),*[('b',i,v) for i,v in enumerate(data['b'])],('c',None,{})]
+    assert list(reading.walk_json(save(tmp_path/'n.json', '12345')))==[(None,None,12345)]
 
 def test_the_place_of_a_mistake_in_a_large_file(tmp_path, monkeypatch):
-    import posereid.pose.files as files
-    monkeypatch.setattr(files, '_BLOCK', 50); monkeypatch.setattr(files, '_CHUNK', 4)
+    from posereid.pose import files, reading
+    monkeypatch.setattr(reading, '_BLOCK', 50)
+    for module in (files,reading): monkeypatch.setattr(module, '_CHUNK', 4)
     rows = results(*[f'{i}.jpg' for i in range(30)])
     rows[21]['keypoints'][3] = 'x'
     with pytest.raises(InputError, match='r.json, entry 21: expected 51'): read_poses(save(tmp_path/'r.json', rows))
@@ -464,8 +468,8 @@ def test_the_place_of_a_mistake_in_a_large_file(tmp_path, monkeypatch):
     assert len(read_poses(save(tmp_path/'a.csv', '\n'.join(['name:keypoints_y:keypoints_x',*lines]))))==30
 
 def test_people_are_chosen_over_chunks(tmp_path, monkeypatch):
-    import posereid.pose.files as files
-    monkeypatch.setattr(files, '_CHUNK', 5)
+    from posereid.pose import reading
+    monkeypatch.setattr(reading, '_CHUNK', 5)
     rng = random.Random(1)
     rows = [dict(image_id=f'{rng.randrange(20)}.jpg', keypoints=[rng.random()*60+3, n+3., round(rng.random(), 1)+.1]*17) for n in range(100)]
     f = save(tmp_path/'r.json', rows)

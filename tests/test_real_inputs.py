@@ -12,7 +12,8 @@ from posereid.data.pairs import load_poses
 from posereid.data.layouts import load_dataset
 from posereid.data.market import reading_notes
 from posereid.data.manifest import pick
-from posereid.pose.files import PoseTable, read_poses, write_market_csv, write_poses
+from posereid.pose.table import PoseTable
+from posereid.pose.files import read_poses, write_market_csv, write_poses
 from posereid.pose.joints import walking_pose
 from posereid.experiment.inputs import folder_inputs
 

@@ -7,6 +7,7 @@ from PIL import Image
 from posereid.core import InputError, cache_dir
 from posereid.data.market import read_market
 from posereid.data.mars import read_mars
+from posereid.pose.table import PoseTable
 from posereid.pose.files import read_market_csv
 from posereid.synth import sets as toys
 from posereid.synth.sets import toy_sets, write_duke, write_folders, write_msmt17, write_own
@@ -175,7 +176,7 @@ def test_pictures_of_any_name_and_kind(made):
 def test_older_sets_are_not_taken(monkeypatch, tmp_path):
     "Sets in the cache under the key of older code stay where they are, and new ones are made beside them"
     monkeypatch.setenv('POSEREID_CACHE', str(tmp_path))
-    world = tiny_world().name.removeprefix('world-')
+    world = tiny_world().root.name.removeprefix('world-')
     (cache_dir()/f'sets-{world}').mkdir()
     now = toy_sets()
     assert now.parent==cache_dir() and (now/'MSMT17_V2').is_dir() and not [*(cache_dir()/f'sets-{world}').iterdir()]
@@ -187,3 +188,16 @@ def test_nothing_but_the_sets_lies_there(made):
     want = {*FOLDERS, *(f'{o}_poses.csv' for o in FOLDERS if o!='own')}
     assert {*os.listdir(made[0])}-{'cuhk03','cuhk03_poses.csv'}==want
     assert (made[0]/'cuhk03').is_dir()==(made[0]/'cuhk03_poses.csv').is_file()
+
+
+def test_a_picture_without_a_pose_is_named(tmp_path):
+    w = tiny_world()
+    lack = PoseTable(w.poses.names[1:], w.poses.joints[1:])
+    with pytest.raises(InputError, match=f'1 of the pictures have no pose, such as .*{w.poses.names[0]}'): write_folders(w/'target', tmp_path/'f', poses=lack)
+
+
+def test_each_picture_keeps_its_own_pose(tmp_path):
+    w = tiny_world()
+    df = w.target[w.target.pid>=0]
+    write_duke(w/'target', tmp_path/'d', w.poses)  # written anew, whatever lies in the cache
+    assert torch.allclose(read_market_csv(tmp_path/'d_poses.csv').joints, w.poses.of(df), atol=1e-3)

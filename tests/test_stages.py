@@ -21,6 +21,7 @@ from posereid.stages import fit, generate as gen, reid, transfer as tr
 from posereid.stages.augment import augment, smoothed_eps
 from posereid.stages.generate import GenerateSettings, generate, generated_name, generated_names, market_names, plan, plan_id, write_generated
 from posereid.stages.reid import ReIDSettings, equal_steps, freeze, load_reid, step_lr, train_reid
+import posereid.experiment.judges
 from posereid.experiment.inputs import folder_inputs, poses_beside, read_set, share_people
 from posereid.experiment.presets import PRESETS, RECIPES, experiment_settings, other_form, recipe
 from posereid.stages.transfer import TransferSettings, guider_input, load_generator, train_transfer
@@ -52,18 +53,26 @@ def data(): return Data()
 @pytest.fixture
 def stage(data):
     "The transfer callback, one batch in hand, nothing done yet"
-    def _stage(**kw):
+    def _stage(R=None, cbs=(), judge=None, **kw):
         torch.manual_seed(0)
-        s = TransferSettings(**{**SMALL, **kw})
-        dls = tr.stage_batches(data.train, data.source, data.poses, data.store, data.labels, s)
-        learn = tr.transfer_learner(dls, tr.transfer_model(s, data.R), s)
+        s,R = TransferSettings(**{**SMALL, **kw}),data.R if R is None else R
+        dls = tr.stage_batches(data.train, data.source, data.poses, data.store, data.labels, s, tr.by_triplets(R))
+        learn = tr.transfer_learner(dls, tr.transfer_model(s, R, judge), s, cbs)
         learn.create_opt()
         learn.model.train()
-        cb = learn.transfer
-        x,y,cb.real,cb.label,cb.is_target = dls.train.one_batch()
-        cb.cond,cb.weight,cb.terms,learn.epoch,learn.iter,learn.n_iter = (x,y),None,{},0,0,1
-        return cb
+        learn.transfer.take(*dls.train.one_batch())
+        learn.epoch,learn.iter,learn.n_iter = 0,0,1
+        return learn.transfer
     return _stage
+
+
+def guide(cb):
+    "The guider's term on pictures that hang on nothing: its value, and the size of its gradient in each row"
+    cb.learn.fake,cb.learn.losses = cb.fake.detach().requires_grad_(),tr.Terms()
+    cb.guider_term.after_fake()
+    value = cb.losses['guide']
+    if value.requires_grad: value.backward()
+    return value.detach(), (0 if cb.fake.grad is None else cb.fake.grad.abs().flatten(1).sum(1))
 
 
 def state(net): return {k:v.clone() for k,v in net.state_dict().items()}
@@ -194,24 +203,44 @@ def test_order_of_a_step(stage, monkeypatch):
         o = getattr(cb.opt, name)
         monkeypatch.setattr(o, 'step', lambda was=o.step, name=name: (seen.append(f'step {name}'), was())[1])
     cb.step()
-    assert seen == ['forward','backward_D','step D','backward_G','step G']
+    assert seen == ['forward','backward_D','step D','backward_G','step G'] and cb.loss==cb.terms['l1']
 
 def test_guider_sees_target_rows_only(stage):
-    cb = stage()
+    cb = stage(beta=.5)
     assert 0 < cb.is_target.sum() < len(cb.is_target)
     cb.forward()
-    cb.fake = cb.fake.detach().requires_grad_()
-    cb.guide().backward()
-    size = cb.fake.grad.abs().flatten(1).sum(1)
+    value,size = guide(cb)
     assert (size[~cb.is_target]==0).all() and (size[cb.is_target]>0).all()
     want = F.cross_entropy(cb.model.R(cb.fake[cb.is_target]), cb.label[cb.is_target])
-    torch.testing.assert_close(cb.guide(), want)
+    torch.testing.assert_close(cb.losses.log['guide'], want.detach())
+    torch.testing.assert_close(value, .5*want.detach())
 
-def test_no_target_row_is_zero(stage):
-    cb = stage()
-    cb.is_target = torch.zeros_like(cb.is_target)
+def test_guider_by_triplets(stage, data):
+    "Eq. 4 takes the positives of the batch, the last of it, and logs the share of triplets with a loss"
+    torch.manual_seed(3)
+    T = reid_net(None, 'small', 4).eval()
+    cb = stage(T, foreground=1., margin=.01)
+    x,k = cb.positive,cb.is_target
+    assert x.shape==cb.real.shape and (x!=cb.real)[k].any() and cb.weight.shape==(len(x),1,64,32)
+    cb.forward()
+    value,size = guide(cb)
+    assert (size[~k]==0).all()
+    f,r = (F.normalize(T.embed(o[k]).detach(), dim=1) for o in (cb.fake, x))
+    hinge = torch.stack([.01 + (f[a]-r[a]).norm() - (f[a]-f[b]).norm() for a in range(len(f)) for b in range(len(f)) if cb.label[k][a]!=cb.label[k][b]])
+    torch.testing.assert_close(value, hinge.clamp_min(0).mean(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(cb.losses.log['active'], (hinge>0).float().mean())
+
+@pytest.mark.parametrize('triplets', [False, True])
+def test_no_target_row_is_zero(stage, triplets):
+    "The same columns as any other batch, so that the mean of the part exists"
+    R = reid_net(None, 'small', 4).eval() if triplets else None
+    with_rows,cb = stage(R),stage(R)
+    with_rows.step()
+    names = list(with_rows.terms)
+    cb.learn.is_target = torch.zeros_like(cb.is_target)
     cb.step()
-    assert cb.terms['guide']==0 and all(torch.isfinite(o) for o in cb.terms.values())
+    assert cb.terms['guide']==0 and all(torch.isfinite(o) for o in cb.terms.values()) and list(cb.terms)==names
+    assert names==['d_real','d_fake',*['active']*triplets,'adv','l1','guide']
 
 def test_eq_5_by_hand(stage):
     cb = stage(lam=7., beta=.3)
@@ -221,6 +250,161 @@ def test_eq_5_by_hand(stage):
     want = torch.autograd.grad(F.softplus(-d).mean() + 7*l1 + .3*ce, list(cb.model.G.parameters()), retain_graph=True)
     cb.backward_G()
     for p,g in zip(cb.model.G.parameters(), want): torch.testing.assert_close(p.grad, g, rtol=1e-3, atol=1e-6)
+    assert list(cb.losses)==['adv','l1','guide'] and list(cb.terms)==['d_real','d_fake','adv','l1','guide']
+    log = [cb.terms[o] for o in cb.losses]
+    assert torch.equal(sum(cb.losses.values()).detach(), tr.transfer_loss(*log, 7., .3))  # to the bit
+
+@pytest.mark.parametrize('kw', [dict(adv=.3), dict(adv=0.), dict(beta=0.), dict(gan='lsgan', lam=3.), dict(aux='apart', guider_pad=2)])
+def test_terms_are_eq_5_in_its_order(stage, kw):
+    "Numbers of old runs come again: the bits of the sum depend on its order, the pictures that the guider sees on the random numbers"
+    one,two = stage(**kw),stage(**kw)
+    s = one.settings
+    for cb in (one,two):
+        torch.manual_seed(1)
+        cb.forward()
+    torch.manual_seed(2)
+    one.backward_G()
+    torch.manual_seed(2)
+    R,rows,zero = two.model.R,two.is_target.bool(),two.fake.new_zeros(())
+    with tr.held(two.model.D):
+        adv = tr.generator_adv_loss(two.model.D(*two.cond, two.fake), s.gan) if s.adv else zero
+        l1 = tr.l1_loss(two.fake, two.real, None)
+        seen = two.fake[rows] if R is None else guider_input(two.fake[rows], pad=s.guider_pad)
+        ce = zero if R is None else tr.guider_ce(R(seen), two.label[rows], rows[rows])
+        tr.transfer_loss(s.adv*adv, l1, ce, s.lam, s.beta).backward()
+    for p,q in zip(one.model.G.parameters(), two.model.G.parameters()): assert torch.equal(p.grad, q.grad)
+
+def test_weights_of_pixels(stage):
+    cb = stage(foreground=3., beta=0.)
+    cb.forward()
+    cb.backward_G()
+    w = cb.weight
+    assert w.shape[1]==1 and w.max()>w.min()
+    want = ((cb.fake-cb.real).abs()*w).mean().detach()/w.mean()
+    torch.testing.assert_close(cb.terms['l1'], want)
+    assert not torch.isclose(cb.terms['l1'], (cb.fake-cb.real).abs().mean().detach(), rtol=1e-3)
+
+def test_running_average_of_a_step(stage):
+    "Its decay grows with the steps of the whole training, not of the part"
+    cb = stage(ema=.99)
+    cb.learn.epoch,cb.learn.n_iter,cb.learn.iter = 2,10,5
+    was = state(cb.model.G_ema)
+    cb.step()
+    for k,v in cb.model.G.named_parameters():
+        torch.testing.assert_close(dict(cb.model.G_ema.named_parameters())[k], was[k].lerp(v.detach(), 1-26/35))
+
+
+def test_judge_is_asked_and_not_heard(stage, data):
+    "The same gradients with and without; its loss is Eq. 3 on the generated target pictures"
+    torch.manual_seed(5)
+    J = reid_net(len(data.labels), 'small', 4).eval()
+    J.head.weight.data.normal_()
+    a,b = stage(),stage(judge=J)
+    for cb in (a,b):
+        cb.forward()
+        cb.backward_G()
+    assert all(torch.equal(p.grad, q.grad) for p,q in zip(a.model.G.parameters(), b.model.G.parameters()))
+    rows = b.is_target
+    torch.testing.assert_close(b.terms['judge'], F.cross_entropy(J(b.fake[rows]), b.label[rows]).detach())
+    assert list(b.terms)==[*a.terms, 'judge'] and not any(o.requires_grad for o in J.parameters())
+
+
+# Terms of a reader
+
+class PullTerm(tr.Callback):
+    "Grey pictures, please"
+    def __init__(self, share, bad=None): self.share,self.bad,self.seen = share,bad,0
+    def after_fake(self):
+        self.seen += 1
+        value = self.fake.pow(2).mean()
+        self.losses.add('pull', value*torch.nan if self.epoch==self.bad else value, self.share)
+
+def test_a_term_adds_its_gradient(stage):
+    a,b = stage(),stage(cbs=[PullTerm(3.)])
+    for cb in (a,b):
+        cb.forward()
+        cb.backward_G()
+    g = torch.autograd.grad(3*b.model(*b.cond).pow(2).mean(), list(b.model.G.parameters()))
+    for p,q,r in zip(a.model.G.parameters(), b.model.G.parameters(), g): torch.testing.assert_close(q.grad, p.grad+r, rtol=1e-3, atol=1e-6)
+    assert list(b.terms)==[*a.terms, 'pull'] and b.terms['pull']==b.fake.pow(2).mean() and not any(o.requires_grad for o in b.terms.values())
+
+def test_g_draws_once_a_batch(stage, monkeypatch):
+    cb,n = stage(cbs=[PullTerm(1.)]),[]
+    monkeypatch.setattr(type(cb.model), 'forward', lambda self, x, s: (n.append(len(x)), self.G(x, s))[1])
+    cb.step()
+    assert n==[8] and cb.pull_term.seen==1
+
+def test_d_is_still_while_terms_are_collected(stage):
+    "A term may ask D, too: the gradient flows through it and not into it"
+    class Ask(tr.Callback):
+        def after_fake(self): self.losses.add('ask', self.model.D(*self.cond, self.fake).mean())
+    cb = stage(cbs=[Ask()])
+    cb.forward()
+    cb.opt.D.zero_grad()
+    cb.backward_G()
+    assert all(p.grad is None and p.requires_grad for p in cb.model.D.parameters())
+
+def fit(data, folder, *cbs, **kw):
+    s = TransferSettings(**{**SMALL, 'beta':0., **kw})
+    return train_transfer(data.target, data.source, data.poses, data.store, data.labels, None, s, folder, cbs=cbs)
+
+def test_a_term_pulls(data, tmp_path):
+    logs = {}
+    for w in (0., 20.):
+        fit(data, tmp_path/f'{w:g}', PullTerm(w), lr=2e-3)
+        logs[w] = pd.read_csv(tmp_path/f'{w:g}'/'log.csv')
+    assert list(logs[0.])==['epoch','d_real','d_fake','adv','l1','guide','pull']
+    assert logs[20.].pull.iloc[-1] < .8*logs[0.].pull.iloc[-1]
+    plain = fit(data, tmp_path/'plain', lr=2e-3)
+    assert weights_hash(load_generator(tmp_path/'0'))==weights_hash(plain)!=weights_hash(load_generator(tmp_path/'20'))
+
+def test_a_run_knows_its_terms(data, tmp_path):
+    "The same terms read what is there, others are refused, none leaves the settings as they always were"
+    a = fit(data, tmp_path/'a', term:=PullTerm(1.))
+    assert json.loads((tmp_path/'a'/'settings.json').read_text())['settings']['cbs'][0] == {'class':'PullTerm', 'share':1., 'bad':None, 'seen':0}
+    assert weights_hash(fit(data, tmp_path/'a', PullTerm(1.)))==weights_hash(a) and term.seen==6
+    with pytest.raises(InputError, match='cbs'): fit(data, tmp_path/'a', PullTerm(2.))
+    with pytest.raises(InputError, match='cbs'): fit(data, tmp_path/'a')
+    fit(data, tmp_path/'b')
+    assert 'cbs' not in json.loads((tmp_path/'b'/'settings.json').read_text())['settings']
+
+def test_a_term_that_is_not_finite_is_named(data, tmp_path):
+    with pytest.raises(InputError, match='`pull` was no longer a finite number in epoch 2 of 3'): fit(data, tmp_path/'t', PullTerm(1., bad=1), pairs=24)
+    assert len(pd.read_csv(tmp_path/'t'/'log.csv'))==1 and not (tmp_path/'t'/'G.safetensors').exists()
+
+class Named(tr.Callback):
+    def __init__(self, called, of=lambda o: o.mean()): self.called,self.of = called,of
+    def after_fake(self): self.losses.add(self.called, self.of(self.fake))
+
+@pytest.mark.parametrize('name', ['l1','pull','active','d_fake','judge','epoch'])
+def test_two_terms_of_one_name(data, tmp_path, name):
+    "One sentence, without what fastai says before it"
+    class First(tr.Callback):
+        def after_fake(self): self.losses.add('first', self.fake.mean(), active=self.fake.detach().mean(), pull=self.fake.detach().mean())
+    with pytest.raises(InputError) as e: fit(data, tmp_path/'t', First(), Named(name))
+    assert str(e.value)==f"The generator's log has a column {name!r} already; give this term another name."
+
+def test_numbers_of_a_term_hide_none():
+    terms = tr.Terms()
+    terms.add('first', torch.tensor(1.))
+    with pytest.raises(InputError, match="'first' already"): terms.add('second', torch.tensor(2.), first=torch.tensor(3.))
+    assert list(terms)==['first'] and list(terms.log)==['first']
+    terms['second'] = torch.tensor(4.)
+    assert terms['second']==terms.log['second']==4.
+    with pytest.raises(InputError, match='already'): terms['first'] = torch.tensor(5.)
+    assert terms['first']==1.
+
+def test_a_term_is_one_number(data, tmp_path):
+    with pytest.raises(InputError, match=r'^The term \'each\' must be one number, but has the shape \(8, 3, 64, 32\); take its mean or its sum.$'):
+        fit(data, tmp_path/'t', Named('each', lambda o: o))
+
+def test_what_a_run_remembers_of_a_callback():
+    cb = PullTerm(2.)
+    cb.net,cb.learn = reid_net(3, 'small', 4),None
+    assert tr.callback_id(cb) == {'class':'PullTerm', 'share':2., 'bad':None, 'seen':0, 'net':weights_hash(cb.net)}
+    cb.net = torch.zeros(3)
+    assert tr.callback_id(cb)['net']=='Tensor'
+
 
 def test_apart_equals_mixed_without_batch_statistics(stage):
     a,b = stage(norm='instance'),stage(norm='instance', aux='apart')
@@ -233,7 +417,7 @@ def test_unguided_needs_no_guider(stage):
     assert cb.model.R is None
     D = state(cb.model.D)
     cb.step()
-    assert cb.terms['guide']==0 and not moved(cb.model.D, D)
+    assert cb.terms['guide']==0==cb.terms['adv'] and not moved(cb.model.D, D)
 
 def test_guider_input(data):
     x = to_float(data.store.get(data.train.path[:3]))
@@ -241,6 +425,15 @@ def test_guider_input(data):
     x.requires_grad_()
     y = guider_input(x, (72,40), (64,32), pad=2)
     assert y.shape==x.shape
+    assert torch.equal(tr.centre(x, (60,20)), x[...,2:62,6:26])
+    torch.manual_seed(0)
+    white,at = torch.ones(1,1,8,6),set()
+    for _ in range(200):
+        moved = tr.shifted(white, 2)[0,0]
+        h,w = (moved==1).any(1).sum().item(),(moved==1).any(0).sum().item()
+        assert set(moved.unique().tolist()) <= {-1.,1.} and (moved==1).sum()==h*w  # black comes in
+        at.add((h if moved[0,0]==1 or (moved[0]==1).any() else -h, w if (moved[:,0]==1).any() else -w))
+    assert at=={(a,b) for a in (8,7,6,-7,-6) for b in (6,5,4,-5,-4)}  # every shift of up to two pixels, either way
     y.sum().backward()
     assert (x.grad!=0).any()
 
@@ -597,7 +790,8 @@ def test_each_set_by_its_own_choices(sets):
 
 def test_joints_of_two_sets(sets):
     "Each set has the joints of its own file; a picture of both counts once; base names are keys where they tell all pictures apart"
-    from posereid.pose.files import PoseTable, read_poses, write_market_csv
+    from posereid.pose.table import PoseTable
+    from posereid.pose.files import read_poses, write_market_csv
     i = folder_inputs(sets/'target', sets/'source')
     for o in ('target','source'):
         df,t = getattr(i, o),read_poses(sets/f'{o}_poses.csv')
@@ -609,7 +803,8 @@ def test_joints_of_two_sets(sets):
 
 def test_one_name_in_target_and_source(sets):
     "A source picture called like one of the target: both keep their own joints, by path"
-    from posereid.pose.files import PoseTable, read_poses, write_market_csv
+    from posereid.pose.table import PoseTable
+    from posereid.pose.files import read_poses, write_market_csv
     i = folder_inputs(sets/'target', sets/'source')
     names,twin = [Path(o).name for o in i.source.path],sets/'lent'/Path(i.train.path[0]).name
     twin.parent.mkdir()

@@ -7,13 +7,15 @@ from dataclasses import replace
 
 from posereid.core import InputError
 from posereid.data.market import parse_market_name
+from posereid.data.manifest import pick
+from posereid.pose.files import read_market_csv
 from posereid.synth.people import ANGLES, PARTS, body, sample_people, sample_poses, skeleton
 from posereid.synth.render import SHOT, cone_depth, render, sample_camera, sample_shots
-from posereid.synth.world import TINY, WorldSettings, cast_world, check_world, load_world, make_world, render_as
+from posereid.synth.world import TINY, WorldSettings, cast_world, check_world, load_world, render_as, tiny_world
 
 
 @pytest.fixture(scope='module')
-def world(tmp_path_factory): return load_world(make_world(WorldSettings(**TINY), tmp_path_factory.mktemp('w')/'world'))
+def world(tmp_path_factory): return tiny_world(root=tmp_path_factory.mktemp('w')/'world')
 
 
 def test_cone_is_a_union_of_spheres():
@@ -101,8 +103,7 @@ def test_validation_changes_only_the_test(tmp_path):
 def test_a_true_picture_keeps_the_scene(world):
     "Where neither picture shows a person, the true rendering shows the scene of the appearance"
     t = world.target
-    names = [Path(p).name for p in t.path[t.split=='train']][:8]
-    poses = [Path(p).name for p in world.source.path][:8]
+    names,poses = pick(t, 'train').path[:8],world.source.path[:8]
     rows = world.cast.rows_of(names)
     keep = world.cast.shots[rows, SHOT.index('occ_y1')]==0
     mine,_,m0 = world.cast.draw(rows)
@@ -115,3 +116,23 @@ def test_a_true_picture_keeps_the_scene(world):
 @pytest.mark.parametrize('change', [dict(n_train=1), dict(per_train=1), dict(per_source=4), dict(per_test=3), dict(size=(8,8))])
 def test_worlds_that_cannot_be(change):
     with pytest.raises(InputError, match='at least'): check_world(replace(WorldSettings(), **change))
+
+
+# --- the one small world ---
+
+def test_the_tiny_world_is_a_folder_and_what_is_in_it(world, tmp_path):
+    again = load_world(world)
+    assert world/'target'==world.root/'target' and Path(world)==world.root==again.root
+    assert again.target.equals(world.target) and again.source.equals(world.source) and torch.equal(again.poses.joints, world.poses.joints)
+    assert world.poses.names==[n for o in ('target','source') for n in read_market_csv(world/f'{o}_poses.csv').names]
+    other = tiny_world(1, tmp_path/'w')
+    assert other.cast.settings==replace(world.cast.settings, world=1) and len(other.target)==len(world.target)
+    assert (other/'world.json').exists() and not torch.equal(other.poses.joints, world.poses.joints)
+
+
+def test_pictures_are_found_by_name_and_by_path(world):
+    paths = pick(world.target, 'query').path.tolist()
+    rows = world.cast.rows_of(paths)
+    assert rows.tolist()==world.cast.rows_of([Path(p).name for p in paths]).tolist()
+    assert [world.root/f for f in world.cast.files.file.iloc[rows]]==[Path(p) for p in paths]
+    with pytest.raises(InputError, match='no picture of this world'): world.cast.rows_of(['/else/where.jpg'])

@@ -337,7 +337,7 @@ def test_fastai_learns_from_triplets(block, world):
 
 @pytest.mark.parametrize('how', ['other','any'])
 def test_positives_come_last_and_change_nothing(block, world, how):
-    from posereid.pose.files import PoseTable
+    from posereid.pose.table import PoseTable
     from posereid.pose.joints import walking_pose
     df,labels = world[~world.is_generated].reset_index(drop=True),train_labels(world)
     names = [os.path.basename(p) for p in df.path]

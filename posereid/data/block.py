@@ -22,7 +22,7 @@ from .pictures import PictureStore
 from .sampler import POSITIVES, pk_batches, pk_report, pk_shape
 from .transforms import (centre_crop, colour_jitter, random_crop, random_erase,
                                       to_float, to_uint8)
-from ..pose.files import PoseTable
+from ..pose.table import PoseTable
 
 # %% ../../nbs/62_data.block.ipynb #c037
 def epoch_rng(

@@ -22,7 +22,8 @@ from .sampler import draw_positives, epoch_pairs, pair_report
 from ..imagefiles import is_junk_folder, picture_sizes
 from ..pose.bank import pose_heights
 from ..pose.draw import draw_skeletons
-from ..pose.files import PoseTable, match_pictures, read_poses
+from ..pose.table import PoseTable, match_pictures
+from ..pose.files import read_poses
 from ..pose.joints import JOINTS, flip_joints, has_pose, inside, scale_joints
 
 # %% ../../nbs/61_data.pairs.ipynb #c049

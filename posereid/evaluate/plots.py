@@ -7,11 +7,11 @@ __all__ = ['plot_grid', 'plot_ranking', 'ranked_pictures', 'plot_cmc', 'plot_int
            'plot_ap_by_pose', 'camera_matrix', 'plot_cameras', 'project_features', 'plot_embedding']
 
 # %% ../../nbs/71_evaluate.plots.ipynb #c002
-import numpy as np, torch
+import numpy as np, pandas as pd, torch
 from ..core import COLORS, InputError, figure_style
 from ..metrics.images import unit_pictures
 from ..metrics.retrieval import gallery_masks, retrieval, top_matches
-from ..metrics.stats import bootstrap_interval
+from ..metrics.stats import bootstrap_interval, interval_ends
 from ..pose.bank import pose_distance
 from ..pose.joints import check_joints
 
@@ -122,20 +122,26 @@ def plot_cmc(
 
 # %% ../../nbs/71_evaluate.plots.ipynb #c024
 def plot_intervals(
-    intervals:dict,               # Name → `Interval`, drawn from top to bottom
-    xlabel:str='difference in mAP (points)', # What the numbers are
-    scale:float=100.,             # Factor on the numbers: 100 turns fractions into points
-):                                # A matplotlib figure
-    "Means and intervals as dots with whiskers around zero"
+    df:pd.DataFrame,  # A line for each `title` and seed with its `value`; titles from top to bottom
+    xlabel:str='difference in mAP (points)', # What the values are
+    ends=interval_ends # Ends of the interval of a sample
+):                    # A matplotlib figure
+    "Means and intervals as dots with whiskers around zero, hollow where the interval holds 0"
+    import seaborn as sns
+    if not isinstance(df, pd.DataFrame) or not {'title','value'}<=set(df):
+        raise InputError('Intervals are drawn of a table with `title` and `value`, a line for each seed, but got '
+                         f'{list(df)}; `evaluate.results.differences` makes one.')
+    titles,kind = list(dict.fromkeys(df.title)),{t: _decided(ends(x)) for t,x in df.groupby('title').value}
     with figure_style():
-        fig,((ax,),) = _axes(1, 1, (5, .7+.28*len(intervals)))
-        for y,i in enumerate(intervals.values()):
-            m,lo,hi = (scale*o for o in i[:3])
-            ax.plot([lo,hi], [y,y], color=COLORS[0], lw=2)
-            ax.plot(m, y, 'o', color=COLORS[0], mfc=COLORS[0] if lo>0 or hi<0 else 'white')
-        ax.axvline(0, color=COLORS[5], lw=.8)
-        ax.set(yticks=range(len(intervals)), yticklabels=list(intervals), xlabel=xlabel, ylim=(len(intervals)-.5, -.5))
+        fig,((ax,),) = _axes(1, 1, (max(5, 3+.06*max(map(len, titles), default=0)), .7+.28*len(titles)))
+        for fill,part in df.groupby(df.title.map(kind)):
+            sns.pointplot(part, x='value', y='title', order=titles, errorbar=ends, linestyle='none', ax=ax,
+                          color=COLORS[0], markersize=5, mfc=COLORS[0] if fill else 'white', err_kws={'lw':2, 'zorder':1})
+        ax.axvline(0, color=COLORS[5], lw=.8, zorder=0)
+        ax.set(xlabel=xlabel, ylabel='', ylim=(len(titles)-.5, -.5))
     return fig
+
+def _decided(ends): return bool(ends[0]>0 or ends[1]<0)
 
 # %% ../../nbs/71_evaluate.plots.ipynb #73838aa9
 def _ranking(dist, ids):
@@ -152,17 +158,19 @@ def plot_distances(
     bins:int=40,# Bars from the smallest to the largest distance
 ):              # A matplotlib figure
     "Histograms of the distances to the person and to others, each with area 1"
+    import seaborn as sns
     dist,*ids = _ranking(dist, (q_pids, g_pids, q_camids, g_camids))
     edges,counts = np.linspace(dist.min(), max(dist.max(), dist.min()+1e-9), bins+1), np.zeros((2, bins), dtype=np.int64)
     for d,pid,camid in zip(dist, ids[0], ids[2]):
         good,removed = gallery_masks(pid, camid, ids[1], ids[3])
         for row,mask in zip(counts, (good, ~good & ~removed)): row += np.histogram(d[mask], edges)[0]
+    pairs = [f'{name} ({n.sum():,})' for name,n in zip(('same person','others'), counts)]
+    df = pd.DataFrame(dict(distance=np.tile((edges[:-1]+edges[1:])/2, 2), pairs=np.repeat(pairs, bins), n=counts.ravel()))
     with figure_style():
         fig,((ax,),) = _axes(1, 1, (4,2.4))
-        for n,colour,name in zip(counts, (COLORS[2],COLORS[3]), ('same person','others')):
-            ax.stairs(n/max(n.sum(), 1)/np.diff(edges), edges, fill=True, alpha=.35, color=colour)
-            ax.stairs(n/max(n.sum(), 1)/np.diff(edges), edges, color=colour, label=f'{name} ({n.sum():,})', ls='-' if name[0]=='s' else '--')
-        ax.set(xlabel='distance', ylabel='density'); ax.legend(title='pairs')
+        sns.histplot(df, x='distance', weights='n', hue='pairs', bins=list(edges), stat='density', common_norm=False,
+                     element='step', alpha=.35, palette=COLORS[:2], ax=ax)
+        ax.set(ylabel='density')
     return fig
 
 # %% ../../nbs/71_evaluate.plots.ipynb #aa88d945
@@ -201,6 +209,7 @@ def plot_ap_by_pose(
     ap:str='ap_trap', # `ap_trap`, `ap_mean` or `inp`
 ):                    # A matplotlib figure
     "Mean AP, with intervals, against the pose difference of query and positives"
+    import seaborn as sns
     x = np.asarray(differences, dtype=np.float64)
     if not results or ap not in ('ap_trap','ap_mean','inp'): raise InputError("At least one result is needed, and `ap` "
                                                                               "ap_trap, ap_mean or inp; got "
@@ -211,17 +220,24 @@ def plot_ap_by_pose(
     keep = np.isfinite(x) & np.logical_and.reduce([r.n_good>0 for r in results.values()])
     if not 1<=bins<=keep.sum(): raise InputError(f'`bins` must be from 1 to the {keep.sum()} queries with a pose '
                                                  f'difference, but it is {bins}.')
-    who,where = None if pids is None else np.asarray(pids)[keep], _bins(x[keep], bins)
+    df = _ap_by_pose(results, x, np.arange(len(x)) if pids is None else np.asarray(pids), keep, bins, ap)
+    ends = lambda ap: bootstrap_interval(ap, df.pid[ap.index])[1:3]
     with figure_style():
         fig,((ax,),) = _axes(1, 1, (4,2.6))
-        for n,(name,r) in enumerate(results.items()):
-            ci = [bootstrap_interval(getattr(r, ap)[keep][where==b], None if who is None else who[where==b]) for b in range(bins)]
-            m,lo,hi = 100*np.array([o[:3] for o in ci]).T
-            at = np.array([x[keep][where==b].mean() for b in range(bins)]) + (n-(len(results)-1)/2)*np.ptp(x[keep])/100
-            ax.errorbar(at, m, [m-lo, hi-m], marker='os^D'[n%4], ms=4, capsize=2, label=f'{name} ({100*getattr(r, ap)[keep].mean():.1f})')
+        sns.lineplot(df, x='at', y='ap', hue='result', style='result', markers=list('os^D'*len(results))[:len(results)],
+                     dashes=False, err_style='bars', errorbar=ends, err_kws=dict(capsize=2), palette=_palette(len(results)), ax=ax)
         ax.set(xlabel=f'pose difference of query and positives\n({keep.sum():,} of {len(x):,} queries)', ylabel=f'mean {dict(inp="INP").get(ap, "AP")} (%)')
         ax.legend(title='mean')
     return fig
+
+def _ap_by_pose(results, x, pids, keep, bins, ap):
+    "A line for each result and query: its AP in percent and where its bin is drawn, each result a little beside the others"
+    bin_,aside = _bins(x[keep], bins),np.ptp(x[keep])/100
+    at = pd.Series(x[keep]).groupby(bin_).transform('mean')
+    return pd.concat([pd.DataFrame(dict(result=f'{name} ({100*getattr(r, ap)[keep].mean():.1f})', at=at+(i-(len(results)-1)/2)*aside,
+        ap=100*getattr(r, ap)[keep], pid=pids[keep])) for i,(name,r) in enumerate(results.items())], ignore_index=True)
+
+def _palette(n): return [COLORS[i%len(COLORS)] for i in range(n)]
 
 # %% ../../nbs/71_evaluate.plots.ipynb #52758db1
 def camera_matrix(
@@ -257,16 +273,16 @@ def plot_cameras(
     score:str='map_trap', # `map_trap`, `map_mean`, `minp` or `rank1`
 ):                        # A matplotlib figure
     "The matrix of `camera_matrix` in percent, with the number of queries in small"
+    import seaborn as sns
     rows,cols,v,n = camera_matrix(dist, q_pids, g_pids, q_camids, g_camids, score)
+    text = [[f'{100*o:.0f}\n$_{{{k}}}$' for o,k in zip(*line)] for line in zip(np.nan_to_num(v), n)]
     with figure_style():
         fig,((ax,),) = _axes(1, 1, (.9+.5*len(cols), .7+.42*len(rows)))
-        ax.imshow(100*v, cmap='Blues', vmin=0, vmax=100, aspect='auto'); ax.grid(False)
-        for (i,j),o in np.ndenumerate(v):
-            text = '–' if np.isnan(o) else f'{100*o:.0f}\n$_{{{n[i,j]}}}$'
-            ax.text(j, i, text, ha='center', va='center', color='white' if o>.6 else 'black', fontsize=7)
+        sns.heatmap(pd.DataFrame(100*v, rows, cols), annot=np.array(text), fmt='', annot_kws={'fontsize':7}, cmap='Blues', vmin=0, vmax=100, cbar=False, ax=ax)
+        for i,j in np.argwhere(np.isnan(v)): ax.text(j+.5, i+.5, '–', ha='center', va='center', fontsize=7)
         name = dict(map_trap='mAP, trapezoid', map_mean='mAP, mean precision', minp='mINP', rank1='rank-1')[score]
-        ax.set(xticks=range(len(cols)), xticklabels=cols, yticks=range(len(rows)), yticklabels=rows,
-               xlabel='camera of the gallery', ylabel='camera of the query', title=f'{name} (%)')
+        ax.grid(False); ax.tick_params(length=0); ax.tick_params('y', rotation=0)
+        ax.set(xlabel='camera of the gallery', ylabel='camera of the query', title=f'{name} (%)')
     return fig
 
 # %% ../../nbs/71_evaluate.plots.ipynb #f1226437

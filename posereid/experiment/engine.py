@@ -47,6 +47,7 @@ class Experiment:
         self.run = RunFolder(out, kept, fresh)
         if inputs is None: self.say(f"world {groups['world'].world}: people, cameras, poses")
         self.inputs = inputs or world_inputs(groups['world'])
+        if inputs is None: self.plans()
         self.train,self.labels = self.inputs.train,train_labels(self.inputs.target)
 
     def plans(self):

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from ..core import InputError, to_json
-from ..pose.files import PoseTable
+from ..pose.table import PoseTable
 from ..data.manifest import pick
 from ..data.layouts import (READERS, check_test, check_train, find_layout, load_dataset,
                                    reader_choices, there_are)

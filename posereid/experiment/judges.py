@@ -124,6 +124,7 @@ def judges(self:Experiment) -> dict: # Name → model
     seen = seen_by(self.inputs.store(g['reid'].size), g['reid'].crop).get(self.train)
     return {k: as_classifier(m, seen, label_of(self.train, self.labels)) for k,m in res.items()}
 
+# %% ../../nbs/94_experiment.judges.ipynb #f7aad499
 @patch
 def errors(self:Experiment,
     n:int=240,       # Transfers, evenly over the plan

@@ -20,7 +20,7 @@ LIMBS = ((1,2),(1,5),(2,3),(3,4),(5,6),(6,7),(1,8),(8,9),(9,10),(1,11),(11,12),(
 
 # %% ../../nbs/10_pose.joints.ipynb #c009
 def check_joints(
-    kpts, # `(n, 18, 3)` x, y, confidence: a tensor, an array or nested lists
+    kpts:Tensor|list, # `(n, 18, 3)` x, y, confidence: a tensor, an array or nested lists
 ) -> Tensor: # The same as float32, with every missing joint at `(0, 0, 0)`
     "Joints as all of this library expects them, or an error that says what is wrong"
     kpts = torch.as_tensor(kpts, dtype=torch.float32)
@@ -38,15 +38,15 @@ def check_joints(
 # %% ../../nbs/10_pose.joints.ipynb #c015
 def has_pose(
     kpts:Tensor, # `(n, 18, 3)` joints
-    min_joints:int=1, # As many joints must have been seen
-) -> Tensor: # `(n,)` bool
+    min_joints:int=1, # Least number of seen joints
+) -> Tensor: # `(n,)` bool, True for such a pose
     "Which poses have at least `min_joints` joints"
     return (kpts[...,2]>0).sum(-1) >= min_joints
 
 # %% ../../nbs/10_pose.joints.ipynb #c018
 def inside(
     kpts:Tensor, # `(n, 18, 3)` joints
-    size, # Height and width of the pictures: two numbers, or `(n, 2)`
+    size:tuple|Tensor, # Height and width of the pictures: two numbers, or `(n, 2)`
 ) -> Tensor: # `(n, 18)` bool: seen, and within the picture's edges
     "Which joints were seen and lie inside their picture"
     hw = torch.as_tensor(size, dtype=kpts.dtype, device=kpts.device).reshape(-1,1,2)
@@ -54,15 +54,15 @@ def inside(
     return ((xy>=-.5) & (xy<=hw.flip(-1)-.5)).all(-1) & (kpts[...,2]>0)
 
 # %% ../../nbs/10_pose.joints.ipynb #c021
-# Of each joint: to the person's left, down from the top, and how far it swings, in heights of the picture
+# Each joint's place to the person's left and from the top, and its swing, in picture heights
 _BODY = torch.tensor([
     [0,.11,0],[0,.20,0], [-.085,.21,0],[-.10,.34,.06],[-.10,.46,.13], [.085,.21,0],[.10,.34,-.06],[.10,.46,-.13],
     [-.055,.50,0],[-.06,.70,-.07],[-.06,.91,-.16], [.055,.50,0],[.06,.70,.07],[.06,.91,.16],
     [-.02,.09,0],[.02,.09,0],[-.04,.10,0],[.04,.10,0]])
 
 def walking_pose(
-    phase=0., # Of the stride, in radians: a number or `(n,)`
-    turn=.6, # About the upright axis, in radians: a number or `(n,)`
+    phase:float|Tensor=0., # Phase of the stride, in radians: a number or `(n,)`
+    turn:float|Tensor=.6, # Rotation about the upright axis, in radians: a number or `(n,)`
     size:tuple=(64,32), # Height and width of the picture
 ) -> Tensor: # `(n, 18, 3)` joints, all seen
     "A walking stick figure, for examples and tests"
@@ -77,7 +77,7 @@ FLIP = (0,1,5,6,7,2,3,4,11,12,13,8,9,10,15,14,17,16)
 
 def flip_joints(
     kpts:Tensor, # `(n, 18, 3)` joints
-    width, # Of the pictures: a number, or `(n,)`
+    width:int|Tensor, # Width of the pictures: a number, or `(n,)`
 ) -> Tensor: # Joints of the mirrored pictures, missing ones still missing
     "Joints after a horizontal flip: mirrored, with left and right swapped"
     kpts = kpts[:,list(FLIP)]
@@ -88,9 +88,9 @@ def flip_joints(
 # %% ../../nbs/10_pose.joints.ipynb #c028
 def scale_joints(
     kpts:Tensor, # `(n, 18, 3)` joints
-    old, # Height and width of the pictures they belong to: two numbers, or `(n, 2)`
-    new, # Height and width wanted: two numbers, or `(n, 2)`
-) -> Tensor: # Joints in pixels of the new size
+    old:tuple|Tensor, # Height and width of their pictures: two numbers, or `(n, 2)`
+    new:tuple|Tensor, # Height and width after resizing: two numbers, or `(n, 2)`
+) -> Tensor: # `(n, 18, 3)` joints in pixels of the new size
     "Joints of pictures that are resized from `old` to `new`"
     old,new = (torch.as_tensor(s, dtype=kpts.dtype, device=kpts.device).reshape(-1,1,2).flip(-1) for s in (old,new))
     xy = torch.where(kpts[...,2:]>0, (kpts[...,:2]+.5)*(new/old)-.5, kpts[...,:2])
@@ -125,10 +125,10 @@ def _between(kpts, i, j):
     return torch.where(both[:,None], mid, 0.)
 
 def to_openpose(
-    kpts, # `(n, k, 3)` x, y, confidence of the k joints of `kind`
+    kpts:Tensor|list, # `(n, k, 3)` x, y, confidence of the k joints of `kind`
     kind:str, # A name in `JOINT_SETS`
-) -> Tensor: # `(n, 18, 3)`
-    "Joints of another set as ours: matched by name; a neck that is not there lies between the shoulders"
+) -> Tensor: # `(n, 18, 3)` joints
+    "Joints of another set as ours, matched by name; a missing neck lies between the shoulders"
     at,kpts = _index_of(kind), torch.as_tensor(kpts, dtype=torch.float32)
     if kpts.ndim!=3 or kpts.shape[1:]!=(len(at),3):
         raise InputError(f"Joints of {kind} must be (n, {len(at)}, 3), i.e. x, y, confidence, but got "
@@ -140,7 +140,7 @@ def to_openpose(
 
 # %% ../../nbs/10_pose.joints.ipynb #57961370
 def from_openpose(
-    kpts, # `(n, 18, 3)` joints
+    kpts:Tensor|list, # `(n, 18, 3)` joints
     kind:str, # A name in `JOINT_SETS`
 ) -> Tensor: # `(n, k, 3)`, with confidence 0 for what we have no joint for
     "Our joints as those of another set"

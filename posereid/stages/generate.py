@@ -8,6 +8,7 @@ __all__ = ['BANKS', 'GenerateSettings', 'plan', 'generated_name', 'generated_nam
 
 # %% ../../nbs/83_stages.generate.ipynb #c002
 import filecmp
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -20,37 +21,39 @@ from ..core import (JPEG, InputError, RunFolder, default_device, hash_settings, 
                            weights_hash, write_beside)
 from ..data.transforms import to_float, to_uint8
 from ..data.market import read_generated
-from ..data.manifest import pick, picture_keys, write_manifest
+from ..data.manifest import picture_keys, train_rows, write_manifest
+from ..data.pictures import PictureStore
 from ..imagefiles import ENDINGS
 from ..pose.bank import bank_rows, choose_poses
 from ..pose.draw import draw_skeletons
+from ..pose.table import PoseTable
 from .fit import at_least_one, open_run
 from ..core import one_of
 
 # %% ../../nbs/83_stages.generate.ipynb #c005
 @dataclass
 class GenerateSettings:
-    "Every choice of how generated pictures are made (§4.2, step three)"
-    n_each:int=2       # Generated pictures for each target picture, N in the paper
-    seed:int=0         # Which poses are drawn
-    mode:str='eval'    # `eval`: a picture depends on (x, s, weights) alone; `train`: pix2pix's way, not reproducible alone
-    min_joints:int=8   # A pose with fewer visible joints is not drawn from the source
-    bank:str='uniform' # Poses to draw from: all of the source (`uniform`), or `n_bank` of it chosen far apart (`diverse`) or as centres of clusters (`cluster`)
-    n_bank:int=100     # Size of a chosen bank
-    test_poses:bool=False # Poses of the target's test pictures may be drawn too; a report says so
-    bs:int=128         # Pictures made at once
+    "Settings of the generated pictures (§4.2, step three)"
+    n_each:int=2          # Number N of generated pictures for each target picture
+    seed:int=0            # Seed of the draw of poses
+    mode:str='eval'       # Mode of G: `eval`, or `train` as in pix2pix, which depends on the batch
+    min_joints:int=8      # Least number of visible joints of a pose that is drawn
+    bank:str='uniform'    # Pose bank: `uniform` (the whole source), `diverse` or `cluster`
+    n_bank:int=100        # Number of poses in a `diverse` or `cluster` bank
+    test_poses:bool=False # Allow poses of the target's test pictures; the report then says so
+    bs:int=128            # Number of pictures generated at once
 
 # %% ../../nbs/83_stages.generate.ipynb #c007
 BANKS = ('uniform','diverse','cluster')
 
 def _chosen(source, bank, settings):
-    "Some good poses that cover the source evenly"
+    "A bank of `n_bank` poses that cover the source evenly"
     how = dict(diverse='farthest', cluster='cluster')[settings.bank]
     rows = bank_rows(bank, settings.n_bank, how, settings.seed, min_joints=settings.min_joints).numpy()
     return source.iloc[rows].reset_index(drop=True),bank[rows]
 
 def _copies(source, test):
-    "Pictures of the source that are test pictures: the same file, or one of the same name and bytes"
+    "Pictures of the source that are test pictures: the same file, or a file of the same name and bytes"
     named = {}
     for o in test.path.unique(): named.setdefault(Path(o).name, []).append(o)
     same = lambda a,b: a==b or filecmp.cmp(a, b, shallow=False)
@@ -64,16 +67,16 @@ def _refuse_test_poses(target_df, source):
                                 "or set generate.test_poses=True, which the report will say.")
 
 def plan(
-    target_df,                # Manifest of the target; its real training rows are used, its test rows refused as a source
-    source_df,                # Manifest of the source, whose poses are drawn
-    poses,                    # `PoseTable` that knows the source
-    settings:GenerateSettings # How many, which
-) -> pd.DataFrame:            # `source_path pose_path k pid camid own_id`, one row a picture to be made
-    "Which pose goes on which picture: drawn once, the same for every generator that is compared"
+    target_df:pd.DataFrame,   # Manifest of the target; its real training pictures get new poses
+    source_df:pd.DataFrame,   # Manifest of the source; its training pictures lend their poses
+    poses:PoseTable,          # Joints of the source
+    settings:GenerateSettings # Number, seed and bank of the poses
+) -> pd.DataFrame:            # Row per picture to make: `source_path pose_path k pid camid own_id`
+    "Which pose goes with which picture, the same for every generator that is compared"
     at_least_one('generate', settings, 'n_each', 'bs')
     one_of('generate.mode', settings.mode, ('eval','train'))
     one_of('generate.bank', settings.bank, BANKS)
-    target,source = pick(target_df, split='train', is_generated=False),pick(source_df, split='train')
+    target,source = train_rows(target_df, real_only=True),train_rows(source_df)
     if not len(source): raise InputError("The source has no training pictures to take poses from; name a folder "
                                          "with bbox_train.")
     if not settings.test_poses: _refuse_test_poses(target_df, source)
@@ -88,18 +91,18 @@ def plan(
 
 # %% ../../nbs/83_stages.generate.ipynb #c010
 def generated_name(
-    path:Path, # The picture that gives the appearance
-    k:int      # Which of its poses, from 0
-) -> str:      # File name
+    path:Path, # Path of the picture that gives the appearance
+    k:int      # Number of its pose, from 0
+) -> str:      # File name of the generated picture
     "`<source name without its ending>_g<k>.jpg`; of `.jpg.jpg` only the last goes"
     name = Path(path).name
     ending = Path(name).suffix
     return f"{name.removesuffix(ending) if ending.lower() in ENDINGS else name}_g{k}.jpg"
 
 def generated_names(
-    source_paths, # Pictures that give the appearance, one for each picture to be made
-    ks            # Which of its poses each is, from 0
-) -> list:        # File names, no two alike
+    source_paths:list, # `(n,)` paths of the pictures that give the appearance
+    ks:list            # `(n,)` numbers of their poses, from 0
+) -> list:             # `(n,)` file names, no two alike
     "Names for a whole set: where base names repeat the folder joins them, then the ending, then a number"
     keys = [o.replace('/', '_') for o in picture_keys(source_paths)]
     clash = lambda names: {n for n,paths in _by_name(names, source_paths).items() if len(paths)>1}
@@ -118,8 +121,8 @@ def _by_name(names, paths):
 
 # %% ../../nbs/83_stages.generate.ipynb #bf6246c5
 def market_names(
-    plan:pd.DataFrame # `source_path k pid camid`
-) -> list:            # File names
+    plan:pd.DataFrame # Plan, with columns `source_path k pid camid`
+) -> list:            # File name of each row
     "Names in the grammar of Market-1501; the frame counts the sources, the box the poses"
     if not plan.pid.between(1, 9999).all() or not plan.camid.between(0, 9).all() or plan.k.max()>99:
         raise InputError("Market-1501 names have people from 1 to 9999, cameras to 9 and boxes to 99, but these go to "
@@ -130,10 +133,10 @@ def market_names(
 
 # %% ../../nbs/83_stages.generate.ipynb #c013
 def skeletons_for(
-    pose_paths, # Pictures whose poses are wanted
-    poses,      # `PoseTable`
-    store       # `PictureStore`, which knows their sizes on disk, and the size wanted
-) -> Tensor:    # uint8 pictures, (n, 3, h, w)
+    pose_paths:list,   # `(n,)` paths of the pictures that lend their poses
+    poses:PoseTable,   # Joints of these pictures
+    store:PictureStore # Store with their sizes on disk, at the size `(h, w)` wanted
+) -> Tensor:           # `(n, 3, h, w)` uint8 skeleton pictures
     "The skeleton pictures of poses that belong to other pictures, at the store's size"
     joints = poses.of(pose_paths)
     return draw_skeletons(joints, store.size, source_size=store.sizes(pose_paths))
@@ -142,11 +145,11 @@ def skeletons_for(
 @torch.no_grad()
 def pictures(
     G:nn.Module,              # Generator
-    plan:pd.DataFrame,        # What to make
-    poses,                    # `PoseTable`
-    store,                    # `PictureStore` at the generator's size
-    settings:GenerateSettings # Mode, batch size, seed
-):                            # Yields uint8 batches
+    plan:pd.DataFrame,        # Plan of the pictures to make
+    poses:PoseTable,          # Joints of the pictures that lend their poses
+    store:PictureStore,       # Pictures at the generator's size
+    settings:GenerateSettings # Mode, batch size and seed
+) -> Iterator:                # Batches of pictures, `(n, 3, h, w)` uint8
     "Generate batch after batch, in the order of the plan"
     seed_everything(settings.seed)
     G.to(default_device()).train(settings.mode=='train')
@@ -159,22 +162,22 @@ def pictures(
 
 # %% ../../nbs/83_stages.generate.ipynb #c018
 def save_jpegs(
-    batch:Tensor, # uint8 pictures, (n, 3, h, w)
-    paths:list    # Where to, one each
-):
-    "Write pictures as all sets are written"
+    batch:Tensor, # `(n, 3, h, w)` uint8 pictures
+    paths:list    # `(n,)` paths of the files to write
+) -> None:
+    "Write pictures with the JPEG settings of all sets"
     from PIL import Image
     for o,path in zip(batch.permute(0,2,3,1).contiguous().numpy(), paths, strict=True): Image.fromarray(o).save(path, 'jpeg', **JPEG)
 
 # %% ../../nbs/83_stages.generate.ipynb #c019
 def write_generated(
-    pictures,          # uint8 tensor (n, 3, h, w), or batches of them, in the order of the plan
-    plan:pd.DataFrame, # What they show
-    folder:Path,       # Data set folder
-    generator:str,     # Who made them: the hash of the weights, or a name such as `rendered`
-    seed:int=0,        # Seed of the plan
-    names:str='source' # After the `source`, or in the grammar of `market1501` with a map in names.csv
-) -> pd.DataFrame:     # Their manifest
+    pictures:Tensor|Iterable, # `(n, 3, h, w)` uint8 pictures, or batches, in the order of the plan
+    plan:pd.DataFrame,        # Plan of the pictures
+    folder:Path,              # Folder of the data set
+    generator:str,            # Hash of the generator's weights, or a name such as `rendered`
+    seed:int=0,               # Seed of the plan
+    names:str='source'        # Grammar of file names: `source`, or `market1501` with a names.csv
+) -> pd.DataFrame:            # Manifest of the generated set
     "A generated set: pictures in bounding_box_train, then manifest.csv; nothing appears before it is whole"
     one_of('names', names, ('source','market1501'))
     folder = Path(folder).resolve()/'bounding_box_train'
@@ -202,25 +205,25 @@ def _write_names(plan, names, file):
 
 # %% ../../nbs/83_stages.generate.ipynb #c023
 def plan_id(
-    plan:pd.DataFrame # A plan
-) -> str:             # 12 hex digits
-    "A short name for a plan: its pictures, by their keys, and their order"
+    plan:pd.DataFrame # Plan
+) -> str:             # Hash of 12 hex digits
+    "A short name for a plan: the hash of its pictures' keys, in order"
     return hash_settings([(a, b, int(k)) for a,b,k in zip(picture_keys(plan.source_path), picture_keys(plan.pose_path), plan.k)])
 
 # %% ../../nbs/83_stages.generate.ipynb #c024
 def generate(
     G:nn.Module,               # Generator
-    target_df,                 # Manifest of the target
-    source_df,                 # Manifest of the source
-    poses,                     # `PoseTable` that knows the source
-    store,                     # `PictureStore` at the generator's size
-    settings:GenerateSettings, # Every choice
-    folder:RunFolder|Path,     # Run folder, and data set
+    target_df:pd.DataFrame,    # Manifest of the target
+    source_df:pd.DataFrame,    # Manifest of the source
+    poses:PoseTable,           # Joints of the source
+    store:PictureStore,        # Pictures at the generator's size
+    settings:GenerateSettings, # Settings of the stage
+    folder:RunFolder|Path,     # Run folder, which becomes the data set
     fresh:bool=False,          # Start over
-    todo:pd.DataFrame=None,    # A plan of one's own; None: `plan` of the above
-    names:str='source'         # What files are called, of `write_generated`
+    todo:pd.DataFrame=None,    # Plan of the pictures; None: `plan` of the arguments above
+    names:str='source'         # Grammar of file names, for `write_generated`
 ) -> pd.DataFrame:             # Manifest of the generated set
-    "Step three's new pictures: N poses of the source on each picture of the target (§4.2)"
+    "Generated pictures of step three: each target picture in N poses of the source (§4.2)"
     todo,by = plan(target_df, source_df, poses, settings) if todo is None else todo,weights_hash(G)
     one_of('names', names, ('source','market1501'))
     if names=='market1501': market_names(todo)  # refused before anything is painted

@@ -12,25 +12,26 @@ import json, warnings
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback, TrainEvalCallback
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from torch import nn
-from ..core import (InputError, RunFolder, default_device, load_weights, save_weights,
-                           seed_everything, to_json, write_beside)
+from ..core import (InputError, RunFolder, Settings, default_device, load_weights,
+                           save_weights, seed_everything, to_json, write_beside)
 from ..data.block import reid_dls, triplet_dls
 from ..data.manifest import pick
 from ..evaluate.protocol import extract_features
-from ..losses.identity import collapsed, lsr_loss, triplet_loss
+from ..losses.identity import ANCHOR_RULES, MINING, collapsed, lsr_loss, triplet_loss
 from ..models.reid import ReIDNet, reid_net
 from .fit import (PlainBatch, StageLearner, at_least_one, fit_stage, frame_id,
                                  last_row, open_run)
 
 # %% ../../nbs/81_stages.reid.ipynb #c005
 @dataclass
-class ReIDSettings:
+class ReIDSettings(Settings):
     "Every choice of steps one and three (§4.2): the net, the pictures, the schedule, the smoothing"
     arch:str='small'           # `small`, `small_dense`, a net of torchvision by its name, or `timm:NAME`
     width:int=24               # Channels of the first stage of the small nets
@@ -51,11 +52,11 @@ class ReIDSettings:
     jitter:float=0.            # How much brightness, contrast and channels change
     eps_real:float=0.          # Smoothing of real pictures (Eq. 7)
     eps_generated:float=.4     # Smoothing of generated pictures (Eq. 7)
-    loss:str='ce'              # `ce`, the cross-entropy of Eq. 8, or `triplet` (§3.3)
+    loss:Literal['ce','triplet']='ce' # `ce`, the cross-entropy of Eq. 8, or `triplet` (§3.3)
     margin:float=1.            # α of triplets of real pictures
     margin_generated:float=.5  # α of triplets that hold a generated picture
-    mining:str='semihard'      # Which negatives, one of `MINING`
-    rule:str='anchor'          # `anchor`: a real anchor meets real pictures only (§3.3); `any`
+    mining:Literal[MINING]='semihard' # Which negatives (§3.3)
+    rule:Literal[ANCHOR_RULES]='anchor' # `anchor`: a real anchor meets real pictures only (§3.3); `any`
     weights:str=''             # `imagenet`, a file, or nothing
     seed:int=0                 # First weights, order and crops
 

@@ -7,7 +7,7 @@ __all__ = ['COLOURS', 'PATTERNS', 'BAGS', 'LOWERS', 'CLASS_SHARE', 'ANGLES', 'PA
            'walking', 'sample_poses', 'skeleton', 'body']
 
 # %% ../../nbs/65_synth.people.ipynb #c002
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -22,21 +22,21 @@ LOWERS = 'trousers shorts skirt'.split()
 
 @dataclass
 class People:
-    "A population: body shapes and clothes, one row a person"
-    shape:Tensor   # `(n, 6)` height, girth, shoulder width, hip width, leg share, head size; relative to the mean person
+    "A population: body shapes and clothes, one row per person"
+    shape:Tensor   # `(n, 6)` body measures, relative to the mean person
     colours:Tensor # `(n, 7, 3)` RGB in [0, 1], in the order of `COLOURS`
-    kind:Tensor    # `(n, 7)` integers: pattern, sleeve (0 short, 1 long), lower, hair (0 bald, 1 short, 2 long), bag, coat (0, 1), outfit class
-    pitch:Tensor   # `(n,)` Distance from one stripe to the next, in body heights
+    kind:Tensor    # `(n, 7)` integers: kinds of clothes, hair and bag
+    pitch:Tensor   # `(n,)` distance from one stripe to the next, body heights
 
 # %% ../../nbs/65_synth.people.ipynb #c007
 @patch
-def __len__(self:People):
-    "How many people"
+def __len__(self:People) -> int:
+    "Number of people"
     return len(self.shape)
 
 @patch
-def __getitem__(self:People, i):
-    "The people `i`, which may repeat"
+def __getitem__(self:People, i) -> People:
+    "The people at the indices `i`, which may repeat"
     if not isinstance(i, slice): i = torch.as_tensor(i).reshape(-1)
     return People(*(getattr(self, f.name)[i] for f in fields(self)))
 
@@ -67,13 +67,13 @@ def _clothes(rng, cls, spread, contrast):
     return up, np.clip(up + contrast*rng.uniform(.6, 1., (n,1))*(to-up), .02, .95), lo
 
 def sample_people(
-    n:int,              # How many
-    seed=0,             # A seed, or a list of integers, for `numpy.random.default_rng`
-    spread:float=.12,   # How much colours vary within a palette entry
-    contrast:float=.7,  # Contrast between a garment and its pattern
-    sided:float=0.      # Share of people whose front shows a colour that their back does not
-) -> People:
-    "Draw a population"
+    n:int,             # Number of people
+    seed:int|list=0,   # Seed, or list of integers, for `numpy.random.default_rng`
+    spread:float=.12,  # Spread of colours around a palette entry (log scale)
+    contrast:float=.7, # Contrast between a garment and its pattern, from 0 to 1
+    sided:float=0.     # Share of people whose front shows a colour that their back does not
+) -> People:           # Population of `n` people
+    "Draw a population at random"
     rng = np.random.default_rng(seed)
     cls = rng.choice(3, size=n, p=CLASS_SHARE)
     up, up2, lo = _clothes(rng, cls, spread, contrast)
@@ -95,11 +95,11 @@ ANGLES = 'yaw lean hip_r hip_l knee_r knee_l sho_r sho_l elb_r elb_l abd_r abd_l
 _A = {k:i for i,k in enumerate(ANGLES)}
 
 def walking(
-    yaw,     # `(n,)` Direction of walking: 0 towards the camera, π/2 towards the picture's right
-    phase,   # `(n,)` Place in the cycle of two steps, 0 to 2π
-    stride,  # `(n,)` Largest angle between thigh and vertical
-    swing    # `(n,)` Largest angle of the arms
-) -> np.ndarray: # `(n, 15)` angles in the order of `ANGLES`
+    yaw:np.ndarray,    # `(n,)` walking direction, radians: 0 towards the camera, π/2 to the right
+    phase:np.ndarray,  # `(n,)` place in the cycle of two steps, from 0 to 2π
+    stride:np.ndarray, # `(n,)` largest angle between thigh and vertical, radians
+    swing:np.ndarray   # `(n,)` largest angle between upper arm and vertical, radians
+) -> np.ndarray:       # `(n, 15)` angles, radians, in the order of `ANGLES`
     "A walking figure: legs in opposite phase, arms against the legs, the swinging knee bent"
     a = np.zeros((len(yaw), len(ANGLES)), np.float32)
     s = np.sin(phase)
@@ -124,12 +124,12 @@ def _gestures(rng, a):
     return a
 
 def sample_poses(
-    n:int,          # How many
-    seed=0,         # Seed or list of integers
-    rich:bool=True, # All directions and gestures, or small strides in a given direction
-    yaw=None        # `(n,)` Directions; uniform when not given
-) -> np.ndarray:    # `(n, 15)` angles
-    "Draw poses"
+    n:int,              # Number of poses
+    seed:int|list=0,    # Seed, or list of integers, for `numpy.random.default_rng`
+    rich:bool=True,     # Long strides and gestures; False: small strides alone
+    yaw:np.ndarray=None # `(n,)` walking directions, radians; None: uniform over the circle
+) -> np.ndarray:        # `(n, 15)` angles, radians, in the order of `ANGLES`
+    "Draw poses at random"
     rng = np.random.default_rng(seed)
     yaw = rng.uniform(-np.pi, np.pi, n) if yaw is None else np.asarray(yaw)
     stride = rng.uniform(.10, .55, n) if rich else rng.uniform(.08, .20, n)
@@ -187,9 +187,9 @@ def _upper(ang, n, sh, hs):
 
 # %% ../../nbs/65_synth.people.ipynb #c022
 def skeleton(
-    people:People, # `n` people
-    angles         # `(n, 15)` Their poses
-) -> dict:         # Name → `(n, 3)` points in camera axes (right, down, away), in body heights, hips at the origin
+    people:People,           # `n` people
+    angles:np.ndarray|Tensor # `(n, 15)` poses, radians, in the order of `ANGLES`
+) -> dict:                   # Points by name, `(n, 3)` each, in camera axes and body heights
     "Forward kinematics of `n` people in `n` poses"
     ang = torch.as_tensor(angles, dtype=torch.float32)
     n = len(ang)
@@ -240,9 +240,9 @@ _RADII = dict(head=(.058,.056), neck=(.03,.03), chest_r=(.062,.058), chest_l=(.0
               backpack=(.062,.072), handbag=(.018,.055), coat=(.080,.088))
 
 def body(
-    people:People, # `n` people
-    angles         # `(n, 15)` Their poses
-) -> tuple:        # Named points; ends `(n, 24, 2, 3)`; radii `(n, 24, 2)`, 0 where a person lacks the part
+    people:People,           # `n` people
+    angles:np.ndarray|Tensor # `(n, 15)` poses, radians, in the order of `ANGLES`
+) -> tuple:                  # Points of `skeleton`, ends `(n, 24, 2, 3)`, radii `(n, 24, 2)`
     "The rounded cones of `n` people in `n` poses, in body heights"
     p = skeleton(people, angles)
     r = torch.tensor([_RADII[k] for k in PARTS])[None].repeat(len(people), 1, 1)

@@ -10,19 +10,20 @@ __all__ = ['LAID', 'write_duke', 'write_mat', 'write_cuhk03_np', 'write_cuhk03_r
 import csv, io, json, os, shutil, struct
 from collections import defaultdict
 from pathlib import Path
-import numpy as np, torch
+import numpy as np
 from PIL import Image
 from ..core import InputError, cache_dir, locked, write_beside
 from ..data.cuhk03 import BOXES
 from ..data.market import MARKET_FOLDERS, read_market
 from ..data.manifest import pick
 from ..data.mars import read_mars
-from ..pose.files import PoseTable, read_market_csv, write_market_csv
+from ..pose.table import PoseTable
+from ..pose.files import read_market_csv, write_market_csv
 from .world import tiny_world
 
 # %% ../../nbs/68_synth.sets.ipynb #c0140d49
 def _copy(files, to):
-    "Copy pictures, a name a source"
+    "Copy each source file to its new name below `to`"
     for name, src in files.items():
         (to/name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(src, to/name)
@@ -33,26 +34,28 @@ def _write_counts(to, **splits):
 
 # %% ../../nbs/68_synth.sets.ipynb #a685f4dc
 def _write_poses(path, poses, files):
-    "Keypoints of `files`, a source a name below the set's folder"
+    "Keypoints of `files`, a dict from each name below the set's folder to its source"
     if poses is None: return
     names = [os.path.basename(n) for n in files]
     if len({*names}) < len(names): names = list(files)
-    joints = torch.stack([poses[os.path.basename(p)] for p in files.values()])
-    write_market_csv(path, PoseTable(names, joints))
+    lack = [p for p, i in zip(files.values(), poses.rows_of(files.values()).tolist()) if i < 0]
+    if lack: raise InputError(f"{len(lack)} of the pictures have no pose, such as {lack[0]}; give the keypoints "
+                              "of all of them.")
+    write_market_csv(path, PoseTable(names, poses.of(files.values())))
 
 def _poses_of(to): return to.parent/f'{to.name}_poses.csv'
 
 def _real(target):
-    "Rows of a set that show somebody: no junk, no distractors"
+    "Rows of a set that show an identity: no junk, no distractors"
     df = read_market(target)
     return df[df.pid > 0].reset_index(drop=True)
 
 # %% ../../nbs/68_synth.sets.ipynb #ba2695da
 def write_duke(
-    target,     # Folder of a set in the Market-1501 layout
-    to:Path,    # Folder that will hold bounding_box_train, query, bounding_box_test
-    poses=None, # Keypoints of these pictures, a `PoseTable`; given, `<to>_poses.csv` is written beside
-) -> Path:      # `to`
+    target:Path,          # Folder of a set in the Market-1501 layout
+    to:Path,              # Folder that will hold bounding_box_train, query, bounding_box_test
+    poses:PoseTable=None, # Joints of these pictures; None: no `<to>_poses.csv` is written
+) -> Path:                # Folder `to`
     "Lay a set out as DukeMTMC-reID"
     to, df = Path(to), read_market(target)
     df = df[df.pid >= 0].reset_index(drop=True)
@@ -84,8 +87,8 @@ def _matrix(name, v):
 
 def write_mat(
     path:Path, # File to write
-    **values   # Arrays, texts, or lists of texts (cells)
-):
+    **values   # Variables by name: arrays, texts, or lists of texts (cells)
+) -> None:
     "Write a MATLAB file of version 5"
     head = b'MATLAB 5.0 MAT-file'.ljust(124) + struct.pack('<H', 0x100) + b'IM'
     Path(path).write_bytes(head + b''.join(_matrix(k, v) for k, v in values.items()))
@@ -109,10 +112,10 @@ def _counts03(rows):
     return {s: dict(pictures=sum(r['split'] == s for r in rows), people=len({r['label'] for r in rows if r['split'] == s})) for s in ('train','query','gallery')}
 
 def write_cuhk03_np(
-    target,     # Folder of a set in the Market-1501 layout
-    to:Path,    # Folder that will hold labeled and detected
-    poses=None, # Keypoints of these pictures, a `PoseTable`; given, `<to>_poses.csv` is written beside
-) -> Path:      # `to`
+    target:Path,          # Folder of a set in the Market-1501 layout
+    to:Path,              # Folder that will hold labeled and detected
+    poses:PoseTable=None, # Joints of these pictures; None: no `<to>_poses.csv` is written
+) -> Path:                # Folder `to`
     "Lay a set out as the folders of CUHK03 (cuhk03-np)"
     to, files = Path(to), {}
     for b in BOXES:
@@ -159,10 +162,10 @@ def _empty(put, cells):
     return r
 
 def write_cuhk03_raw(
-    target,     # Folder of a set in the Market-1501 layout
-    to:Path,    # Folder that will hold cuhk03_release/cuhk-03.mat and the two split files
-    poses=None, # Keypoints of these pictures, a `PoseTable`; given, `<to>_poses.csv` is written beside
-) -> Path:      # `to`
+    target:Path,          # Folder of a set in the Market-1501 layout
+    to:Path,              # Folder that will hold cuhk03_release/cuhk-03.mat and two split files
+    poses:PoseTable=None, # Joints of these pictures; None: no `<to>_poses.csv` is written
+) -> Path:                # Folder `to`
     "Lay a set out as the raw CUHK03; needs `h5py`"
     try: import h5py
     except ImportError: raise InputError("Writing cuhk-03.mat needs the package h5py; install it with `pip "
@@ -201,11 +204,11 @@ def _tracks(names):
     return np.array([r[1:] for r in rows], np.int32)
 
 def write_mars(
-    source,     # Folder of a set in the MARS layout: its training half is kept
-    target,     # Folder of a set in the Market-1501 layout: queries and gallery become the test half
-    to:Path,    # Folder that will hold bbox_train, bbox_test and info
-    poses=None, # Keypoints of the pictures of both, a `PoseTable`; given, `<to>_poses.csv` is written beside
-) -> Path:      # `to`
+    source:Path,          # Folder of a set in the MARS layout; it gives the training half
+    target:Path,          # Folder of a set in the Market-1501 layout; it gives the test half
+    to:Path,              # Folder that will hold bbox_train, bbox_test and info
+    poses:PoseTable=None, # Joints of the pictures of both; None: no `<to>_poses.csv` is written
+) -> Path:                # Folder `to`
     "Lay two sets out as MARS with its tables"
     to, train, test = Path(to), {os.path.basename(p): p for p in read_mars(source).path}, _test_names(target)
     (to/'info').mkdir(parents=True)
@@ -236,11 +239,11 @@ def _names17(df, first):
         yield name, w, 'val' if s == 'train' and end else s
 
 def write_msmt17(
-    target,        # Folder of a set in the Market-1501 layout
-    to:Path,       # Folder that will hold the two folders of pictures and the four lists
-    version:int=1, # 1: folders train and test; 2: mask_train_v2 and mask_test_v2
-    poses=None,    # Keypoints of these pictures, a `PoseTable`; given, `<to>_poses.csv` is written beside
-) -> Path:         # `to`
+    target:Path,          # Folder of a set in the Market-1501 layout
+    to:Path,              # Folder that will hold the two folders of pictures and the four lists
+    version:int=1,        # Version: 1 (folders train, test) or 2 (mask_train_v2, mask_test_v2)
+    poses:PoseTable=None, # Joints of these pictures; None: no `<to>_poses.csv` is written
+) -> Path:                # Folder `to`
     "Lay a set out as MSMT17 with its lists"
     if version not in (1, 2): raise InputError(f"MSMT17 has the versions 1 and 2, but got {version!r}; "
                                                "choose one of them.")
@@ -255,7 +258,8 @@ def write_msmt17(
     for kind, rows in lines.items():
         (to/f'list_{kind}.txt').write_text(''.join(f'{name} {who}\n' for name, who in sorted(rows)))
         n[kind] = dict(pictures=len(rows), people=len({who for _, who in rows}))
-    _write_counts(to, query=n['query'], gallery=n['gallery'])  # whether `val` is trained on is the reader's choice
+    # no counts of `train`: the reader chooses whether `val` belongs to it
+    _write_counts(to, query=n['query'], gallery=n['gallery'])
     _write_poses(_poses_of(to), poses, files)
     return to
 
@@ -264,12 +268,12 @@ _PEOPLE = ('Anna B', 'Björn', 'Chen Wei', "D'Arcy", 'Émile Z', 'fatima', 'Gül
            'Käthe M', 'Li', 'Mbali', 'Nuño', 'O. Person', 'Pia 7', 'Quinn', 'Ru Yi', 'Søren', 'Tea')
 
 def write_folders(
-    target,            # Folder of a set in the Market-1501 layout
-    to:Path,           # Folder that will hold train, query and gallery
-    camera:bool=False, # Cameras in the base names, as `c1_0.jpg`?
-    poses=None,        # Keypoints of these pictures, a `PoseTable`; given, `<to>_poses.csv` is written beside
-) -> Path:             # `to`
-    "Lay a set out with a folder a person, base names repeating"
+    target:Path,          # Folder of a set in the Market-1501 layout
+    to:Path,              # Folder that will hold train, query and gallery
+    camera:bool=False,    # Put the camera into base names, as `c1_0.jpg`
+    poses:PoseTable=None, # Joints of these pictures; None: no `<to>_poses.csv` is written
+) -> Path:                # Folder `to`
+    "Lay a set out with one folder per person, base names repeating"
     to, df = Path(to), _real(target)
     who = df.pid.rank(method='dense').astype(int) - 1
     name = [_PEOPLE[w % len(_PEOPLE)] + f' {w//len(_PEOPLE)}'*(w >= len(_PEOPLE)) for w in who]
@@ -286,10 +290,10 @@ _OWN_IDS = dict(train=(0, -7, 1000003), test=(-1, 4000000000, 12))
 _OWN_CAMS = (1, 4, 9, 10, 17, 23)
 
 def write_own(
-    target,     # Folder of a set in the Market-1501 layout
-    to:Path,    # Folder that will hold own.csv and two folders of pictures
-    poses=None, # Keypoints of these pictures, a `PoseTable`; given, `own_poses.csv` is written beside own.csv
-) -> Path:      # `to`; the set is `to/own.csv`
+    target:Path,          # Folder of a set in the Market-1501 layout
+    to:Path,              # Folder that will hold own.csv and two folders of pictures
+    poses:PoseTable=None, # Joints of these pictures; None: no `own_poses.csv` is written
+) -> Path:                # Folder `to`; the set is `to/own.csv`
     "Lay a set out as a CSV with pictures of any names and ids of any value"
     to, df = Path(to), _real(target)
     half = ['train' if s == 'train' else 'test' for s in df.split]
@@ -306,13 +310,13 @@ def write_own(
     return to
 
 # %% ../../nbs/68_synth.sets.ipynb #1e982ad0
-LAID = 2 # Counts changes of the layouts, so that no cache keeps sets of older code
+LAID = 2 # Version of the layouts, so that no cache keeps sets of older code
 
 def toy_sets(
-    world:int=0, # Which tiny world
-) -> Path:       # Folder of the sets of the table above and their `…_poses.csv`; cuhk03 only if `h5py` is there
+    world:int=0, # Number of the tiny world
+) -> Path:       # Folder of all sets and their `…_poses.csv`; cuhk03 only if `h5py` is installed
     "The tiny world in every layout that the readers know, with its keypoints"
-    root = tiny_world(world)
+    root = tiny_world(world).root
     key = f'sets-{LAID}-{root.name.removeprefix("world-")}'
     with locked(cache_dir()/key):
         if not (cache_dir()/key).is_dir():
