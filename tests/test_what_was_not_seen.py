@@ -102,3 +102,10 @@ def test_weights_decay(world):
     learn.opt.set_hypers(lr=.1)
     learn.opt.step()
     assert torch.allclose(p, before*(1-.1*.01), atol=1e-7) and not torch.equal(p, before)
+
+
+def test_lsro_pictures_have_eps_1_beside_guided_ones(monkeypatch):
+    from posereid.experiment import engine
+    monkeypatch.setattr(engine, 'read_generated', lambda folder: range(3))
+    eps = engine.Experiment.own_eps(None, dict(also='dcgan'), {}, ('guided','dcgan'))
+    assert {k: v.tolist() for k,v in eps.items()}=={'dcgan': [1., 1., 1.]}
