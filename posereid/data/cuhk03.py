@@ -23,13 +23,15 @@ _raw03 = re.compile(r'([1-5])_([0-9]{3})_([12])_([0-9]{2})\.png')
 def _config03(root, boxes):
     "Path of the split file of a raw CUHK03: beside cuhk-03.mat, one folder up or one down; or None"
     name = f'cuhk03_new_protocol_config_{boxes}.mat'
-    return next((p for p in (root/name, root.parent/name, root/'cuhk03_release'/name) if p.is_file()), None)
+    return next((p for p in (root/name, root.parent/name, root/'cuhk03_release'/name)
+                 if p.is_file()), None)
 
 def cuhk03_raw(
     root:Path # Folder of a set
 ) -> Path:    # Path of the file, or None
     "Path of cuhk-03.mat in a folder"
-    return next((p for p in (root/'cuhk-03.mat', root/'cuhk03_release'/'cuhk-03.mat') if p.is_file()), None)
+    return next((p for p in (root/'cuhk-03.mat', root/'cuhk03_release'/'cuhk-03.mat')
+                 if p.is_file()), None)
 
 def _has_boxes(folder): return any((folder/MARKET_FOLDERS[s]).is_dir() for s in ('train','gallery'))
 
@@ -53,35 +55,43 @@ def read_cuhk03(
 ) -> DataFrame:                               # Manifest; `attrs['layout']` names form and boxes
     "Read CUHK03 by the 767/700 protocol, from folders or from the raw file"
     root = whole_path(root)
-    if boxes not in (None, *BOXES): raise InputError(f"boxes must be labeled or detected, but got {boxes!r}; did you "
-                                                     f"mean {nearest(str(boxes), BOXES)!r}?")
+    if boxes not in (None, *BOXES):
+        raise InputError(f"boxes must be labeled or detected, but got {boxes!r}; did you mean "
+                         f"{nearest(str(boxes), BOXES)!r}?")
     have = cuhk03_forms(root)
     fit = [(f, b) for f, b in have if boxes is None or b in (boxes, '')]
     if not fit: raise _no_cuhk03(root, boxes, have)
     if len({b for _, b in fit}) > 1:
-        raise InputError(f"{root} holds the labeled and the detected boxes of CUHK03, which are two data sets; choose "
-                         "with boxes='labeled' or "
-                         f"boxes='detected' (commands: --layout cuhk03-labeled or cuhk03-detected).")
-    if len(fit) > 1: raise InputError(f"{root} holds CUHK03 twice, as folders and as cuhk-03.mat; give {root/fit[0][1]} "
-                                      "or move one away.")
+        raise InputError(f"{root} holds the labeled and the detected boxes of CUHK03, which are "
+                         "two data sets; choose with boxes='labeled' or boxes='detected' "
+                         "(commands: --layout cuhk03-labeled or cuhk03-detected).")
+    if len(fit) > 1:
+        raise InputError(f"{root} holds CUHK03 twice, as folders and as cuhk-03.mat; give "
+                         f"{root/fit[0][1]} or move one away.")
     form, boxes = fit[0][0], fit[0][1] or boxes or ''
     dataset = dataset or f'cuhk03-{boxes}'.rstrip('-')
-    if form == 'raw': return _read_raw03(root, boxes, chosen_splits(splits, root, 'CUHK03', dict.fromkeys(('train','query','gallery'), '.')), dataset, odd, unpack)
+    if form == 'raw':
+        return _read_raw03(root, boxes,
+                           chosen_splits(splits, root, 'CUHK03',
+                                         dict.fromkeys(('train','query','gallery'), '.')), dataset,
+                           odd, unpack)
     home = root/boxes if _has_boxes(root/boxes) else root
-    return read_boxes(home, splits, 'CUHK03', parse_cuhk03_name, dataset, f"CUHK03 folders, {boxes or 'boxes unknown'}", odd, links)
+    return read_boxes(home, splits, 'CUHK03', parse_cuhk03_name, dataset,
+                      f"CUHK03 folders, {boxes or 'boxes unknown'}", odd, links)
 
 # %% ../../nbs/53_data.cuhk03.ipynb #fbdb3dfb
 def _no_cuhk03(root, boxes, have):
     "Error for a folder without the CUHK03 that was asked for"
     if cuhk03_raw(root) and not have:
-        return InputError(f"{root} has cuhk-03.mat but no cuhk03_new_protocol_config_{boxes or 'labeled'}.mat, the split "
-                          "of the 767/700 protocol; put "
-                          f"it beside cuhk-03.mat.")
-    if have: return InputError(f"{root} has no {boxes} boxes of CUHK03 but {' and '.join(b for _, b in have)}; choose "
-                               "another set of boxes.")
-    return InputError(f"{root} is no CUHK03 set: the folders labeled or detected, or cuhk-03.mat, were expected, but "
-                      f"{found(root)}; give the folder "
-                      f"that contains one of these.")
+        return InputError(f"{root} has cuhk-03.mat but no cuhk03_new_protocol_config_"
+                          f"{boxes or 'labeled'}.mat, the split of the 767/700 protocol; put it "
+                          "beside cuhk-03.mat.")
+    if have:
+        return InputError(f"{root} has no {boxes} boxes of CUHK03 but "
+                          f"{' and '.join(b for _, b in have)}; choose another set of boxes.")
+    return InputError(f"{root} is no CUHK03 set: the folders labeled or detected, or cuhk-03.mat, "
+                      f"were expected, but {found(root)}; give the folder that contains one "
+                      "of these.")
 
 # %% ../../nbs/53_data.cuhk03.ipynb #1970e75d
 def read_cuhk03_split(
@@ -91,28 +101,36 @@ def read_cuhk03_split(
     table = partial(mat_table, path, have=read_mat(path))
     names, pid, cam = table('filelist', 'texts'), table('labels').ravel(), table('camId').ravel()
     split = np.full(len(names), '', object)
-    if not len(names) == len(pid) == len(cam): raise InputError(f"{path}: filelist, labels and camId have {len(names)}, "
-                                                                f"{len(pid)} and {len(cam)} rows, not the same number; "
-                                                                "copy the file again.")
+    if not len(names) == len(pid) == len(cam):
+        raise InputError(f"{path}: filelist, labels and camId have {len(names)}, {len(pid)} and "
+                         f"{len(cam)} rows, not the same number; copy the file again.")
     for s in ('train','query','gallery'):
         i = table(f'{s}_idx').ravel() - 1
-        if i.min(initial=0) < 0 or i.max(initial=0) >= len(names): raise InputError(f"{path}: {s}_idx should count from "
-            f"1 to {len(names)}, but goes from {i.min()+1} to {i.max()+1}; copy the file again.")
-        if len(set(i)) < len(i) or (split[i] != '').any(): raise InputError(f"{path}: {names[int(i[split[i] != ''][0] if (split[i] != '').any() else i[0])]} stands in two parts or twice in {s}_idx; copy the file again.")
+        if i.min(initial=0) < 0 or i.max(initial=0) >= len(names):
+            raise InputError(f"{path}: {s}_idx should count from 1 to {len(names)}, but goes from "
+                             f"{i.min()+1} to {i.max()+1}; copy the file again.")
+        if len(set(i)) < len(i) or (split[i] != '').any():
+            raise InputError(
+                f"{path}: {names[int(i[split[i] != ''][0] if (split[i] != '').any() else i[0])]} "
+                f"stands in two parts or twice in {s}_idx; copy the file again.")
         split[i] = s
     parts = [_raw03.fullmatch(n) for n in names]
     for n, m, c in zip(names, parts, cam):
-        if not m or int(m[3]) != c: raise InputError(f"{path}: {n!r} should be like 1_001_1_01.png (camera pair, person, "
-                                                     f"view {c}, number); copy the file again.")
-    if (split == '').any(): raise InputError(f"{path}: {names[int(np.argmax(split == ''))]} is in no part of the split; "
-                                             "copy the file again.")
-    return DataFrame(dict(name=names, pid=pid, camid=cam, seq=[int(m[1]) for m in parts], split=split))
+        if not m or int(m[3]) != c:
+            raise InputError(f"{path}: {n!r} should be like 1_001_1_01.png (camera pair, person, "
+                             f"view {c}, number); copy the file again.")
+    if (split == '').any():
+        raise InputError(f"{path}: {names[int(np.argmax(split == ''))]} is in no part of the "
+                         "split; copy the file again.")
+    return DataFrame(dict(name=names, pid=pid, camid=cam, seq=[int(m[1]) for m in parts],
+                          split=split))
 
 # %% ../../nbs/53_data.cuhk03.ipynb #5d100714
 def _h5py():
     try: import h5py
-    except ImportError: raise InputError("cuhk-03.mat is an HDF5 file, which needs the package h5py; install it with "
-                                         "`pip install h5py`, or give the cuhk03-np folders.") from None
+    except ImportError:
+        raise InputError("cuhk-03.mat is an HDF5 file, which needs the package h5py; install it "
+                         "with `pip install h5py`, or give the cuhk03-np folders.") from None
     return h5py
 
 def _pictures03(f, boxes):
@@ -122,7 +140,8 @@ def _pictures03(f, boxes):
         for person, row in enumerate(cells, 1):
             for i, r in enumerate(row):
                 x = f[r]
-                if x.ndim == 3 and x.size: yield f'{pair}_{person:03d}_{1 + (i >= 5)}_{i+1:02d}.png', x[:].T
+                if x.ndim == 3 and x.size:
+                    yield f'{pair}_{person:03d}_{1 + (i >= 5)}_{i+1:02d}.png', x[:].T
 
 def unpack_cuhk03(
     mat:Path,         # Path of cuhk-03.mat
@@ -143,8 +162,8 @@ def unpack_cuhk03(
                     Image.fromarray(np.ascontiguousarray(x)).save(tmp/name, compress_level=1)
         except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as e:
             said = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-            raise InputError(f"{mat} cannot be read as the HDF5 file of CUHK03 with {boxes} boxes ({said}); "
-                             "download it again.") from None
+            raise InputError(f"{mat} cannot be read as the HDF5 file of CUHK03 with {boxes} boxes ("
+                             f"{said}); download it again.") from None
     return folder
 
 # %% ../../nbs/53_data.cuhk03.ipynb #fb211b40
@@ -155,11 +174,15 @@ def _read_raw03(root, boxes, splits, dataset, odd, unpack):
     folder = unpack_cuhk03(cuhk03_raw(root), boxes, unpack)
     have = set(os.listdir(folder))
     if lost := [n for n in t.name if n not in have]:
-        raise InputError(f"{_config03(root, boxes)} names {len(lost)} pictures that {cuhk03_raw(root)} does not hold, "
-                         f"first {lost[0]}; take the split of the {boxes} boxes.")
-    for n in sorted(have - set(t.name)): r.skip(str(folder/n), f'is not named in {_config03(root, boxes).name}')
-    rows = t.assign(path=[str(folder/n) for n in t.name], is_generated=False, own_id=t.name.str[:5])  # camera pair and person
+        raise InputError(f"{_config03(root, boxes)} names {len(lost)} pictures that "
+                         f"{cuhk03_raw(root)} does not hold, first {lost[0]}; take the split of "
+                         f"the {boxes} boxes.")
+    for n in sorted(have - set(t.name)):
+        r.skip(str(folder/n), f'is not named in {_config03(root, boxes).name}')
+    # camera pair and person
+    rows = t.assign(path=[str(folder/n) for n in t.name], is_generated=False, own_id=t.name.str[:5])
     r.parts.append(rows[t.split.isin(splits)].drop(columns='name'))
     df = r.manifest(dataset, f'CUHK03 raw file, {boxes}')
-    df.attrs['also'] = sorted({n for b in BOXES if (file := _config03(root, b)) for n in read_cuhk03_split(file).name})
+    df.attrs['also'] = sorted({n for b in BOXES if (file := _config03(root, b))
+                               for n in read_cuhk03_split(file).name})
     return df

@@ -22,16 +22,19 @@ from .own import camera_rule, read_csv, read_folder
 from ..imagefiles import is_junk_folder
 
 # %% ../../nbs/56_data.layouts.ipynb #c038
-READERS = {'market1501':read_market, 'dukemtmc':read_duke, 'cuhk03':read_cuhk03, 'cuhk03-labeled':partial(read_cuhk03, boxes='labeled'),
-           'cuhk03-detected':partial(read_cuhk03, boxes='detected'), 'mars':read_mars, 'msmt17':read_msmt17, 'generated':read_generated,
-           'csv':read_csv, 'folder':read_folder}
+READERS = {'market1501':read_market, 'dukemtmc':read_duke, 'cuhk03':read_cuhk03,
+           'cuhk03-labeled':partial(read_cuhk03, boxes='labeled'),
+           'cuhk03-detected':partial(read_cuhk03, boxes='detected'), 'mars':read_mars,
+           'msmt17':read_msmt17, 'generated':read_generated, 'csv':read_csv, 'folder':read_folder}
 
 def _boxes_kind(path):
     "Layout of a set in the folders of Market-1501, by the first file names that parse"
     for d in ('bounding_box_train', 'query', 'bounding_box_test'):
         if not (path/d).is_dir(): continue
         for n in list_pictures(path/d)[0][:200]:
-            if kind := next((k for k, g in GRAMMAR.items() if g[0].match(os.path.basename(n))), None): return kind
+            if kind := next((k for k, g in GRAMMAR.items() if g[0].match(os.path.basename(n))),
+                            None):
+                return kind
     return 'market1501'
 
 def _layout(path):
@@ -44,7 +47,9 @@ def _layout(path):
     if has('list_query.txt') and msmt17_form(path): return 'msmt17'
     if cuhk03_forms(path) or cuhk03_raw(path): return 'cuhk03'
     if has('manifest.csv'): return 'csv'
-    if any(o.is_dir() for s in ('train','query','gallery') if (path/s).is_dir() for o in (path/s).iterdir()): return 'folder'
+    if any(o.is_dir() for s in ('train','query','gallery') if (path/s).is_dir()
+           for o in (path/s).iterdir()):
+        return 'folder'
 
 # %% ../../nbs/56_data.layouts.ipynb #8ac04533
 def find_layout(
@@ -57,15 +62,17 @@ def find_layout(
         hits = [(n, p) for p in level if (n := _layout(p))]
         if len(hits) == 1: return hits[0]
         if hits:
-            raise InputError(f"{root} holds several sets, {' and '.join(str(p) for _, p in hits[:3])}; give one of "
-                             f"them.")
-        level = [o for p in level if p.is_dir() for o in sorted(p.iterdir())[:100] if o.is_dir() and not is_junk_folder(o.name)]
-    raise InputError(f"{root} is no known set: bounding_box_train (Market-1501, DukeMTMC-reID, generated), labeled or "
-                     "detected or cuhk-03.mat (CUHK03), "
-                     "bbox_train (MARS), list_query.txt beside train and test (MSMT17), train/query/gallery with a "
-                     f"folder per person, or a CSV was expected, but {found(root)}; "
-                     "give the folder that contains one of these, or name the layout (commands: --layout, of a source --source_layout, such as "
-                     "`folder` for a folder per person without splits).")
+            raise InputError(f"{root} holds several sets, "
+                             f"{' and '.join(str(p) for _, p in hits[:3])}; give one of them.")
+        level = [o for p in level if p.is_dir() for o in sorted(p.iterdir())[:100]
+                 if o.is_dir() and not is_junk_folder(o.name)]
+    raise InputError(f"{root} is no known set: bounding_box_train (Market-1501, DukeMTMC-reID, "
+                     "generated), labeled or detected or cuhk-03.mat (CUHK03), bbox_train (MARS), "
+                     "list_query.txt beside train and test (MSMT17), train/query/gallery with a "
+                     f"folder per person, or a CSV was expected, but {found(root)}; give the "
+                     "folder that contains one of these, or name the layout (commands: --layout, "
+                     "of a source --source_layout, such as `folder` for a folder per person "
+                     "without splits).")
 
 # %% ../../nbs/56_data.layouts.ipynb #308f0cf1
 def load_dataset(
@@ -75,7 +82,8 @@ def load_dataset(
 ) -> DataFrame:    # Manifest
     "Read a data set; `load_dataset('market1501', root)` works as well"
     if name is not None and str(name) not in READERS and (
-            str(root) in READERS or (os.path.exists(name) and not os.path.exists(root))): root, name = name, str(root)
+            str(root) in READERS or (os.path.exists(name) and not os.path.exists(root))):
+        root, name = name, str(root)
     if name is None: name, root = find_layout(root)
     if name not in READERS:
         raise InputError(f"No reader is called {name!r} but {', '.join(READERS)}; did you mean "
@@ -89,12 +97,14 @@ def reader_choices(
 ) -> dict:   # Default of each argument beside the path, by name
     "Arguments of a reader, which commands take as `--read name=value`"
     fixed = getattr(READERS[name], 'keywords', {})
-    return {k: o.default for k, o in list(inspect.signature(READERS[name]).parameters.items())[1:] if k not in fixed}
+    return {k: o.default for k, o in list(inspect.signature(READERS[name]).parameters.items())[1:]
+            if k not in fixed}
 
 def pose_choices() -> dict: # Default of each argument beside paths and names, by name
     "Arguments of `read_poses`, which commands take as `--pose_read name=value`"
     from posereid.pose.files import read_poses
-    return {k: o.default for k, o in inspect.signature(read_poses).parameters.items() if k not in ('path','names')}
+    return {k: o.default for k, o in inspect.signature(read_poses).parameters.items()
+            if k not in ('path','names')}
 
 # %% ../../nbs/56_data.layouts.ipynb #70ed333e
 def typed(
@@ -105,17 +115,21 @@ def typed(
     "Convert arguments from a command line; an unknown name is an error"
     if wrong := [k for k in choices if k not in known]:
         near = f'; did you mean {nearest(wrong[0], list(known))!r}?' if known else '.'
-        raise InputError(f"{whose} has no choice {wrong[0]!r} but {', '.join(known) or 'none'}{near}")
+        raise InputError(f"{whose} has no choice {wrong[0]!r} but "
+                         f"{', '.join(known) or 'none'}{near}")
     return {k: _typed(k, v, known[k]) for k, v in choices.items()}
 
 def _typed(k, v, like):
     if not isinstance(v, str): return v
     if v.lower() == 'none': return None
-    if (isinstance(like, bool) or k == 'own_ids') and v.lower() in ('true','false','yes','no'): return v.lower() in ('true','yes')
+    if (isinstance(like, bool) or k == 'own_ids') and v.lower() in ('true','false','yes','no'):
+        return v.lower() in ('true','yes')
     if isinstance(like, bool): raise InputError(f"{k!r} is true or false, but got {v!r}.")
-    if v != 'all' and (isinstance(like, tuple) or k == 'splits'): return tuple(o.strip() for o in v.split(',') if o.strip())
+    if v != 'all' and (isinstance(like, tuple) or k == 'splits'):
+        return tuple(o.strip() for o in v.split(',') if o.strip())
     try: return float(v) if isinstance(like, float) else v
-    except ValueError: raise InputError(f"{k!r} takes a number, such as {like}, but got {v!r}.") from None
+    except ValueError:
+        raise InputError(f"{k!r} takes a number, such as {like}, but got {v!r}.") from None
 
 def there_are(
     root:Path,                                # Folder of a set
@@ -124,8 +138,9 @@ def there_are(
 ) -> tuple:                                   # Those of `splits` that are there
     "Splits of a set that have a folder or a list on disk"
     root = Path(root)
-    home = dict(market1501=MARKET_FOLDERS, dukemtmc=MARKET_FOLDERS, msmt17={s: f'list_{s}.txt' for s in splits},
-                mars=dict(train='bbox_train', query='info/query_IDX.mat', gallery='bbox_test')).get(name)
+    home = dict(market1501=MARKET_FOLDERS, dukemtmc=MARKET_FOLDERS,
+                msmt17={s: f'list_{s}.txt' for s in splits}, mars=dict(train='bbox_train',
+                    query='info/query_IDX.mat', gallery='bbox_test')).get(name)
     if name.startswith('cuhk03') and not cuhk03_raw(root): home = MARKET_FOLDERS
     if home is None: return tuple(splits)
     tops = [root, *(root/b for b in BOXES if name in ('cuhk03', f'cuhk03-{b}'))]
@@ -139,20 +154,19 @@ def check_train(
     "Check that a set can be trained on: two identities at least, one of them with two pictures"
     train = train_rows(df, real_only=True)
     if (bad := train.pid < 1).any():
-        raise InputError(f"{where}: {bad.sum()} training pictures are of nobody, first {train.path[bad].iloc[0]} (pid "
-                         f"{train.pid[bad].iloc[0]}: −1 is junk, 0 a "
-                         "distractor); move them to the gallery, or number people from 1.")
+        raise InputError(f"{where}: {bad.sum()} training pictures are of nobody, first "
+                         f"{train.path[bad].iloc[0]} (pid {train.pid[bad].iloc[0]}: −1 is junk, 0 "
+                         "a distractor); move them to the gallery, or number people from 1.")
     counts = train.pid.value_counts().sort_index()
     if len(counts) < 2:
-        raise InputError(f"{where} has {len(train)} training pictures of {len(counts)} identities, and at least two "
-                         f"identities are needed; "
-                         "check the training folder.")
+        raise InputError(f"{where} has {len(train)} training pictures of {len(counts)} identities, "
+                         "and at least two identities are needed; check the training folder.")
     df.attrs['single'] = [int(p) for p in counts.index[counts == 1]]
     if len(df.attrs['single']) == len(counts):
         p = train.path.iloc[0]
-        raise InputError(f"{where}: every one of the {len(counts)} training identities has a single picture ({p} is "
-                         f"the only one of its), "
-                         "so that no pair can be made; add a second picture of some of them.")
+        raise InputError(f"{where}: every one of the {len(counts)} training identities has a "
+                         f"single picture ({p} is the only one of its), so that no pair can be "
+                         "made; add a second picture of some of them.")
     return df
 
 # %% ../../nbs/56_data.layouts.ipynb #c044
@@ -166,7 +180,8 @@ def matched(
 def _matched(q, g, cameras):
     "`matched` for the rows of queries and gallery"
     if not cameras: q, g = q.assign(camid=0), g[~g.path.isin(q.path)].assign(camid=0)
-    seen = g.groupby('pid').camid.agg(['nunique', 'min'])  # number of cameras of each identity, and the first
+    # number of cameras of each identity, and the first
+    seen = g.groupby('pid').camid.agg(['nunique', 'min'])
     n, only = (q.pid.map(seen[c]).fillna(-1).to_numpy() for c in ('nunique', 'min'))
     return (n > 1) | ((n == 1) & ((only != q.camid.to_numpy()) | (q.camid.to_numpy() == 0)))
 
@@ -179,23 +194,31 @@ def check_test(
     "Check that a set can be tested on: at least one query has a match"
     q, g = (pick(df, s) for s in ('query','gallery'))
     for name, rows in (('query', q), ('gallery', g)):
-        if not len(rows): raise InputError(f"{where} has no {name} picture; check the folder or the split column.")
+        if not len(rows):
+            raise InputError(f"{where} has no {name} picture; check the folder or the "
+                             "split column.")
     if (bad := q.pid < 1).any():
-        raise InputError(f"{where}: {bad.sum()} queries are of nobody, first {q.path[bad].iloc[0]} (pid "
-                         f"{q.pid[bad].iloc[0]}); a query must show a person, numbered from 1.")
+        raise InputError(f"{where}: {bad.sum()} queries are of nobody, first {q.path[bad].iloc[0]} "
+                         f"(pid {q.pid[bad].iloc[0]}); a query must show a person, "
+                         "numbered from 1.")
     ok = _matched(q, g, cameras)
     if not ok.any(): raise InputError(f'{where}: {_why_unmatched(q, g, cameras)}.')
-    df.attrs.update(unmatched=int((~ok).sum()), cameras=camera_rule(df if cameras else df.assign(camid=0), where))
+    df.attrs.update(unmatched=int((~ok).sum()),
+                    cameras=camera_rule(df if cameras else df.assign(camid=0), where))
     return df
 
 def _why_unmatched(q, g, cameras):
     "Why no query has a match, and the cure"
     n, people = len(q), g[g.pid > 0]
     seen = {*q.camid, *people.camid}
-    if not {*q.pid} & {*people.pid}: return (f"none of the {n} queries has a picture of the same person from another camera in the gallery, for no person is in both; "
-                          "check that query and gallery are of one set")
+    if not {*q.pid} & {*people.pid}:
+        return (f"none of the {n} queries has a picture of the same person from another camera in "
+                "the gallery, for no person is in both; check that query and gallery are "
+                "of one set")
     if cameras and len(seen) == 1:
-        return (f"all {n+len(people)} query and gallery pictures of people are from camera {seen.pop()}, and what the query's own camera saw of its person does not count; "
+        return (f"all {n+len(people)} query and gallery pictures of people are from camera "
+                f"{seen.pop()}, and what the query's own camera saw of its person does not count; "
                 "score the set without cameras (cameras=False; commands: --no_cameras)")
-    return (f"none of the {n} queries has a picture of the same person from another camera in the gallery; check that the cameras are right, "
-            "or score the set without them (cameras=False; commands: --no_cameras)")
+    return (f"none of the {n} queries has a picture of the same person from another camera in the "
+            "gallery; check that the cameras are right, or score the set without them "
+            "(cameras=False; commands: --no_cameras)")

@@ -26,10 +26,12 @@ DukeName   = namedtuple('DukeName', 'pid camid frame')
 Cuhk03Name = namedtuple('Cuhk03Name', 'pid camid frame')
 MarsName   = namedtuple('MarsName', 'pid camid tracklet frame')
 GRAMMAR = dict(  # pattern of a base name, named tuple, example, parts
-    market1501=(re.compile(r'(-1|[0-9]{4})_c([1-9])s([0-9])_([0-9]+)_([0-9]+)(?=[._])'), MarketName, '0002_c1s1_000451_03.jpg',
-                'identity, camera, sequence, frame, box'),
-    dukemtmc=(re.compile(r'([0-9]{4})_c([1-8])_f([0-9]{7})(?=[._])'), DukeName, '0001_c2_f0046182.jpg', 'identity, camera, frame'),
-    cuhk03=(re.compile(r'([0-9]{4})_c([12])_([0-9]+)(?=[._])'), Cuhk03Name, '0001_c1_1.png', 'identity, camera, number'))
+    market1501=(re.compile(r'(-1|[0-9]{4})_c([1-9])s([0-9])_([0-9]+)_([0-9]+)(?=[._])'), MarketName,
+                '0002_c1s1_000451_03.jpg', 'identity, camera, sequence, frame, box'),
+    dukemtmc=(re.compile(r'([0-9]{4})_c([1-8])_f([0-9]{7})(?=[._])'), DukeName,
+              '0001_c2_f0046182.jpg', 'identity, camera, frame'),
+    cuhk03=(re.compile(r'([0-9]{4})_c([12])_([0-9]+)(?=[._])'), Cuhk03Name, '0001_c1_1.png',
+            'identity, camera, number'))
 _mars = re.compile(r'([0-9]{4}|00-1)C([1-9])T([0-9]{4})F([0-9]{3,})\.')
 
 # %% ../../nbs/52_data.market.ipynb #c007
@@ -65,9 +67,10 @@ def parse_mars_name(
     base = os.path.basename(name)
     if m := _mars.match(base):
         pid, cam, _, frame = m.groups()
-        return MarsName(-1 if pid == '00-1' else int(pid), int(cam), base[:m.start(4)-1], int(frame))
-    raise InputError(f"{name} is not named like 0001C1T0001F001.jpg (identity, camera, tracklet, frame); rename or "
-                     f"move it.")
+        return MarsName(-1 if pid == '00-1' else int(pid), int(cam), base[:m.start(4)-1],
+                        int(frame))
+    raise InputError(f"{name} is not named like 0001C1T0001F001.jpg (identity, camera, tracklet, "
+                     "frame); rename or move it.")
 
 # %% ../../nbs/52_data.market.ipynb #c013
 def found(
@@ -80,7 +83,8 @@ def found(
     if not folder.is_dir(): return 'it is a file'
     names = sorted(o.name + '/'*o.is_dir() for o in folder.iterdir())
     if not names: return 'it is empty'
-    return 'it holds ' + ', '.join(names[:n]) + (f' and {len(names)-n} more' if len(names) > n else '')
+    return 'it holds ' + ', '.join(names[:n]) + (f' and {len(names)-n} more'
+                                                 if len(names) > n else '')
 
 # %% ../../nbs/52_data.market.ipynb #6105ea30
 def files_below(
@@ -93,9 +97,11 @@ def _why_not(o, homes):
     "Reason not to read a link, or None"
     to = os.path.realpath(o.path)
     if not os.path.exists(to):
-        return f'is a link to {os.readlink(o.path)}, which is not there; copy the picture or remove the link'
+        return (f'is a link to {os.readlink(o.path)}, which is not there; copy the picture or '
+                'remove the link')
     if homes and not os.path.isdir(to) and not any(os.path.commonpath([to, h]) == h for h in homes):
-        return f'is a link out of the set, to {to}; copy the picture or allow links=True (commands: --read links=true)'
+        return (f'is a link out of the set, to {to}; copy the picture or allow links=True '
+                '(commands: --read links=true)')
 
 def scan_folder(
     folder:Path,     # Folder of pictures
@@ -140,9 +146,10 @@ def subfolder(
     root = whole_path(root)
     if (root/name).is_dir(): return root/name
     if root.name == name:
-        raise InputError(f"{root} is itself the folder {name} of a {kind} set; give its parent {root.parent}.")
-    raise InputError(f"{root} is no {kind} set: the folder {name} was expected, but {found(root)}; give the folder "
-                     f"that contains {name}.")
+        raise InputError(f"{root} is itself the folder {name} of a {kind} set; give its parent "
+                         f"{root.parent}.")
+    raise InputError(f"{root} is no {kind} set: the folder {name} was expected, but {found(root)}; "
+                     f"give the folder that contains {name}.")
 
 # %% ../../nbs/52_data.market.ipynb #c019
 def printed_id(
@@ -159,8 +166,9 @@ class Reading:
         odd:str='error',  # Pictures with an odd name or link: `error` or `skip`
         links:bool=False  # Whether to read pictures that are links out of the set
     ):
-        if odd not in ('error', 'skip'): raise InputError(f"odd must be 'error' or 'skip', but got {odd!r}; "
-                                                          f"did you mean {nearest(str(odd), ('error', 'skip'))!r}?")
+        if odd not in ('error', 'skip'):
+            raise InputError(f"odd must be 'error' or 'skip', but got {odd!r}; did you mean "
+                             f"{nearest(str(odd), ('error', 'skip'))!r}?")
         self.root, self.kind, self.odd, self.links = whole_path(root), kind, odd, links
         self.parts, self.ignored, self.skipped = [], [], {}
 
@@ -171,7 +179,8 @@ class Reading:
     ) -> None:        # Nothing; the picture is noted in `skipped`
         "Skip a picture, or raise an error unless `odd` is `skip`"
         if self.odd == 'error':
-            raise InputError(said or f"{path} {why}; or read the set with odd='skip' (commands: --read odd=skip).")
+            raise InputError(said or f"{path} {why}; or read the set with odd='skip' (commands: "
+                             "--read odd=skip).")
         self.skipped[path] = why
 
     def names(self,
@@ -205,7 +214,8 @@ def folder(self:Reading,
     if not rows: raise self._nothing(folder, split, pics, bad)
     df = DataFrame([n for _, n in rows], columns=rows[0][1]._fields)
     own = [who(os.path.basename(p)) for p, _ in rows]
-    self.parts.append(df.assign(path=[p for p, _ in rows], split=split, is_generated=False, own_id=own))
+    self.parts.append(df.assign(path=[p for p, _ in rows], split=split, is_generated=False,
+                                own_id=own))
     return self.parts[-1]
 
 @patch
@@ -215,7 +225,8 @@ def manifest(self:Reading,
     drop:tuple=() # Columns to leave out
 ) -> DataFrame:   # Manifest with `layout`, `ignored` and `skipped` in `attrs`
     "The manifest of all folders that were read"
-    df = make_manifest(pd.concat(self.parts, ignore_index=True), str(self.root)).drop(columns=list(drop)).assign(dataset=dataset)
+    df = make_manifest(pd.concat(self.parts, ignore_index=True),
+                       str(self.root)).drop(columns=list(drop)).assign(dataset=dataset)
     df.attrs.update(layout=layout, ignored=self.ignored, skipped=self.skipped)
     return df
 
@@ -227,20 +238,23 @@ def person(self:Reading,
     parse:callable # Function of a base name: named tuple of columns
 ) -> None:         # Nothing; the rows are added to `parts`
     "Read the folder of one identity; it may be empty"
-    if any(scan_folder(folder)[i] for i in (0,2)): self.folder(folder.relative_to(self.root), split, parse, who=lambda _: folder.name)
+    if any(scan_folder(folder)[i] for i in (0,2)):
+        self.folder(folder.relative_to(self.root), split, parse, who=lambda _: folder.name)
     else: self.ignored += files_below(folder)
 
 @patch
 def _nothing(self:Reading, folder, split, pics, bad):
     "Error for a folder without a picture that can be read"
     if tried := [*pics, *bad]:
-        return InputError(f"None of the {len(tried)} pictures of {folder} can be read, and the first, {tried[0]}, "
-                          f"{self.skipped[tried[0]]}.")
-    return InputError(f"{folder} should hold the {split} pictures of a {self.kind} set, but no picture "
-                      f"is there ({found(folder)}); unpack the set again or give another folder.")
+        return InputError(f"None of the {len(tried)} pictures of {folder} can be read, and the "
+                          f"first, {tried[0]}, {self.skipped[tried[0]]}.")
+    return InputError(f"{folder} should hold the {split} pictures of a {self.kind} set, but no "
+                      f"picture is there ({found(folder)}); unpack the set again or give "
+                      "another folder.")
 
 # %% ../../nbs/52_data.market.ipynb #d4cf459e
-MARKET_FOLDERS = dict(train='bounding_box_train', query='query', gallery='bounding_box_test', multi='gt_bbox')
+MARKET_FOLDERS = dict(train='bounding_box_train', query='query', gallery='bounding_box_test',
+                      multi='gt_bbox')
 
 def chosen_splits(
     splits:tuple,               # Names of splits, one name, or `'all'`
@@ -249,7 +263,8 @@ def chosen_splits(
     folders:dict=MARKET_FOLDERS # Folder or list of each split
 ) -> list:                      # Names of splits
     "The splits to read; an unknown name is an error"
-    if splits == 'all': return [s for s, f in folders.items() if (whole_path(root)/f).exists()] or list(folders)
+    if splits == 'all':
+        return [s for s, f in folders.items() if (whole_path(root)/f).exists()] or list(folders)
     splits = [splits] if isinstance(splits, str) else list(splits)
     for s in splits:
         if s not in folders:
@@ -281,7 +296,8 @@ def read_market(
     links:bool=False,                         # Whether to read links out of the set
 ) -> DataFrame:                               # Manifest
     "Read a set in the layout of Market-1501"
-    return read_boxes(root, splits, 'Market-1501', parse_market_name, dataset, 'Market-1501', odd, links, ['box'])
+    return read_boxes(root, splits, 'Market-1501', parse_market_name, dataset, 'Market-1501', odd,
+                      links, ['box'])
 
 # %% ../../nbs/52_data.market.ipynb #c027
 def account(
@@ -291,11 +307,14 @@ def account(
     "Number of files below `root`, by what the reader did with them"
     root = str(whole_path(root))
     below = lambda paths: {p for p in map(str, paths) if p.startswith(root + os.sep)}
-    parts = dict(read=below(df.path), ignored=below(df.attrs.get('ignored', ())), skipped=below(df.attrs.get('skipped', ())))
+    parts = dict(read=below(df.path), ignored=below(df.attrs.get('ignored', ())),
+                 skipped=below(df.attrs.get('skipped', ())))
     known = set().union(*parts.values())
     rest = sorted({*files_below(root)} - known)
-    top = pd.Series([p[len(root)+1:].split(os.sep)[0] for p in rest], dtype=object).value_counts(sort=False)
-    return dict(files=len(known)+len(rest), **{k: len(v) for k, v in parts.items()}, unread={str(k): int(v) for k, v in top.items()})
+    top = pd.Series([p[len(root)+1:].split(os.sep)[0] for p in rest],
+                    dtype=object).value_counts(sort=False)
+    return dict(files=len(known)+len(rest), **{k: len(v) for k, v in parts.items()},
+                unread={str(k): int(v) for k, v in top.items()})
 
 # %% ../../nbs/52_data.market.ipynb #207e8184
 def reading_notes(
@@ -305,10 +324,15 @@ def reading_notes(
     few = lambda o: ', '.join(os.path.basename(p) for p in list(o)[:3]) + ', …'*(len(o) > 3)
     ignored, skipped, said = (df.attrs.get(k, ()) for k in ('ignored', 'skipped', 'notes'))
     out = []
-    if skipped: out.append(f"pictures skipped: {len(skipped):,} ({few(skipped)}); the first {next(iter(skipped.values()))}")
+    if skipped:
+        out.append(f"pictures skipped: {len(skipped):,} ({few(skipped)}); the first "
+                   f"{next(iter(skipped.values()))}")
     unread = unread_kinds(ignored)
-    if unread: out.append(f"pictures of kinds that are not read: {len(unread):,} ({few(unread)}); save them as JPEG or PNG")
-    if rest := [o for o in ignored if o not in set(unread)]: out.append(f"files that are no pictures: {len(rest):,} ({few(rest)})")
+    if unread:
+        out.append(f"pictures of kinds that are not read: {len(unread):,} ({few(unread)}); save "
+                   "them as JPEG or PNG")
+    if rest := [o for o in ignored if o not in set(unread)]:
+        out.append(f"files that are no pictures: {len(rest):,} ({few(rest)})")
     if (rule := df.attrs.get('cameras', '')).startswith('no cameras'): out.append(rule)
     return out + list(said)
 
@@ -316,8 +340,10 @@ def unread_kinds(
     paths:list # Paths of files that a reader ignored
 ) -> list:     # Paths of those that are pictures
     "Ignored files that are pictures of a kind that is not read: HEIC, AVIF, GIF, JPEG XL"
-    own = lambda p: not os.path.basename(p).startswith('.') and not any(is_junk_folder(o) for o in p.split(os.sep)[:-1])
-    return [p for p in paths if p.lower().endswith(('.heic','.heif','.avif','.gif','.jxl')) and own(p)]
+    own = lambda p: not os.path.basename(p).startswith('.') and not any(is_junk_folder(o)
+        for o in p.split(os.sep)[:-1])
+    return [p for p in paths
+            if p.lower().endswith(('.heic','.heif','.avif','.gif','.jxl')) and own(p)]
 
 # %% ../../nbs/52_data.market.ipynb #46ca18c2
 def read_duke(
@@ -328,7 +354,8 @@ def read_duke(
     links:bool=False,                         # Whether to read links out of the set
 ) -> DataFrame:                               # Manifest
     "Read a set in the layout of DukeMTMC-reID"
-    return read_boxes(root, splits, 'DukeMTMC-reID', parse_duke_name, dataset, 'DukeMTMC-reID', odd, links)
+    return read_boxes(root, splits, 'DukeMTMC-reID', parse_duke_name, dataset, 'DukeMTMC-reID',
+                      odd, links)
 
 # %% ../../nbs/52_data.market.ipynb #3cab3c02
 _MSMT17 = {'V1':('train','test'), 'V2':('mask_train_v2','mask_test_v2')}
@@ -339,24 +366,29 @@ def msmt17_form(
     root:Path # Folder of a set
 ) -> str:     # `V1`, `V2`, or None if neither
     "Release of MSMT17, by the names of its folders"
-    return next((v for v, halves in _MSMT17.items() if any((root/h).is_dir() for h in halves)), None)
+    return next((v for v, halves in _MSMT17.items() if any((root/h).is_dir() for h in halves)),
+                None)
 
 def parse_msmt17_name(
     name:str,      # Base name, e.g. `0000_000_01_0303morning_0015_0.jpg`
 ) -> Msmt17Name:   # Camera, from 1 to 15
     "Parse a file name of MSMT17; its identity is in the list"
-    if (m := _msmt17.match(os.path.basename(name))) and 1 <= int(m[1]) <= 15: return Msmt17Name(int(m[1]))
-    raise InputError(f"{name} is not named like 0000_000_01_0303morning_0015_0.jpg (identity, number, camera from 01 to 15, time, …); "
-                     "rename or move it.")
+    if (m := _msmt17.match(os.path.basename(name))) and 1 <= int(m[1]) <= 15:
+        return Msmt17Name(int(m[1]))
+    raise InputError(f"{name} is not named like 0000_000_01_0303morning_0015_0.jpg (identity, "
+                     "number, camera from 01 to 15, time, …); rename or move it.")
 
 def _msmt17_list(file):
     "Paths and identities of one list"
-    if not file.is_file(): raise InputError(f"{file} should list the pictures as lines of path and person, but "
-                                            f"{found(file)}; give the folder that contains the lists of MSMT17.")
-    rows = [o.rsplit(None, 1) for o in file.read_text(encoding='utf-8-sig', errors='replace').splitlines() if o.strip()]
+    if not file.is_file():
+        raise InputError(f"{file} should list the pictures as lines of path and person, but "
+                         f"{found(file)}; give the folder that contains the lists of MSMT17.")
+    rows = [o.rsplit(None, 1) for o in file.read_text(encoding='utf-8-sig', errors='replace')
+            .splitlines() if o.strip()]
     for i, o in enumerate(rows, 1):
-        if len(o) != 2 or not o[1].isdecimal(): raise InputError(f"{file}, line {i}: {' '.join(o)!r} should be a path "
-                                                                 "and the number of a person; copy the list again.")
+        if len(o) != 2 or not o[1].isdecimal():
+            raise InputError(f"{file}, line {i}: {' '.join(o)!r} should be a path and the number "
+                             "of a person; copy the list again.")
     return [p for p, _ in rows], [int(i) for _, i in rows]
 
 # %% ../../nbs/52_data.market.ipynb #bb6354ae
@@ -370,25 +402,32 @@ def read_msmt17(
 ) -> DataFrame:                               # Manifest; test identities follow training ones
     "Read MSMT17, V1 or V2, by its lists"
     r, form = Reading(root, 'MSMT17', odd, links), msmt17_form(whole_path(root))
-    if not form: raise InputError(f"{r.root} is no MSMT17 set: the folders train and test (V1) or mask_train_v2 and "
-                                  f"mask_test_v2 (V2) were expected, but {found(r.root)}; give the folder that "
-                                  "contains them.")
+    if not form:
+        raise InputError(f"{r.root} is no MSMT17 set: the folders train and test (V1) or "
+                         f"mask_train_v2 and mask_test_v2 (V2) were expected, but {found(r.root)}; "
+                         "give the folder that contains them.")
     lists, K = _msmt17_lists(r.root, val), _msmt17_people(r.root)
     for half, folder in zip(('train','test'), _MSMT17[form]):
-        mine = [s for s in chosen_splits(splits, r.root, 'MSMT17', {s: f'list_{s}.txt' for s in lists}) if (s == 'train') == (half == 'train')]
+        mine = [s for s in chosen_splits(splits, r.root, 'MSMT17',
+                                         {s: f'list_{s}.txt' for s in lists})
+                if (s == 'train') == (half == 'train')]
         if mine: _msmt17_half(r, folder, {s: lists[s] for s in mine}, K*(half == 'test'))
-    df = r.manifest(dataset, f"MSMT17 {form}, training pictures of {' and '.join(o.stem for o in lists['train'])}")
-    df.attrs['notes'] = [f'{K} training people are numbered 1 to {K}, test people from {K+1}; the numbers of the set, which start twice at 0, '
-                         'are in the column own_id']
-    if val and len(lists['train']) == 1 and 'train' in chosen_splits(splits, r.root, 'MSMT17', {s: f'list_{s}.txt' for s in lists}):
-        df.attrs['notes'].append('list_val.txt is not there, so that the training pictures are those of list_train.txt alone')
+    df = r.manifest(dataset, f"MSMT17 {form}, training pictures of "
+                    f"{' and '.join(o.stem for o in lists['train'])}")
+    df.attrs['notes'] = [f'{K} training people are numbered 1 to {K}, test people from {K+1}; the '
+                         'numbers of the set, which start twice at 0, are in the column own_id']
+    if val and len(lists['train']) == 1 and 'train' in chosen_splits(splits, r.root, 'MSMT17',
+            {s: f'list_{s}.txt' for s in lists}):
+        df.attrs['notes'].append('list_val.txt is not there, so that the training pictures are '
+                                 'those of list_train.txt alone')
     return df
 
 # %% ../../nbs/52_data.market.ipynb #2750a092
 def _msmt17_lists(root, val):
     "List files of each split"
     more = [root/'list_val.txt'] if val and (root/'list_val.txt').is_file() else []
-    return dict(train=[root/'list_train.txt', *more], query=[root/'list_query.txt'], gallery=[root/'list_gallery.txt'])
+    return dict(train=[root/'list_train.txt', *more], query=[root/'list_query.txt'],
+                gallery=[root/'list_gallery.txt'])
 
 def _msmt17_people(root):
     "Number of identities of the training half, whether it is read or not"
@@ -398,19 +437,25 @@ def _msmt17_people(root):
 def _msmt17_half(r, folder, lists, K):
     "The rows of one half of the set, in the order of its lists"
     home = subfolder(r.root, folder, 'MSMT17')
-    pics, others, bad = scan_folder(home, True, () if r.links else (os.path.realpath(r.root), os.path.realpath(home)))
+    pics, others, bad = scan_folder(home, True, () if r.links
+                                    else (os.path.realpath(r.root), os.path.realpath(home)))
     r.ignored += others
     have = {*pics, *bad}
     for split, files in lists.items():
         paths, pids = (sum(o, []) for o in zip(*map(_msmt17_list, files)))
         paths = [os.path.normpath(os.path.join(home, p)) for p in paths]
         for p in paths:
-            if p not in have: r.skip(p, f'is named in {files[0].name} and not there; unpack {folder} again')
+            if p not in have:
+                r.skip(p, f'is named in {files[0].name} and not there; unpack {folder} again')
             elif p in bad: r.skip(p, bad[p])
-        rows = [(n.camid, p) for p, n in r.names([p for p in paths if p not in r.skipped], parse_msmt17_name)]
-        if not rows: raise InputError(f"{files[0]} names no picture that is there; unpack {folder} again.")
+        rows = [(n.camid, p)
+                for p, n in r.names([p for p in paths if p not in r.skipped], parse_msmt17_name)]
+        if not rows:
+            raise InputError(f"{files[0]} names no picture that is there; unpack {folder} again.")
         who = dict(zip(paths, pids))
-        r.parts.append(DataFrame([dict(path=p, pid=who[p]+1+K, camid=c, split=split, is_generated=False, own_id=f'{who[p]:04d}') for c, p in rows]))
+        r.parts.append(DataFrame([dict(path=p, pid=who[p]+1+K, camid=c, split=split,
+                                       is_generated=False, own_id=f'{who[p]:04d}')
+                                  for c, p in rows]))
 
 # %% ../../nbs/52_data.market.ipynb #c029
 def read_generated(
@@ -422,17 +467,20 @@ def read_generated(
     paths, ignored = list_pictures(folder)
     _same_files(set(df.path), set(paths), folder.parent)
     if not df.is_generated.all():
-        raise InputError(f"{folder.parent/'manifest.csv'} says that {df.path[~df.is_generated].iloc[0]} is not "
-                         f"generated; read a set of real pictures with its own reader.")
+        raise InputError(f"{folder.parent/'manifest.csv'} says that "
+                         f"{df.path[~df.is_generated].iloc[0]} is not generated; read a set of "
+                         "real pictures with its own reader.")
     df.attrs['ignored'] = ignored
     return df
 
 def _same_files(rows, files, root):
     "Raise an error unless the rows of the manifest are the files on disk"
-    if not files: raise InputError(f"{root}/bounding_box_train holds no picture; generate the set again.")
+    if not files:
+        raise InputError(f"{root}/bounding_box_train holds no picture; generate the set again.")
     if lost := sorted(rows - files):
-        raise InputError(f"{root}/manifest.csv lists {len(lost)} pictures that are not there, first {lost[0]}; copy "
-                         f"the whole folder or generate it again.")
+        raise InputError(f"{root}/manifest.csv lists {len(lost)} pictures that are not there, "
+                         f"first {lost[0]}; copy the whole folder or generate it again.")
     if extra := sorted(files - rows):
-        raise InputError(f"{root}/manifest.csv does not list {len(extra)} pictures of bounding_box_train, first "
-                         f"{extra[0]}; remove them or generate the set again.")
+        raise InputError(f"{root}/manifest.csv does not list {len(extra)} pictures of "
+                         f"bounding_box_train, first {extra[0]}; remove them or generate the "
+                         "set again.")

@@ -26,12 +26,14 @@ def read_mars(
     "Read MARS: folders of one identity each, and the tables in `info`"
     half = dict(train='bbox_train', query='bbox_test', gallery='bbox_test')
     r, info = Reading(root, 'MARS', odd, links), mars_info(root)
-    splits = [o for o in chosen_splits(splits, root, 'MARS', half) if info or splits != 'all' or o != 'query']
+    splits = [o for o in chosen_splits(splits, root, 'MARS', half)
+              if info or splits != 'all' or o != 'query']
     tracks = read_mars_tracks(root) if info else None
-    if 'query' in splits and not info: raise InputError(f"{whole_path(root)/'info'} should hold query_IDX.mat and "
-                                                        "tracks_test_info.mat, which say what a query is, but "
-                                                        f"{found(whole_path(root)/'info')}; take them from the evaluation "
-                                                        "code of MARS.")
+    if 'query' in splits and not info:
+        raise InputError(f"{whole_path(root)/'info'} should hold query_IDX.mat and "
+                         "tracks_test_info.mat, which say what a query is, but "
+                         f"{found(whole_path(root)/'info')}; take them from the evaluation code "
+                         "of MARS.")
     if 'train' in splits: _mars_half(r, 'train', tracks)
     if {'query','gallery'} & {*splits}: _mars_test(r, splits, tracks)
     return r.manifest(dataset, 'MARS' + ' with info tables'*bool(info))
@@ -41,7 +43,8 @@ def mars_info(
 ) -> Path:     # `root/info`, or None if one of the three tables is missing
     "Folder of the tables of MARS"
     info = whole_path(root)/'info'
-    return info if all((info/n).is_file() for n in ('tracks_train_info.mat', 'tracks_test_info.mat', 'query_IDX.mat')) else None
+    return info if all((info/n).is_file() for n in ('tracks_train_info.mat', 'tracks_test_info.mat',
+                                                    'query_IDX.mat')) else None
 
 # %% ../../nbs/54_data.mars.ipynb #52c95c40
 def read_mars_tracks(
@@ -49,30 +52,37 @@ def read_mars_tracks(
 ) -> DataFrame: # One row per tracklet: `half start end pid camid n query`; frames count from 1
     "Read the tables of MARS"
     info = mars_info(root)
-    if info is None: raise InputError(f"{whole_path(root)} should hold info/tracks_train_info.mat, tracks_test_info.mat and "
-                                      f"query_IDX.mat, but {found(whole_path(root)/'info')}; take them from the evaluation "
-                                      "code of MARS.")
-    parts = [_tracks(info/f'tracks_{h}_info.mat', f'track_{h}_info').assign(half=h) for h in ('train', 'test')]
-    q, n, file = mat_table(info/'query_IDX.mat', 'query_IDX').ravel(), len(parts[1]), info/'query_IDX.mat'
-    if not len(q) or q.min() < 1 or q.max() > n or len(set(q)) < len(q): raise InputError(f"{file} should count test "
-        f"tracklets from 1 to {n}, each once, but has {len(q)} entries from {q.min(initial=0)} to {q.max(initial=0)}; "
-        "copy it again.")
+    if info is None:
+        raise InputError(f"{whole_path(root)} should hold info/tracks_train_info.mat, "
+                         "tracks_test_info.mat and query_IDX.mat, but "
+                         f"{found(whole_path(root)/'info')}; take them from the evaluation code "
+                         "of MARS.")
+    parts = [_tracks(info/f'tracks_{h}_info.mat', f'track_{h}_info').assign(half=h)
+             for h in ('train', 'test')]
+    q, n, file = (mat_table(info/'query_IDX.mat', 'query_IDX').ravel(), len(parts[1]),
+                  info/'query_IDX.mat')
+    if not len(q) or q.min() < 1 or q.max() > n or len(set(q)) < len(q):
+        raise InputError(f"{file} should count test tracklets from 1 to {n}, each once, but has "
+                         f"{len(q)} entries from {q.min(initial=0)} to {q.max(initial=0)}; copy "
+                         "it again.")
     parts[0]['query'], parts[1]['query'] = False, np.isin(np.arange(n), q-1)
-    if (bad := parts[1]['query'] & (parts[1].pid < 1)).any(): raise InputError(f"{file} names tracklet "
-                                                                               f"{int(np.argmax(bad))+1}, which is junk "
-                                                                               "or a distractor; copy it again.")
+    if (bad := parts[1]['query'] & (parts[1].pid < 1)).any():
+        raise InputError(f"{file} names tracklet {int(np.argmax(bad))+1}, which is junk or a "
+                         "distractor; copy it again.")
     return pd.concat(parts, ignore_index=True)[['half','start','end','pid','camid','n','query']]
 
 def _tracks(path, name):
     "Rows of one table, which must cover the frames from 1 without a gap"
     t = mat_table(path, name)
-    if t.ndim != 2 or t.shape[1] != 4 or not len(t): raise InputError(f"{path} should have rows of first frame, last "
-                                                                      "frame, person, camera, but is of shape "
-                                                                      f"{t.shape}; copy it again.")
+    if t.ndim != 2 or t.shape[1] != 4 or not len(t):
+        raise InputError(f"{path} should have rows of first frame, last frame, person, camera, but "
+                         f"is of shape {t.shape}; copy it again.")
     df = DataFrame(t, columns=['start','end','pid','camid']).assign(n=t[:,1]-t[:,0]+1)
     bad = (df.start != np.r_[1, df.end[:-1]+1]) | (df.n < 1) | (df.pid < -1) | (df.camid < 1)
-    if bad.any(): raise InputError(f"{path}: row {int(np.argmax(bad))+1} is {t[int(np.argmax(bad))].tolist()}, which "
-                                   "does not follow the row before or has no person or camera; copy it again.")
+    if bad.any():
+        raise InputError(f"{path}: row {int(np.argmax(bad))+1} is "
+                         f"{t[int(np.argmax(bad))].tolist()}, which does not follow the row before "
+                         "or has no person or camera; copy it again.")
     return df
 
 # %% ../../nbs/54_data.mars.ipynb #ce4eb572
@@ -80,34 +90,43 @@ def _mars_names(file, base, n):
     "List of names that a table refers to: the text file, or else the sorted names on disk"
     if file.is_file() and file.stat().st_size:
         try: names = file.read_text(encoding='utf-8-sig').split()
-        except UnicodeDecodeError: raise InputError(f"{file} should be a text of one name per line, but is none; "
-                                                    "copy it again.") from None
+        except UnicodeDecodeError:
+            raise InputError(f"{file} should be a text of one name per line, but is none; copy "
+                             "it again.") from None
         said = f"{file} has {len(names)} names"
     else: names, said = sorted(base), f"{file} is not there, and {len(base)} pictures are on disk"
-    if len(names) != n: raise InputError(f"{said}, but its table counts {n}; copy the list and the pictures again.")
+    if len(names) != n:
+        raise InputError(f"{said}, but its table counts {n}; copy the list and the pictures again.")
     return names
 
 # %% ../../nbs/54_data.mars.ipynb #de4a33c6
 def _mars_half(r, half, tracks):
     "Rows of bbox_train or bbox_test, in the order of the table if there is one"
     split = half if half == 'train' else 'gallery'
-    df = r.folder(f'bbox_{half}', split, parse_mars_name, deep=True, who=lambda base: sys.intern(base[:4]))
+    df = r.folder(f'bbox_{half}', split, parse_mars_name, deep=True,
+                  who=lambda base: sys.intern(base[:4]))
     if tracks is None: return df
     t, file = tracks[tracks.half == half].reset_index(drop=True), r.root/'info'/f'{half}_name.txt'
     base = pd.Index([os.path.basename(p) for p in df.path])
-    if base.has_duplicates: raise InputError(f"{df.path[int(np.argmax(base.duplicated()))]} has the name of another "
-                                             f"picture of bbox_{half}; remove one.")
+    if base.has_duplicates:
+        raise InputError(f"{df.path[int(np.argmax(base.duplicated()))]} has the name of another "
+                         f"picture of bbox_{half}; remove one.")
     names = _mars_names(file, base, int(t.n.sum()))
     at, row = base.get_indexer(names), np.repeat(np.arange(len(t)), t.n)
-    for n in (names[i] for i in np.flatnonzero(at < 0)): r.skip(str(r.root/f'bbox_{half}'/n[:4]/n), f'is named in {file.name} and not there; unpack bbox_{half} again')
+    for n in (names[i] for i in np.flatnonzero(at < 0)):
+        r.skip(str(r.root/f'bbox_{half}'/n[:4]/n),
+               f'is named in {file.name} and not there; unpack bbox_{half} again')
     for p in df.path[~df.index.isin(at)]: r.skip(p, f'is not named in {file.name}')
     names, row, at = [n for n, i in zip(names, at) if i >= 0], row[at >= 0], at[at >= 0]
     df = df.iloc[at].reset_index(drop=True)
     bad = (df.pid.values != t.pid.values[row]) | (df.camid.values != t.camid.values[row])
-    if bad.any(): raise InputError(f"{names[int(np.argmax(bad))]} stands in the place of person "
-                                   f"{t.pid[row[int(np.argmax(bad))]]}, camera {t.camid[row[int(np.argmax(bad))]]} of "
-                                   f"tracks_{half}_info.mat; the list of names must be sorted as the table was made.")
-    parts = df.groupby('tracklet').track.nunique() if 'track' in df else df.assign(track=row).groupby('tracklet').track.nunique()
+    if bad.any():
+        raise InputError(f"{names[int(np.argmax(bad))]} stands in the place of person "
+                         f"{t.pid[row[int(np.argmax(bad))]]}, camera "
+                         f"{t.camid[row[int(np.argmax(bad))]]} of tracks_{half}_info.mat; the list "
+                         "of names must be sorted as the table was made.")
+    parts = (df.groupby('tracklet').track.nunique() if 'track' in df
+             else df.assign(track=row).groupby('tracklet').track.nunique())
     cut = df.tracklet.isin(parts.index[parts > 1])  # one prefix, several rows of the table
     df.loc[cut, 'tracklet'] = [f'{a}#{b}' for a, b in zip(df.tracklet[cut], row[cut])]
     r.parts[-1] = df

@@ -12,7 +12,8 @@ import numpy as np
 from ..core import InputError
 
 # %% ../../nbs/51_data.matlab.ipynb #6114c2b8
-_MI = {1:'i1', 2:'u1', 3:'i2', 4:'u2', 5:'i4', 6:'u4', 7:'f4', 9:'f8', 12:'i8', 13:'u8', 16:'u1', 17:'u2'}
+_MI = {1:'i1', 2:'u1', 3:'i2', 4:'u2', 5:'i4', 6:'u4', 7:'f4', 9:'f8', 12:'i8', 13:'u8',
+       16:'u1', 17:'u2'}
 
 def _element(b, at, e):
     "Type, content and end of the data element at byte `at`"
@@ -33,7 +34,8 @@ def _matrix(b, e):
     _, flags, at = _element(b, 0, e)
     _, dims, at = _element(b, at, e)
     _, name, at = _element(b, at, e)
-    kind, dims = struct.unpack(e+'I', flags[:4])[0] & 0xff, struct.unpack(f'{e}{len(dims)//4}i', dims)
+    kind, dims = (struct.unpack(e+'I', flags[:4])[0] & 0xff,
+                  struct.unpack(f'{e}{len(dims)//4}i', dims))
     n, name = math.prod(dims), bytes(name).decode('latin-1')
     if kind == 1:
         out = []
@@ -55,22 +57,25 @@ def read_mat(
 ) -> dict:     # Arrays, texts and lists (cells, in column order) by name of variable
     "All variables of a MATLAB file"
     try: b = memoryview(Path(path).read_bytes())
-    except OSError as err: raise InputError(f"{path} cannot be read ({err.strerror}); give the path of "
-                                            "a MATLAB file.") from None
+    except OSError as err:
+        raise InputError(f"{path} cannot be read ({err.strerror}); give the path of a "
+                         "MATLAB file.") from None
     if bytes(b[:8]) == b'\x89HDF\r\n\x1a\n' or bytes(b[:10]) == b'MATLAB 7.3':
-        raise InputError(f"{path} is a MATLAB file of version 7.3 (HDF5), but version 5 is expected here; save it in "
-                         "MATLAB with the option -v7.")
+        raise InputError(f"{path} is a MATLAB file of version 7.3 (HDF5), but version 5 is "
+                         "expected here; save it in MATLAB with the option -v7.")
     if len(b) < 128 or bytes(b[126:128]) not in (b'IM', b'MI'):
-        raise InputError(f"{path} is no MATLAB file of version 5 (it has {len(b)} bytes and begins with "
-                         f"{bytes(b[:12])!r}); copy it again.")
+        raise InputError(f"{path} is no MATLAB file of version 5 (it has {len(b)} bytes and begins "
+                         f"with {bytes(b[:12])!r}); copy it again.")
     e, at, out = '<' if bytes(b[126:128]) == b'IM' else '>', 128, {}
     try:
         while at < len(b):
             kind, part, at = _element(b, at, e)
             if kind == 15: kind, part, _ = _element(_unzip(part), 0, e)
             if kind == 14: name, value = _matrix(part, e); out[name] = value
-    except (ValueError, KeyError, TypeError, IndexError, OverflowError, MemoryError, RecursionError, struct.error, zlib.error) as err:
-        raise InputError(f"{path} is broken ({str(err) or type(err).__name__}); copy it again.") from None
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, MemoryError, RecursionError,
+            struct.error, zlib.error) as err:
+        raise InputError(f"{path} is broken ({str(err) or type(err).__name__}); copy "
+                         "it again.") from None
     return out
 
 def mat_table(
@@ -81,10 +86,14 @@ def mat_table(
 ) -> np.ndarray|list:    # int64 array, or list of texts
     "One variable of a MATLAB file, which must hold integers or texts"
     have = read_mat(path) if have is None else have
-    if have.get(name) is None: raise InputError(f"{path} should hold `{name}`, but it holds "
-                                                f"{', '.join(have) or 'nothing'}; is it the file of another set?")
+    if have.get(name) is None:
+        raise InputError(f"{path} should hold `{name}`, but it holds "
+                         f"{', '.join(have) or 'nothing'}; is it the file of another set?")
     v = have[name]
     if kind == 'texts' and isinstance(v, list) and all(isinstance(o, str) for o in v): return v
-    if kind == 'numbers' and isinstance(v, np.ndarray) and np.isfinite(v).all() and (v == np.round(v)).all(): return v.astype(np.int64)
-    raise InputError(f"{path}: `{name}` should be {'a cell of texts' if kind == 'texts' else 'whole numbers'}, but it is "
+    if (kind == 'numbers' and isinstance(v, np.ndarray) and np.isfinite(v).all()
+        and (v == np.round(v)).all()):
+        return v.astype(np.int64)
+    raise InputError(f"{path}: `{name}` should be "
+                     f"{'a cell of texts' if kind == 'texts' else 'whole numbers'}, but it is "
                      "another thing; copy the file again.")

@@ -28,15 +28,20 @@ def number_people(
     own = pd.Series(own, dtype=object).reset_index(drop=True)
     num = pd.to_numeric(own, errors='coerce')
     blank = own.isna() | (own.astype(str).str.strip() == '')
-    if num.isna().any() and not blank.any(): return number_by_rank(own.astype(str).str.strip(), 'names')
-    if num.isna().any() or (num % 1 != 0).any() or (num.abs() > 2**53).any(): return own.to_numpy(), []  # `make_manifest` refuses it
-    num, asked = num.astype('int64'), pd.Series(split).reset_index(drop=True).isin(('train','query'))
-    if own_ids or own_ids is None and ((num < -1).any() or (num[asked] == 0).any() and not (num[asked] == -1).any()):
+    if num.isna().any() and not blank.any():
+        return number_by_rank(own.astype(str).str.strip(), 'names')
+    # `make_manifest` refuses it
+    if num.isna().any() or (num % 1 != 0).any() or (num.abs() > 2**53).any():
+        return own.to_numpy(), []
+    num, asked = (num.astype('int64'),
+                  pd.Series(split).reset_index(drop=True).isin(('train','query')))
+    if own_ids or own_ids is None and ((num < -1).any() or (num[asked] == 0).any()
+                                       and not (num[asked] == -1).any()):
         return number_by_rank(num, 'whole numbers that are not all above 0')
     if (bad := asked & (num < 0)).any():
-        raise InputError(f"{where}: {bad.sum()} training or query pictures have pid {num[bad].iloc[0]}, which marks "
-                         "junk; move them to the "
-                         "gallery, or say own_ids=True if it is a person (commands: --read own_ids=true).")
+        raise InputError(f"{where}: {bad.sum()} training or query pictures have pid "
+                         f"{num[bad].iloc[0]}, which marks junk; move them to the gallery, or say "
+                         "own_ids=True if it is a person (commands: --read own_ids=true).")
     return num.to_numpy(), []
 
 def number_by_rank(
@@ -45,8 +50,8 @@ def number_by_rank(
 ) -> tuple:        # `(n,)` pids; list of one sentence
     "Number ids 1…K in ascending order"
     names, at = np.unique(own.to_numpy(), return_inverse=True)
-    return at+1, [f"people are numbered 1 to {len(names)}, since their ids are {what} ({names[0]}, …, {names[-1]}); "
-                  "own ids are in the column own_id"]
+    return at+1, [f"people are numbered 1 to {len(names)}, since their ids are {what} ({names[0]}, "
+                  f"…, {names[-1]}); own ids are in the column own_id"]
 
 # %% ../../nbs/55_data.own.ipynb #48e88679
 def camera_rule(
@@ -58,12 +63,14 @@ def camera_rule(
     test = people[people.split.isin(('query','gallery','multi'))]
     part = test if len(test) else people
     unknown = part.camid == 0
-    if not unknown.any(): return 'cameras known: gallery pictures of the same person in the same camera are removed'
+    if not unknown.any():
+        return 'cameras known: gallery pictures of the same person in the same camera are removed'
     if not unknown.all():
-        raise InputError(f"{where} knows the camera of {(~unknown).sum()} pictures and not of {unknown.sum()}, such as "
-                         f"{part.path[unknown].iloc[0]}; give all of them a camid "
-                         f"from 1 (1 more where they count from 0), or none.")
-    return 'no cameras: every gallery picture of the person counts, and no picture may be query and gallery at once'
+        raise InputError(f"{where} knows the camera of {(~unknown).sum()} pictures and not of "
+                         f"{unknown.sum()}, such as {part.path[unknown].iloc[0]}; give all of them "
+                         "a camid from 1 (1 more where they count from 0), or none.")
+    return ('no cameras: every gallery picture of the person counts, and no picture may be query '
+            'and gallery at once')
 
 # %% ../../nbs/55_data.own.ipynb #c033
 def read_csv(
@@ -75,20 +82,22 @@ def read_csv(
     path = Path(path).expanduser().absolute()
     df = read_table(path, text=('pid',))
     if lack := [c for c in ('path','pid','split') if c not in df]:
-        raise InputError(f"{path}: the header must name path, pid and split, but {', '.join(lack)} is missing among "
-                         f"{', '.join(df.columns)}; add it.")
+        raise InputError(f"{path}: the header must name path, pid and split, but {', '.join(lack)} "
+                         f"is missing among {', '.join(df.columns)}; add it.")
     if not len(df): raise InputError(f"{path} has a header and no row; list one picture per row.")
     for c in ('path', 'source_path', 'pose_path'):
         if c in df: df[c] = absolute(df[c], path.parent)
     if 'own_id' not in df: df['own_id'] = df.pid
     df['pid'], said = number_people(df.pid, df.split, str(path), own_ids)
-    df = df[df.split.isin(chosen_splits(splits, path, str(path), dict.fromkeys(SPLITS)))] if splits != 'all' else df
+    df = (df[df.split.isin(chosen_splits(splits, path, str(path), dict.fromkeys(SPLITS)))]
+          if splits != 'all' else df)
     if lost := [p for p in df.path if not os.path.isfile(p)]:
-        raise InputError(f"{path} lists {len(lost)} pictures that are not there, first {lost[0] or 'an empty path'}; "
-                         "paths must be "
-                         f"absolute or relative to {path.parent}.")
+        raise InputError(f"{path} lists {len(lost)} pictures that are not there, first "
+                         f"{lost[0] or 'an empty path'}; paths must be absolute or relative to "
+                         f"{path.parent}.")
     df = make_manifest(df, str(path))
-    df.attrs.update(layout='CSV', ignored=[], skipped={}, cameras=camera_rule(df, str(path)), notes=said)
+    df.attrs.update(layout='CSV', ignored=[], skipped={}, cameras=camera_rule(df, str(path)),
+                    notes=said)
     return df
 
 # %% ../../nbs/55_data.own.ipynb #b8230e3b
@@ -98,31 +107,36 @@ def _own_name(pid, rx):
     def _f(base):
         m = rx.search(base) if rx else None
         if rx and not (m and re.fullmatch('[0-9]+', m[1]) and int(m[1])):
-            raise InputError(f"{base} is not named with a camera as {rx.pattern} finds it (a number from 1); rename it "
-                             "or change the pattern.")
+            raise InputError(f"{base} is not named with a camera as {rx.pattern} finds it (a "
+                             "number from 1); rename it or change the pattern.")
         return name(pid, int(m[1]) if rx else 0)
     return _f
 
 def _camera_pattern(camera):
     "Compiled regular expression, or None"
     try: rx = re.compile(camera) if camera else None
-    except re.error as e: raise InputError(f"camera={camera!r} is no regular expression ({e}); write for instance "
-                                           "'_c([0-9]+)'.") from None
-    if rx and not rx.groups: raise InputError(f"camera={camera!r} has no group; put the number in brackets, for instance "
-                                              "'_c([0-9]+)'.")
+    except re.error as e:
+        raise InputError(f"camera={camera!r} is no regular expression ({e}); write for instance "
+                         "'_c([0-9]+)'.") from None
+    if rx and not rx.groups:
+        raise InputError(f"camera={camera!r} has no group; put the number in brackets, for "
+                         "instance '_c([0-9]+)'.")
     return rx
 
 def _homes(root, splits):
     "Pairs of split and folder, one for each folder of an identity"
-    homes = [(s or 'train', f) for s in splits or [''] for f in sorted((root/s).iterdir()) if f.is_dir() and not is_junk_folder(f.name)]
-    if not homes: raise InputError(f"{root} should hold a folder per person, or train, query and gallery with such "
-                                   f"folders, but {found(root)}; sort the pictures by person.")
+    homes = [(s or 'train', f) for s in splits or [''] for f in sorted((root/s).iterdir())
+             if f.is_dir() and not is_junk_folder(f.name)]
+    if not homes:
+        raise InputError(f"{root} should hold a folder per person, or train, query and gallery "
+                         f"with such folders, but {found(root)}; sort the pictures by person.")
     return homes
 
 def _numbers(homes, where, own_ids):
     "Pid of each folder name, and sentences on what was renumbered"
     split, own = zip(*((s, f.name) for s, f in homes))
-    plain = all(re.fullmatch('-?[0-9]{1,15}', n) for n in own) and len({int(n) for n in own}) == len({*own})
+    plain = (all(re.fullmatch('-?[0-9]{1,15}', n) for n in own)
+             and len({int(n) for n in own}) == len({*own}))
     if plain: pids, said = number_people([int(n) for n in own], split, where, own_ids)
     else: pids, said = number_by_rank(pd.Series(own), 'names')  # `1` and `01` together are names
     return dict(zip(own, map(int, pids))), said
@@ -139,16 +153,21 @@ def read_folder(
 ) -> DataFrame:          # Manifest; `attrs['people']` has the pid of each folder name
     "Read a set with one folder per identity"
     root, rx = whole_path(root), _camera_pattern(camera)
-    if not root.is_dir(): raise InputError(f"{root} should be a folder with a folder per person, but {found(root)}.")
+    if not root.is_dir():
+        raise InputError(f"{root} should be a folder with a folder per person, but {found(root)}.")
     r, there = Reading(root, 'set of folders', odd, links), [s for s in SPLITS if (root/s).is_dir()]
     homes = _homes(root, there)
     people, said = _numbers(homes, str(root), own_ids)
-    wanted = chosen_splits(splits, root, 'A set of folders', {s: s if there else '.' for s in there or ['train']})
+    wanted = chosen_splits(splits, root, 'A set of folders',
+                           {s: s if there else '.' for s in there or ['train']})
     for s, f in homes:
-        if s in wanted and any(True for _ in os.scandir(f)): r.person(f, s, _own_name(people[f.name], rx))
-    if not r.parts: raise InputError(f"{root}: the {len(homes)} folders hold no picture; copy the set again.")
+        if s in wanted and any(True for _ in os.scandir(f)):
+            r.person(f, s, _own_name(people[f.name], rx))
+    if not r.parts:
+        raise InputError(f"{root}: the {len(homes)} folders hold no picture; copy the set again.")
     r.ignored += [str(f) for s in there or [''] for f in sorted((root/s).iterdir()) if f.is_file()]
-    r.ignored += [p for s in there or [''] for f in (root/s).iterdir() if f.is_dir() and is_junk_folder(f.name) for p in files_below(f)]
+    r.ignored += [p for s in there or [''] for f in (root/s).iterdir()
+                  if f.is_dir() and is_junk_folder(f.name) for p in files_below(f)]
     df = r.manifest(dataset or root.name, 'a folder per person')
     df.attrs.update(cameras=camera_rule(df, str(root)), people=people, notes=said)
     return df

@@ -41,7 +41,8 @@ def batches(
     bs:int=256,                        # Largest batch that a tensor is split into
 ):                                     # Yields `(b, 3, h, w)` uint8 batches
     "Batches of pictures; a tensor is split as evenly as possible"
-    if isinstance(pictures, Tensor): yield from pictures.tensor_split(-(-len(pictures)//bs)) if len(pictures) else ()
+    if isinstance(pictures, Tensor):
+        yield from pictures.tensor_split(-(-len(pictures)//bs)) if len(pictures) else ()
     else: yield from pictures() if callable(pictures) else pictures
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #c011
@@ -52,9 +53,11 @@ def to_input(
 ) -> Tensor:                      # `(n, 3, h, w)` float pictures in [−1,1]
     "Input of a network: pictures in [−1,1], channels last in memory"
     if x.dtype!=torch.uint8:
-        raise InputError(f'Pictures must be uint8, as a picture store gives them, but they are {x.dtype}.')
+        raise InputError('Pictures must be uint8, as a picture store gives them, but they are '
+                         f'{x.dtype}.')
     x = x.to(device).float()/127.5-1
-    if grey: x = (x*x.new_tensor([.299,.587,.114]).view(1,3,1,1)).sum(1, keepdim=True).expand(-1,3,-1,-1)
+    if grey:
+        x = (x*x.new_tensor([.299,.587,.114]).view(1,3,1,1)).sum(1, keepdim=True).expand(-1,3,-1,-1)
     return x.contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #c013
@@ -67,7 +70,8 @@ def _embedded(model, pictures, bs, flip, grey, device):
         f = model.embed(x) + model.embed(x.flip(-1)) if flip else model.embed(x)
         f = f.float().cpu()
         if not f.isfinite().all():
-            raise InputError('Some features are NaN or infinite: the weights have diverged; train with a smaller rate.')
+            raise InputError('Some features are NaN or infinite: the weights have diverged; train '
+                             'with a smaller rate.')
         yield f
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #c014
@@ -84,7 +88,8 @@ def extract_features(
     "L2-normalised features of pictures, in eval mode"
     device = device or _device(model)
     with eval_mode(model.to(device)):
-        res = [F.normalize(f, dim=1) if normalise else f for f in _embedded(model, pictures, bs, flip, grey, device)]
+        res = [F.normalize(f, dim=1) if normalise else f
+               for f in _embedded(model, pictures, bs, flip, grey, device)]
     if not res: raise InputError('There are no pictures to take features of; pass at least one.')
     return torch.cat(res)
 
@@ -101,7 +106,8 @@ def tracklet_features(
     device:str|torch.device=None,      # Device to compute on; that of the model by default
 ) -> Tensor:                           # `(m, d)` float32 features on the CPU, of length 1
     "L2-normalised features of tracklets: frames are pooled, then normalised"
-    if how not in ('max','mean'): raise InputError(f"`how` must be 'max' or 'mean', but it is {how!r}.")
+    if how not in ('max','mean'):
+        raise InputError(f"`how` must be 'max' or 'mean', but it is {how!r}.")
     which,device = _tracklet_numbers(which), device or _device(model)
     n,out,at = which.bincount(), None, 0
     with eval_mode(model.to(device)):
@@ -112,15 +118,16 @@ def tracklet_features(
             if how=='max': out.scatter_reduce_(0, i[:,None].expand_as(f), f, 'amax')
             else: out.index_add_(0, i, f)
     if at!=len(which):
-        raise InputError(f'Each frame needs the number of its tracklet, but there are {len(which)} numbers and '
-                         f'{"more" if at>len(which) else f"only {at}"} frames.')
+        raise InputError(f'Each frame needs the number of its tracklet, but there are {len(which)} '
+                         f'numbers and {"more" if at>len(which) else f"only {at}"} frames.')
     return F.normalize(out/n[:,None] if how=='mean' else out, dim=1)
 
 def _tracklet_numbers(which):
     "Tracklet numbers as a tensor; an `InputError` unless they are 0…m−1 without a gap"
     which = torch.as_tensor(np.array(which, dtype=np.int64))
     if len(which) and which.min()>=0 and (which.bincount()>0).all(): return which
-    raise InputError('Tracklets must be numbered from 0 without a gap, one number per frame; use `groupby(…).ngroup()`.')
+    raise InputError('Tracklets must be numbered from 0 without a gap, one number per frame; use '
+                     '`groupby(…).ngroup()`.')
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #c018
 def protocol_string(
@@ -141,14 +148,18 @@ def protocol_string(
     zeros:int=0,               # Number of features that are zero
 ) -> str:                      # Protocol, in one line
     "Data set, counts, exclusions, distance, conventions and picture size of an evaluation"
-    pieces = [f'{dataset}: '*bool(dataset) + _counts(query, gallery, pooled), _named(query, gallery, pooled),
-              (f'multi-query ({multi})' if multi else 'single query') + ', same person in same camera removed'*cameras,
+    pieces = [f'{dataset}: '*bool(dataset) + _counts(query, gallery, pooled),
+              _named(query, gallery, pooled),
+              (f'multi-query ({multi})' if multi else 'single query')
+              + ', same person in same camera removed'*cameras,
               _unknown_cameras(query, gallery) if cameras else _without_cameras(dropped, pooled),
               f'{distance} distance of L2-normalised features' + ', mirrored ones added'*flip,
               f'{zeros:,} features are zero and stay so'*bool(zeros), _reranked(rerank),
-              'AP by trapezoid (map_trap) and as mean precision (map_mean)', 'ties in gallery order',
+              'AP by trapezoid (map_trap) and as mean precision (map_mean)',
+              'ties in gallery order',
               'queries without a match ' + ('count 0' if empty=='zero' else 'are skipped'),
-              _shots(single_shot, pooled), 'grey '*grey + (f'pictures {size[0]}×{size[1]}' if size else 'pictures as stored')]
+              _shots(single_shot, pooled),
+              'grey '*grey + (f'pictures {size[0]}×{size[1]}' if size else 'pictures as stored')]
     return '; '.join(o for o in pieces if o)
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #c019
@@ -159,18 +170,21 @@ def _counts(query, gallery, pooled):
     people,n = f'of {query.pid.nunique():,} people', f'{len(gallery)-junk:,}'
     if not pooled: return f'{len(query):,} queries {people}, {n} gallery pictures {rest}'
     frames = [f'{o.n_frames.sum():,}' for o in (query,gallery) if 'n_frames' in o]
-    return (f'tracklets pooled by {pooled}, {len(query):,} query tracklets {people}, {n} gallery tracklets {rest}'
+    return (f'tracklets pooled by {pooled}, {len(query):,} query tracklets {people}, {n} gallery '
+            f'tracklets {rest}'
             + f', of {" and ".join(frames)} frames'*bool(frames))
 
 def _named(query, gallery, pooled):
     "Name of the protocol of a published set, by the column `dataset`"
     names = {*query.get('dataset', ()), *gallery.get('dataset', ())}
     name,_,boxes = str(names.pop() if len(names)==1 else '').partition('-')
-    if name=='cuhk03': return f'CUHK03 new protocol (767/700), {f"{boxes} boxes" if boxes else "boxes unknown"}'
+    if name=='cuhk03':
+        return f'CUHK03 new protocol (767/700), {f"{boxes} boxes" if boxes else "boxes unknown"}'
     if name=='msmt17': return 'MSMT17 with the queries and the gallery of its lists'
     if name!='mars': return ''
     if not pooled: return 'MARS frame by frame, where its authors pool tracklets'
-    return 'MARS as its authors score it' if pooled=='max' else f'MARS by the {pooled}, where its authors take the max'
+    return ('MARS as its authors score it' if pooled=='max' else f'MARS by the {pooled}, where its '
+            'authors take the max')
 
 def _unknown_cameras(query, gallery):
     n = (query.camid==0).sum() + (gallery.camid==0).sum()
@@ -184,9 +198,12 @@ def _without_cameras(dropped, pooled):
 
 def _shots(n, pooled):
     if not n: return ''
-    return f'single_shot: CMC with one gallery {_kind(pooled)} of each person, mean over {n:,} draws'
+    return (f'single_shot: CMC with one gallery {_kind(pooled)} of each person, mean over '
+            f'{n:,} draws')
 
-def _reranked(rerank): return 're-ranked ({})'.format(', '.join(f'{k}={v}' for k,v in rerank.items())) if rerank else 'no re-ranking'
+def _reranked(rerank):
+    return ('re-ranked ({})'.format(', '.join(f'{k}={v}' for k,v in rerank.items())) if rerank
+            else 'no re-ranking')
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #c023
 class _Side(NamedTuple):
@@ -202,19 +219,25 @@ def _side(rows, pooled):
     rows = rows.reset_index(drop=True)
     if not pooled: return _Side(rows.assign(n_frames=1), rows, np.arange(len(rows)))
     which = rows.groupby(_ITEM, sort=False).ngroup().to_numpy()
-    early = np.argsort(rows.frame.to_numpy(), kind='stable') if 'frame' in rows else np.arange(len(rows))
+    early = (np.argsort(rows.frame.to_numpy(), kind='stable') if 'frame' in rows
+             else np.arange(len(rows)))
     first = early[np.unique(which[early], return_index=True)[1]]
-    return _Side(rows.iloc[first].reset_index(drop=True).assign(n_frames=np.bincount(which)), rows, which)
+    return _Side(rows.iloc[first].reset_index(drop=True).assign(n_frames=np.bincount(which)),
+                 rows, which)
 
 def _pooling(rows, tracklets):
     "Pooling of frames, `max` or `mean`; None if pictures are ranked"
     if tracklets not in ('auto','max','mean','none'):
-        raise InputError(f"`tracklets` must be 'auto', 'max', 'mean' or 'none', but it is {tracklets!r}.")
-    bare = len(rows) if 'tracklet' not in rows else int((rows.tracklet.isna() | (rows.tracklet=='')).sum())
-    if tracklets=='auto': return 'max' if not bare and 'dataset' in rows and (rows.dataset=='mars').all() else None
+        raise InputError("`tracklets` must be 'auto', 'max', 'mean' or 'none', but it is "
+                         f"{tracklets!r}.")
+    bare = (len(rows) if 'tracklet' not in rows
+            else int((rows.tracklet.isna() | (rows.tracklet=='')).sum()))
+    if tracklets=='auto':
+        return 'max' if not bare and 'dataset' in rows and (rows.dataset=='mars').all() else None
     if bare and tracklets!='none':
-        raise InputError(f"Pooling needs the column `tracklet` filled, but {bare:,} of {len(rows):,} test pictures "
-                         "name none; fill it, or choose tracklets='none'.")
+        raise InputError(f"Pooling needs the column `tracklet` filled, but {bare:,} of "
+                         f"{len(rows):,} test pictures name none; fill it, or choose "
+                         "tracklets='none'.")
     return None if tracklets=='none' else tracklets
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #c024
@@ -243,13 +266,13 @@ def _test_set(df, tracklets, cameras, dataset):
     kept = _side(gallery.pictures[~itself], pooled)
     dropped = len(gallery.items)-len(kept.items)
     if dropped and not kept.items.pid.isin(query.items.pid).any():
-        raise InputError(f'{name} has nothing to find without cameras: all gallery {_kind(pooled)}s of the people '
-                         'asked for are '
-                         'queries themselves, which leave the gallery; evaluate with cameras, or add others '
-                         'to the gallery.')
+        raise InputError(f'{name} has nothing to find without cameras: all gallery '
+                         f'{_kind(pooled)}s of the people asked for are queries themselves, which '
+                         'leave the gallery; evaluate with cameras, or add others to the gallery.')
     return _TestSet(query, kept, pooled, dropped)
 
-def _names(rows, pooled): return pd.MultiIndex.from_frame(rows[_ITEM]) if pooled else pd.Index(rows.path)
+def _names(rows, pooled):
+    return pd.MultiIndex.from_frame(rows[_ITEM]) if pooled else pd.Index(rows.path)
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #c924f972
 _NO_CAMERAS = 'evaluate without cameras (`cameras=False`, on the command line `--no_cameras`)'
@@ -259,9 +282,9 @@ def _check_itself(query, gallery, pooled, name):
     q = query[query.camid==0]
     twice = q.path[_names(q, pooled).isin(_names(gallery, pooled))]
     if len(twice):
-        raise InputError(f'{name} has {len(twice)} {_kind(pooled)}s both as query and in the gallery, like '
-                         f'{min(map(str, twice))}, and no camera to exclude them by; give cameras (camid), '
-                         f'drop them from the gallery, or {_NO_CAMERAS}.')
+        raise InputError(f'{name} has {len(twice)} {_kind(pooled)}s both as query and in the '
+                         f'gallery, like {min(map(str, twice))}, and no camera to exclude them by; '
+                         f'give cameras (camid), drop them from the gallery, or {_NO_CAMERAS}.')
 
 def _check_cameras(query, gallery, name):
     "Raise an error if the camera rule removes every match"
@@ -269,10 +292,10 @@ def _check_cameras(query, gallery, name):
     pairs = seen[0].merge(seen[1], on='pid')
     if not len(pairs) or ((pairs.camid_x!=pairs.camid_y) | (pairs.camid_x==0)).any(): return
     cams = sorted({*query.camid, *gallery.camid[gallery.pid!=-1]})
-    why = f'all its pictures come from one camera ({cams[0]})' if len(cams)==1 else \
-        f'each of its {pairs.pid.nunique():,} people in query and gallery is seen by one camera alone'
-    raise InputError(f'{name} has nothing to find: {why}, and pictures of the same person in the same camera '
-                     f'are removed; {_NO_CAMERAS}.')
+    why = (f'all its pictures come from one camera ({cams[0]})' if len(cams)==1 else 'each of its '
+           f'{pairs.pid.nunique():,} people in query and gallery is seen by one camera alone')
+    raise InputError(f'{name} has nothing to find: {why}, and pictures of the same person in the '
+                     f'same camera are removed; {_NO_CAMERAS}.')
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #17b22298
 def test_rows(
@@ -298,15 +321,18 @@ def rank_pictures(
 ) -> Tensor:                  # `(q, g)` distances
     "Distances between the features of queries and gallery"
     _check_distance(distance)
-    return _distances(*(_features(model, df, store, bs, **kwargs) for df in (query,gallery)), distance)
+    return _distances(*(_features(model, df, store, bs, **kwargs) for df in (query,gallery)),
+                      distance)
 
 def _distances(q, g, distance):
-    known = dict(euclidean=euclidean_distance, squared=lambda q,g: euclidean_distance(q, g, squared=True), cosine=cosine_distance)
+    known = dict(euclidean=euclidean_distance,
+                 squared=lambda q,g: euclidean_distance(q, g, squared=True), cosine=cosine_distance)
     return known[distance](q, g)
 
 def _check_distance(distance):
-    if distance not in DISTANCES: raise InputError(f'`distance` must be one of {", ".join(DISTANCES)}, but it is '
-                                                   f'{distance!r}.')
+    if distance not in DISTANCES:
+        raise InputError(f'`distance` must be one of {", ".join(DISTANCES)}, but it is '
+                         f'{distance!r}.')
 
 def _features(model, df, store, bs, **kwargs):
     paths = [list(df.path.iloc[i:i+bs]) for i in range(0, len(df), bs)]
@@ -340,7 +366,8 @@ def evaluate_reid(
     q,g = _both_features(model, test, store, bs, get, flip=flip, grey=grey, device=device)
     if multi: q = _pooled(get, test.query.items, pick(df, 'multi'), multi)
     zeros = int(sum((o==0).all(1).sum() for o in (q,g)))
-    said = protocol_string(test.query.items, test.gallery.items, dataset, tuple(store.size), distance, flip, grey, empty,
+    said = protocol_string(test.query.items, test.gallery.items, dataset, tuple(store.size),
+                           distance, flip, grey, empty,
                            rerank, multi, test.pooled, cameras, test.dropped, single_shot, zeros)
     kwargs = dict(max_rank=max_rank, empty=empty, protocol=said)
     return _scored(q, g, _ids(test, cameras), distance, rerank, single_shot, kwargs)
@@ -349,10 +376,11 @@ def evaluate_reid(
 def _check_choices(test, multi, single_shot):
     "Raise an error for arguments that exclude each other, or a bad number of draws"
     if multi and test.pooled:
-        raise InputError("`multi` pools the pictures of a query and `tracklets` the frames of a tracklet; leave `multi` "
-                         "out, or choose tracklets='none'.")
+        raise InputError("`multi` pools the pictures of a query and `tracklets` the frames of a "
+                         "tracklet; leave `multi` out, or choose tracklets='none'.")
     if isinstance(single_shot, bool) or int(single_shot)!=single_shot or single_shot<0:
-        raise InputError(f'`single_shot` is a number of draws from 0, such as 100, but it is {single_shot!r}.')
+        raise InputError('`single_shot` is a number of draws from 0, such as 100, but it is '
+                         f'{single_shot!r}.')
 
 def _both_features(model, test, store, bs, get, **kwargs):
     "Features of queries and gallery; query tracklets that are in the gallery are read once"
@@ -385,16 +413,20 @@ def _scored(q, g, ids, distance, rerank, single_shot, kwargs):
     "Scores of the ranking by features, and the single-shot CMC if asked for"
     if rerank is None and not single_shot: return score_features(q, g, *ids, distance, **kwargs)
     d = _distances(q, g, distance) if rerank is None else _without_junk(q, g, ids[1], rerank)
-    r = score_features(q, g, *ids, distance, **kwargs) if rerank is None else retrieval(d, *ids, **kwargs)
+    r = (score_features(q, g, *ids, distance, **kwargs) if rerank is None
+         else retrieval(d, *ids, **kwargs))
     if not single_shot: return r
-    return replace(r, single_shot=single_shot_cmc(d, *ids, repeats=single_shot, max_rank=kwargs['max_rank']))
+    return replace(r, single_shot=single_shot_cmc(d, *ids, repeats=single_shot,
+                                                  max_rank=kwargs['max_rank']))
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #7e541466
 def _pooled(get, query, rows, how):
     "Multi-query features, normalised again"
-    if not len(rows): raise InputError('Multi-query needs pictures with split `multi`, but there are none; read the set '
-                                       'with them, or leave `multi` out.')
-    return F.normalize(multi_query(get(rows), rows.pid, rows.camid, query.pid, query.camid, how), dim=1)
+    if not len(rows):
+        raise InputError('Multi-query needs pictures with split `multi`, but there are none; read '
+                         'the set with them, or leave `multi` out.')
+    return F.normalize(multi_query(get(rows), rows.pid, rows.camid, query.pid, query.camid, how),
+                       dim=1)
 
 def _without_junk(q, g, g_pids, settings):
     "Re-ranked distances; junk takes no part in re-ranking and gets distance 1"
@@ -467,7 +499,8 @@ def reestimate_bn(
     "Copy of a model with the BatchNorm statistics of given pictures"
     device,seen = device or _device(model), 0
     res = copy.deepcopy(model).to(device)
-    norms = [m for m in res.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [m for m in res.modules()
+             if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     momenta = [m.momentum for m in norms]
     for m in res.modules(): m.training = False
     for m in norms:
@@ -476,6 +509,8 @@ def reestimate_bn(
     for x in batches(pictures, bs):
         seen += len(x)
         res(to_input(x, device=device))
-    if not seen: raise InputError('Statistics need pictures, but there are none; pass real training pictures.')
+    if not seen:
+        raise InputError('Statistics need pictures, but there are none; pass real training '
+                         'pictures.')
     for m,o in zip(norms, momenta): m.training,m.momentum = False,o
     return res

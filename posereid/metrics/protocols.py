@@ -29,15 +29,18 @@ def single_shot_cmc(
     dist,sought = dist.cpu().numpy() if isinstance(dist, Tensor) else dist, sought_columns(*ids)
     check_sought(sought)
     rng,valid = np.random.default_rng(seed), [i for i,o in enumerate(sought.good) if len(o)]
-    if not valid: raise InputError('No query has a picture to find in the gallery; check pids and cameras.')
+    if not valid:
+        raise InputError('No query has a picture to find in the gallery; check pids and cameras.')
     dist,good = dist[valid], [sought.good[i] for i in valid]
     ranks = np.concatenate([_shot(dist, ids[0][valid], ids[1], good, rng) for _ in range(repeats)])
-    return np.bincount(np.minimum(ranks, max_rank+1), minlength=max_rank+2)[1:max_rank+1].cumsum()/len(ranks)
+    return np.bincount(np.minimum(ranks, max_rank+1),
+                       minlength=max_rank+2)[1:max_rank+1].cumsum()/len(ranks)
 
 def _shot(dist, q_pids, g_pids, good, rng):
     "`(q,)` ranks of the good picture of each query in one random gallery"
     mixed = rng.permutation(len(g_pids))
-    drawn = np.sort(np.r_[mixed[np.unique(g_pids[mixed], return_index=True)[1]], np.flatnonzero(g_pids==0)])
+    drawn = np.sort(
+        np.r_[mixed[np.unique(g_pids[mixed], return_index=True)[1]], np.flatnonzero(g_pids==0)])
     drawn = np.unique(drawn[g_pids[drawn]!=-1])
     own = np.array([rng.choice(o) for o in good])
     d,p = dist[:,drawn], dist[np.arange(len(own)),own][:,None]
@@ -61,15 +64,18 @@ def tpr_at_far(
 ) -> list:                            # A `Verification` for each rate
     "True positive rate at given false accept rates, over all pairs that are not removed"
     fars = np.atleast_1d(np.asarray(fars, dtype=np.float64))
-    if not ((fars>=0) & (fars<=1)).all(): raise InputError('False accept rates lie between 0 and 1, but these are '
-                                                           f'{fars.tolist()}.')
+    if not ((fars>=0) & (fars<=1)).all():
+        raise InputError(f'False accept rates lie between 0 and 1, but these are {fars.tolist()}.')
     dist,*ids = check_ranking(dist, q_pids, g_pids, q_camids, g_camids)
     sought = sought_columns(*ids)
-    n_wrong = dist.shape[0]*(dist.shape[1]-len(sought.junk)) - sum(map(len, sought.good+sought.gone))
+    n_wrong = (dist.shape[0]*(dist.shape[1]-len(sought.junk))
+               - sum(map(len, sought.good+sought.gone)))
     right,wrong = _pairs(dist, sought, int(fars.max()*n_wrong)+1)
-    if not len(right): raise InputError('No query has a picture to find in the gallery; check pids and cameras.')
+    if not len(right):
+        raise InputError('No query has a picture to find in the gallery; check pids and cameras.')
     cut = [wrong[int(f*n_wrong)] if int(f*n_wrong)<len(wrong) else np.inf for f in fars]
-    return [Verification(float(f), float(np.searchsorted(right, t)/len(right)), float(t)) for f,t in zip(fars, cut)]
+    return [Verification(float(f), float(np.searchsorted(right, t)/len(right)), float(t))
+            for f,t in zip(fars, cut)]
 
 def _pairs(dist, sought, k):
     "Distances of all positive pairs and of the `k` closest negative ones, ascending"
@@ -92,15 +98,18 @@ def pool_features(
     how:str='mean',          # Pooling: `mean` or `max`
 ) -> tuple:                  # `(m, d)` features; `(m,)` index of each group's first picture
     "One feature for each group of pictures, in order of first appearance"
-    if how not in ('mean','max'): raise InputError(f"`how` must be 'mean' or 'max', but it is {how!r}.")
+    if how not in ('mean','max'):
+        raise InputError(f"`how` must be 'mean' or 'max', but it is {how!r}.")
     feats,groups = as_features(feats, 'the pictures'), np.asarray(groups)
     if len(groups)!=len(feats):
-        raise InputError(f'Each picture needs one group, but there are {len(feats)} pictures and {len(groups)} groups.')
+        raise InputError(f'Each picture needs one group, but there are {len(feats)} pictures and '
+                         f'{len(groups)} groups.')
     _,first,which = np.unique(groups, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first)
     which = torch.as_tensor(np.argsort(order)[which.reshape(-1)], device=feats.device)
     out = feats.new_zeros(len(first), feats.shape[1])
-    out.scatter_reduce_(0, which[:,None].expand_as(feats), feats, 'mean' if how=='mean' else 'amax', include_self=False)
+    out.scatter_reduce_(0, which[:,None].expand_as(feats), feats, 'mean' if how=='mean' else 'amax',
+                        include_self=False)
     return out, first[order]
 
 # %% ../../nbs/44_metrics.protocols.ipynb #4d9b7e6d
@@ -113,11 +122,13 @@ def multi_query(
     how:str='mean',          # Pooling: `mean` or `max`
 ) -> Tensor:                 # `(q, d)` pooled features of the queries
     "Features of the queries, pooled over the pictures of the same identity in the same camera"
-    who,asked = (np.stack([np.asarray(o) for o in pair], 1) for pair in ((pids,camids), (q_pids,q_camids)))
+    who,asked = (np.stack([np.asarray(o) for o in pair], 1)
+                 for pair in ((pids,camids), (q_pids,q_camids)))
     pooled,first = pool_features(feats, who, how)
     place = {tuple(who[i].tolist()): n for n,i in enumerate(first)}
     lost = [o for o in map(tuple, asked.tolist()) if o not in place]
-    if lost: raise InputError(f'{len(lost)} queries have no picture to pool, such as person {lost[0][0]} in camera '
-                              f'{lost[0][1]}; '
-                              'leave them out or add the query itself to the pictures.')
+    if lost:
+        raise InputError(f'{len(lost)} queries have no picture to pool, such as person '
+                         f'{lost[0][0]} in camera {lost[0][1]}; leave them out or add the query '
+                         'itself to the pictures.')
     return pooled[[place[o] for o in map(tuple, asked.tolist())]]

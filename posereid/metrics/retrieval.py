@@ -86,7 +86,8 @@ class Sought(NamedTuple):
     gone:list       # Columns removed for their camera, an array per query
     junk:np.ndarray # Columns of junk, removed for all queries
     def __getitem__(self, s):
-        return Sought(self.good[s], self.gone[s], self.junk) if isinstance(s, slice) else tuple(self)[s]
+        return (Sought(self.good[s], self.gone[s], self.junk) if isinstance(s, slice)
+                else tuple(self)[s])
 
 def sought_columns(
     q_pids:np.ndarray,   # `(q,)` identities of the queries
@@ -99,7 +100,8 @@ def sought_columns(
     lo,hi = (np.searchsorted(g_pids[order], q_pids, side=o) for o in ('left','right'))
     own = [order[a:b] for a,b in zip(lo,hi)]
     seen = [g_camids[o]==(c or -1) for o,c in zip(own, q_camids)]
-    return Sought([o[~s] for o,s in zip(own,seen)], [o[s] for o,s in zip(own,seen)], np.flatnonzero(g_pids==-1))
+    return Sought([o[~s] for o,s in zip(own,seen)], [o[s] for o,s in zip(own,seen)],
+                  np.flatnonzero(g_pids==-1))
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #5e9ebcbb
 def _block_ranks(block, sought, spare=False):
@@ -110,7 +112,8 @@ def _block_ranks(block, sought, spare=False):
     return [r for i in range(0, len(block), n) for r in f(block[i:i+n], sought[i:i+n], spare)]
 
 def _count_rows(block, sought, spare=False):
-    d = np.array(block, dtype=np.float32 if block.dtype in (np.float16,np.float32) else np.float64, order='C', copy=None if spare else True)
+    d = np.array(block, dtype=np.float32 if block.dtype in (np.float16,np.float32) else np.float64,
+                 order='C', copy=None if spare else True)
     if len(sought.junk): d[:,sought.junk] = np.inf
     for row,gone in zip(d, sought.gone): row[gone] = np.inf
     return [np.sort(_count_ranks(row, good)) for row,good in zip(d, sought.good)]
@@ -119,7 +122,8 @@ def _count_rows(block, sought, spare=False):
 def _flat(cols, device):
     "Ragged columns as row and column indices"
     n = [len(o) for o in cols]
-    return torch.arange(len(n), device=device).repeat_interleave(torch.tensor(n, device=device)), torch.as_tensor(np.concatenate(cols), device=device)
+    return (torch.arange(len(n), device=device).repeat_interleave(torch.tensor(n, device=device)),
+            torch.as_tensor(np.concatenate(cols), device=device))
 
 def _sort_rows(block, sought, spare=False):
     "`_count_rows` on the device of the tensor, all rows at once"
@@ -132,14 +136,16 @@ def _sort_rows(block, sought, spare=False):
     padded = p.new_zeros(len(d), max(map(len, sought.good), default=0)).index_put((row,slot), p)
     first,past = (torch.searchsorted(s, padded, right=o)[row,slot] for o in (False,True))
     for i in (past-first>1).nonzero()[:,0].split(1024):
-        first[i] += ((d[row[i]]==p[i,None]) & (torch.arange(d.shape[1], device=d.device)<col[i,None])).sum(1)
-    return [np.sort(o) for o in np.split(first.cpu().numpy()+1, np.cumsum([len(o) for o in sought.good])[:-1])]
+        first[i] += ((d[row[i]]==p[i,None])
+                     & (torch.arange(d.shape[1], device=d.device)<col[i,None])).sum(1)
+    return [np.sort(o)
+            for o in np.split(first.cpu().numpy()+1, np.cumsum([len(o) for o in sought.good])[:-1])]
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #c025
 @dataclass(repr=False)
 class RetrievalResult:
     "Retrieval scores of a set of queries, as fractions"
-    cmc:np.ndarray        # `(max_rank,)` share of queries with a hit among the first 1, 2, … pictures
+    cmc:np.ndarray        # `(max_rank,)` share of queries with a hit in the first 1, 2, …
     map_trap:float        # mAP by trapezoids, as in the paper
     map_mean:float        # mAP by mean precision, as in most current toolboxes
     minp:float            # Mean inverse negative penalty: mean of `inp`
@@ -170,7 +176,8 @@ def _query_scores(ranks, n):
     query,start = np.repeat(np.arange(len(n)), n), np.cumsum(n)-n
     k = np.arange(len(ranks)) - start[query] + 1
     before = np.where(ranks>1, (k-1)/np.maximum(ranks-1, 1), 1.)
-    trap,mean = (np.bincount(query, o, minlength=len(n))/np.maximum(n, 1) for o in ((k/ranks+before)/2, k/ranks))
+    trap,mean = (np.bincount(query, o, minlength=len(n))/np.maximum(n, 1)
+                 for o in ((k/ranks+before)/2, k/ranks))
     first,last = (np.zeros(len(n), dtype=np.int64) for _ in range(2))
     first[n>0],last[n>0] = ranks[start[n>0]], ranks[(start+n-1)[n>0]]
     return dict(ap_trap=trap, ap_mean=mean, inp=n/np.maximum(last, 1), first_rank=first)
@@ -178,30 +185,36 @@ def _query_scores(ranks, n):
 def _result(ranks, n, n_gallery, max_rank, empty, protocol):
     s,counted = _query_scores(ranks, n), n>0 if empty=='skip' else np.ones(len(n), dtype=bool)
     if not counted.any():
-        raise InputError('No query has a picture to find in the gallery, so there is nothing to average; '
-                         'check pids and cameras.')
+        raise InputError('No query has a picture to find in the gallery, so there is nothing to '
+                         'average; check pids and cameras.')
     hits = np.bincount(s['first_rank'][counted], minlength=max_rank+1)[1:max_rank+1]
-    means = {k: float(s[o][counted].mean()) for k,o in dict(map_trap='ap_trap', map_mean='ap_mean', minp='inp').items()}
-    return RetrievalResult(cmc=hits.cumsum()/counted.sum(), **means, n_query=len(n), n_valid=int((n>0).sum()), n_gallery=n_gallery,
+    means = {k: float(s[o][counted].mean())
+             for k,o in dict(map_trap='ap_trap', map_mean='ap_mean', minp='inp').items()}
+    return RetrievalResult(cmc=hits.cumsum()/counted.sum(), **means, n_query=len(n),
+        n_valid=int((n>0).sum()), n_gallery=n_gallery,
         protocol=protocol, **s, counted=counted, ranks=ranks, n_good=n, empty=empty)
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #ff464a0c
 def _vector(name, ids, n):
     ids = np.asarray(ids.cpu() if isinstance(ids, Tensor) else ids)
     if ids.shape==(n,) and (ids.dtype.kind in 'iu' or n==0): return ids.astype(np.int64)
-    text = " Names such as '0002' become integers by `astype(int)`." if ids.dtype.kind in 'UOST' else ''
-    raise InputError(f'`{name}` must be {n} integers, one for each {"row" if name[0]=="q" else "column"} of the '
-                     f'distances, but it is {ids.dtype} of shape {ids.shape}; pass the manifest\'s column.{text}')
+    text = (" Names such as '0002' become integers by `astype(int)`."
+            if ids.dtype.kind in 'UOST' else '')
+    raise InputError(f'`{name}` must be {n} integers, one for each '
+                     f'{"row" if name[0]=="q" else "column"} of the distances, but it is '
+                     f'{ids.dtype} of shape {ids.shape}; pass the manifest\'s column.{text}')
 
 def _check_ids(n_query, n_gallery, q_pids, g_pids, q_camids, g_camids):
     if not n_query*n_gallery:
-        raise InputError(f'There is nothing to rank: {n_query} queries and {n_gallery} gallery pictures; both need '
-                         'at least one.')
+        raise InputError(f'There is nothing to rank: {n_query} queries and {n_gallery} gallery '
+                         'pictures; both need at least one.')
     q_pids,q_camids = (_vector(s, o, n_query) for s,o in (('q_pids',q_pids), ('q_camids',q_camids)))
-    g_pids,g_camids = (_vector(s, o, n_gallery) for s,o in (('g_pids',g_pids), ('g_camids',g_camids)))
+    g_pids,g_camids = (_vector(s, o, n_gallery)
+                       for s,o in (('g_pids',g_pids), ('g_camids',g_camids)))
     if (q_pids<=0).any():
-        raise InputError(f'A query must show a person (pid > 0), but one has pid {q_pids[q_pids<=0][0]}; junk (−1) and '
-                         'distractors (0) belong in the gallery, and ids that count from 0 need 1 added.')
+        raise InputError('A query must show a person (pid > 0), but one has pid '
+                         f'{q_pids[q_pids<=0][0]}; junk (−1) and distractors (0) belong in the '
+                         'gallery, and ids that count from 0 need 1 added.')
     return q_pids, g_pids, q_camids, g_camids
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #99e94111
@@ -209,12 +222,15 @@ def _as_matrix(x, what):
     "An array, or a tensor that stays where it is, of two dimensions and finite numbers"
     if isinstance(x, Tensor): x = (x.float() if x.dtype==torch.bfloat16 else x).detach()
     else: x = np.asarray(x)
-    if x.ndim!=2: raise InputError(f'{what}, but they have shape {tuple(x.shape)}; for one query pass `x[None]`.')
-    if not isinstance(x, Tensor) and x.dtype.kind not in 'fiu': raise InputError(f'{what}, but they are {x.dtype}; '
-        'pass numbers.')
-    if 0 not in x.shape and not np.isfinite([float(x.min()), float(x.max())]).all():  # NaN goes through min and max
-        raise InputError(f'{what}, all finite, but some are NaN or infinite; look for NaN in the features '
-                         'or the weights.')
+    if x.ndim!=2:
+        raise InputError(f'{what}, but they have shape {tuple(x.shape)}; for one query pass '
+                         '`x[None]`.')
+    if not isinstance(x, Tensor) and x.dtype.kind not in 'fiu':
+        raise InputError(f'{what}, but they are {x.dtype}; pass numbers.')
+    # NaN goes through min and max
+    if 0 not in x.shape and not np.isfinite([float(x.min()), float(x.max())]).all():
+        raise InputError(f'{what}, all finite, but some are NaN or infinite; look for NaN in the '
+                         'features or the weights.')
     return x
 
 def check_ranking(
@@ -229,20 +245,22 @@ def check_ranking(
 # %% ../../nbs/40_metrics.retrieval.ipynb #eea302d1
 def _check_empty(empty):
     if empty not in ('zero','skip'):
-        raise InputError(f"`empty` must be 'zero' or 'skip', but it is {empty!r}; MATLAB counts zero.")
+        raise InputError(f"`empty` must be 'zero' or 'skip', but it is {empty!r}; MATLAB "
+                         "counts zero.")
 
 def check_sought(
     sought:Sought # Good and removed columns of the gallery
 ) -> None:        # Nothing, or an `InputError`
     "Refuse a gallery in which the camera rule removes every good picture"
     if not any(map(len, sought.good)) and any(map(len, sought.gone)):
-        raise InputError('Every picture to be found was taken by the camera of its query, and so is removed; if '
-                         'there is one '
-                         'camera only, or none is known, pass camera 0 for all: then only the pid decides.')
+        raise InputError('Every picture to be found was taken by the camera of its query, and so '
+                         'is removed; if there is one camera only, or none is known, pass camera 0 '
+                         'for all: then only the pid decides.')
 
 def _said(n, g_pids, distance, empty):
-    return '; '.join([f'{n:,} queries, {(g_pids!=-1).sum():,} gallery pictures', 'same person in same camera removed',
-        distance or 'distance as given', 'AP by trapezoid (map_trap) and as mean precision (map_mean)', 'ties in gallery order',
+    return '; '.join([f'{n:,} queries, {(g_pids!=-1).sum():,} gallery pictures',
+        'same person in same camera removed', distance or 'distance as given',
+        'AP by trapezoid (map_trap) and as mean precision (map_mean)', 'ties in gallery order',
         'queries without a match ' + ('count 0' if empty=='zero' else 'are skipped')])
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #c40c918f
@@ -262,8 +280,8 @@ def retrieval(
     sought = sought_columns(q_pids, g_pids, q_camids, g_camids)
     check_sought(sought)
     ranks = _block_ranks(dist, sought)
-    return _result(np.concatenate(ranks), np.array(list(map(len, ranks))), int((g_pids!=-1).sum()), max_rank, empty,
-                   protocol or _said(len(q_pids), g_pids, '', empty))
+    return _result(np.concatenate(ranks), np.array(list(map(len, ranks))), int((g_pids!=-1).sum()),
+                   max_rank, empty, protocol or _said(len(q_pids), g_pids, '', empty))
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #057a1102
 @patch
@@ -272,8 +290,10 @@ def under(self:RetrievalResult,
 ) -> RetrievalResult: # Scores from the same ranks
     "The scores with queries without a good picture counted as 0, or skipped"
     _check_empty(empty)
-    old,new = (f'without a match {o}' for o in (('are skipped','count 0') if empty=='zero' else ('count 0','are skipped')))
-    res = _result(self.ranks, self.n_good, self.n_gallery, len(self.cmc), empty, self.protocol.replace(old, new))
+    old,new = (f'without a match {o}'
+               for o in (('are skipped','count 0') if empty=='zero' else ('count 0','are skipped')))
+    res = _result(self.ranks, self.n_good, self.n_gallery, len(self.cmc), empty,
+                  self.protocol.replace(old, new))
     return replace(res, single_shot=self.single_shot)
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #e170fd24
@@ -290,8 +310,11 @@ def write_json(self:RetrievalResult,
     path:str # File to write
 ):
     "Write the scores, with queries without a good picture counted and skipped, as JSON"
-    both = {o: {k: v for k,v in self.under(o).to_dict().items() if k[0] in 'rm'} for o in ('zero','skip')} if self.n_valid else {}
-    with write_beside(path) as p: p.write_text(to_json({**self.to_dict(), 'empty':self.empty, 'both':both, 'cmc':self.cmc.tolist()}))
+    both = {o: {k: v for k,v in self.under(o).to_dict().items() if k[0] in 'rm'}
+            for o in ('zero','skip')} if self.n_valid else {}
+    with write_beside(path) as p:
+        p.write_text(to_json({**self.to_dict(), 'empty':self.empty, 'both':both,
+                              'cmc':self.cmc.tolist()}))
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #c034
 @patch
@@ -301,7 +324,9 @@ def __repr__(self:RetrievalResult):
             f'{self.n_query} queries, {self.n_gallery} gallery pictures)')
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #c035
-def _cells(r): return [f'{100*o:.1f}' for o in (r.rank(1), r.rank(5), r.rank(10), r.map_trap, r.map_mean, r.minp)]
+def _cells(r):
+    return [f'{100*o:.1f}'
+            for o in (r.rank(1), r.rank(5), r.rank(10), r.map_trap, r.map_mean, r.minp)]
 
 def _with_shots(r, cols, lines):
     "The table with one more line, for the single-shot CMC"
@@ -311,13 +336,15 @@ def _with_shots(r, cols, lines):
 
 @patch
 def _repr_markdown_(self:RetrievalResult):
-    cols,lines = ['rank-1','rank-5','rank-10','mAP (trapezoid)','mAP (mean precision)','mINP'], [_cells(self)]
+    cols,lines = (['rank-1','rank-5','rank-10','mAP (trapezoid)','mAP (mean precision)','mINP'],
+                  [_cells(self)])
     if 0<self.n_valid<self.n_query:
         n = self.n_query-self.n_valid
-        cols,lines = [f'{n:,} of {self.n_query:,} queries without a match', *cols], [[name, *_cells(self.under(o))] for o,name in
-                                                                                    (('zero','count 0'), ('skip','are skipped'))]
+        cols,lines = [f'{n:,} of {self.n_query:,} queries without a match', *cols], [[name,
+                *_cells(self.under(o))] for o,name in (('zero','count 0'), ('skip','are skipped'))]
     if self.single_shot is not None: cols,lines = _with_shots(self, cols, lines)
-    return '\n'.join(f'| {" | ".join(r)} |' for r in [cols, ['---:']*len(cols), *lines]) + f'\n\n{self.protocol}'
+    return ('\n'.join(f'| {" | ".join(r)} |' for r in [cols, ['---:']*len(cols), *lines])
+            + f'\n\n{self.protocol}')
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #c038
 def euclidean_distance(
@@ -326,7 +353,8 @@ def euclidean_distance(
     squared:bool=False, # Leave out the square root
 ) -> Tensor:            # `(q, g)` distances
     "Euclidean distance of every query to every gallery picture"
-    d2 = (q.pow(2).sum(1)[:,None] + g.pow(2).sum(1)[None]).sub_(2*q@g.T).clamp_min_(0)  # in place, to save memory
+    # in place, to save memory
+    d2 = (q.pow(2).sum(1)[:,None] + g.pow(2).sum(1)[None]).sub_(2*q@g.T).clamp_min_(0)
     return d2 if squared else d2.sqrt_()
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #c039
@@ -356,32 +384,36 @@ def as_features(
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #f55fed31
 def _feature_pair(q, g, distance):
-    if distance not in DISTANCES: raise InputError(f'`distance` must be one of {", ".join(DISTANCES)}, but it is '
-                                                   f'{distance!r}.')
+    if distance not in DISTANCES:
+        raise InputError(f'`distance` must be one of {", ".join(DISTANCES)}, but it is '
+                         f'{distance!r}.')
     q,g = as_features(q, 'the queries'), as_features(g, 'the gallery')
     if q.shape[1]!=g.shape[1]:
-        raise InputError(f'Queries and gallery must have features of one length, but they have {q.shape[1]} and '
-                         f'{g.shape[1]} '
-                         'numbers per picture; take both from the same model.')
+        raise InputError('Queries and gallery must have features of one length, but they have '
+                         f'{q.shape[1]} and {g.shape[1]} numbers per picture; take both from the '
+                         'same model.')
     dtype = torch.promote_types(q.dtype, g.dtype)
     return q.to(g.device, dtype), g.to(dtype)
 
 def _blocks(q, g, distance, normalise, chunk):
     "Yields slices of the queries and the sort keys of their gallery; all blocks share one buffer"
     squares = _squares(q, g)
-    if normalise and distance!='cosine' and not squares.all():  # a feature of zeros stays zero, at distance 1
+    # a feature of zeros stays zero, at distance 1
+    if normalise and distance!='cosine' and not squares.all():
         q,g,normalise = F.normalize(q, dim=1), F.normalize(g, dim=1), False
         squares = _squares(q, g)
     unit = -squares[0].sqrt().clamp_min(1e-12) if normalise or distance=='cosine' else None
     chunk = min(chunk or max(64, 2**22//max(len(g), 1)), len(q))
     out = q.new_empty(chunk, len(g))
-    for i in range(0, len(q), chunk): yield slice(i,i+chunk), _keys(q[i:i+chunk], g, squares, unit, out[:len(q[i:i+chunk])])
+    for i in range(0, len(q), chunk):
+        yield slice(i,i+chunk), _keys(q[i:i+chunk], g, squares, unit, out[:len(q[i:i+chunk])])
 
 def _squares(q, g):
     "Squared lengths of the gallery's features, `(1, g)`; no distance may overflow"
     a,b = (torch.cat([o.square().sum(1) for o in x.split(4096)]) for x in (q,g))
     if (a.amax()+b.amax()+2*a.amax().sqrt()*b.amax().sqrt()).isfinite(): return b[None]
-    raise InputError('Some distances are not finite, because features are too large for their type; normalise them.')
+    raise InputError('Some distances are not finite, because features are too large for their '
+                     'type; normalise them.')
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #f13e1c2d
 @torch.no_grad()
@@ -405,10 +437,11 @@ def score_features(
     ids = _check_ids(len(q), len(g), q_pids, g_pids, q_camids, g_camids)
     sought = sought_columns(*ids)
     check_sought(sought)
-    ranks = [r for s,d in _blocks(q, g, distance, normalise, chunk) for r in _block_ranks(d, sought[s], spare=True)]
+    ranks = [r for s,d in _blocks(q, g, distance, normalise, chunk)
+             for r in _block_ranks(d, sought[s], spare=True)]
     name = f'{distance} distance' + ' of L2-normalised features'*(normalise and distance!='cosine')
-    return _result(np.concatenate(ranks), np.array(list(map(len, ranks))), int((ids[1]!=-1).sum()), max_rank, empty,
-                   protocol or _said(len(q), ids[1], name, empty))
+    return _result(np.concatenate(ranks), np.array(list(map(len, ranks))), int((ids[1]!=-1).sum()),
+                   max_rank, empty, protocol or _said(len(q), ids[1], name, empty))
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #b74b3191
 @patch
@@ -416,9 +449,11 @@ def cmc_all_shots(self:RetrievalResult,
     max_rank:int=50 # Length of the curve
 ) -> np.ndarray:    # `(max_rank,)` shares in [0,1]
     "All-shots CMC: share of good pictures with fewer than 1, 2, … closer negatives"
-    start,query = np.cumsum(self.n_good)-self.n_good, np.repeat(np.arange(self.n_query), self.n_good)
+    start,query = (np.cumsum(self.n_good)-self.n_good,
+                   np.repeat(np.arange(self.n_query), self.n_good))
     place = self.ranks - (np.arange(len(self.ranks)) - start[query])
-    share = np.bincount(np.minimum(place, max_rank+1), 1/self.n_good[query], minlength=max_rank+2)[1:max_rank+1]
+    share = np.bincount(np.minimum(place, max_rank+1), 1/self.n_good[query],
+                        minlength=max_rank+2)[1:max_rank+1]
     return share.cumsum()/self.counted.sum()
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #c042
