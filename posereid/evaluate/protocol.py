@@ -10,10 +10,11 @@ __all__ = ['eval_mode', 'batches', 'to_input', 'extract_features', 'tracklet_fea
 # %% ../../nbs/70_evaluate.protocol.ipynb #c002
 import copy
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import replace
 from torch import Tensor, nn
-from typing import Callable, Iterable, NamedTuple
+from typing import NamedTuple
 from ..core import InputError
 from ..metrics.rerank import rerank_features
 from ..metrics.retrieval import (DISTANCES, RetrievalResult, cosine_distance,
