@@ -22,7 +22,7 @@ setuptools.setup(
     long_description=readme.read_text(encoding='utf-8') if readme.exists() else '',
     long_description_content_type='text/markdown',
     packages=setuptools.find_packages(include=[cfg['lib_path'], cfg['lib_path']+'.*']),
-    package_data={cfg['lib_path']: ['weights/*.safetensors', 'weights/*.json']},
+    package_data={cfg['lib_path']: ['py.typed', 'weights/*.safetensors', 'weights/*.json']},
     zip_safe=False,
     python_requires='>='+cfg['min_python'],
     install_requires=words('requirements'),

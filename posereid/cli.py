@@ -55,26 +55,29 @@ def parse_choices(
 ) -> dict: # Name → value, as text
     "Reader options from text"
     parts = [o.partition('=') for o in words or []]
-    if wrong := [k for k,eq,_ in parts if not eq]: raise InputError("A choice is written name=value, such as odd=skip, "
-                                                                    f"but got '{wrong[0]}'.")
+    if wrong := [k for k,eq,_ in parts if not eq]:
+        raise InputError(f"A choice is written name=value, such as odd=skip, but got '{wrong[0]}'.")
     return {k.strip(): v.strip() for k,_,v in parts}
 
 # %% ../nbs/98_cli.ipynb #30820175
 def _choices(read, source_layout, source_read, pose_read, source_pose_read):
     "Reader options for `folder_inputs`; None if none was given"
     lent = parse_choices(source_read) | ({'layout':source_layout} if source_layout else {})
-    res = dict(read=parse_choices(read), source_read=lent, pose_read=parse_choices(pose_read), source_pose_read=parse_choices(source_pose_read))
+    res = dict(read=parse_choices(read), source_read=lent, pose_read=parse_choices(pose_read),
+               source_pose_read=parse_choices(source_pose_read))
     return {k: v for k,v in res.items() if v} or None
 
-def _open(data, size, source=None, poses=None, source_poses=None, no_cameras=False, layout=None, read=None, source_layout=None, source_read=None,
+def _open(data, size, source=None, poses=None, source_poses=None, no_cameras=False, layout=None,
+          read=None, source_layout=None, source_read=None,
           pose_read=None, source_pose_read=None, **kwargs):
     "Call `folder_inputs` with the arguments of a command and print its notes"
     from posereid.experiment.inputs import folder_inputs
     if source is None and any((source_poses, source_layout, source_read, source_pose_read)):
-        raise InputError("--source_poses, --source_layout, --source_read and --source_pose_read go with --source, the "
-                         "set that lends its poses.")
+        raise InputError("--source_poses, --source_layout, --source_read and --source_pose_read go "
+                         "with --source, the set that lends its poses.")
     choices = _choices(read, source_layout, source_read, pose_read, source_pose_read)
-    res = folder_inputs(data, source, poses, source_poses, size, cameras=not no_cameras, layout=layout, choices=choices, **kwargs)
+    res = folder_inputs(data, source, poses, source_poses, size, cameras=not no_cameras,
+                        layout=layout, choices=choices, **kwargs)
     for o in res.notes: tell(o)
     return res
 
@@ -84,7 +87,8 @@ def _command_line(name, **kwargs):
     words = [name]
     for k,v in kwargs.items():
         if v is None or v is False: continue
-        words += [f'--{k}', *([] if v is True else map(str, v) if isinstance(v, (list, tuple)) else [str(v)])]
+        words += [f'--{k}',
+                  *([] if v is True else map(str, v) if isinstance(v, (list, tuple)) else [str(v)])]
     return shlex.join(words)
 
 # %% ../nbs/98_cli.ipynb #c009
@@ -118,15 +122,18 @@ def posereid_run(
 ):
     "Run all three steps for every row, print the results table, write report.html"
     said = dict(locals())
-    line = _command_line('posereid_run', **{k:v for k,v in said.items() if (k,v) not in _defaults.items() and k!='fresh'})
+    line = _command_line('posereid_run', **{k:v for k,v in said.items()
+                                            if (k,v) not in _defaults.items() and k!='fresh'})
     from posereid.experiment.engine import Experiment
     from posereid.experiment.rows import pick_rows
     from posereid.experiment.presets import experiment_settings
     from posereid.experiment.report import report, text_table
-    groups = experiment_settings(preset, seed, world, parse_size(size), validation, set, scratch=from_scratch or data is not None, recipe_name=recipe)
+    groups = experiment_settings(preset, seed, world, parse_size(size), validation, set,
+                                 scratch=from_scratch or data is not None, recipe_name=recipe)
     wanted = pick_rows(rows, rendered=data is None)
     inputs = _run_inputs(data, {k: said[k] for k in _READING}, seed, validation, wanted, groups)
-    out = Path(out or f"runs/{preset}-{Path(data).name if data else f'world{world}'}-seed{seed}" + f'-{recipe}'*bool(recipe) + '-validation'*validation)
+    out = Path(out or f"runs/{preset}-{Path(data).name if data else f'world{world}'}-seed{seed}"
+               + f'-{recipe}'*bool(recipe) + '-validation'*validation)
     exp = Experiment(wanted, groups, out, inputs, fresh, tell)
     table = exp.results()
     tell('report')
@@ -134,18 +141,22 @@ def posereid_run(
     tell(f'\n{text_table(table)}\n\n{page}')
 
 # %% ../nbs/98_cli.ipynb #c010
-_defaults = dict(out=None, preset='default', seed=0, world=0, size=None, recipe=None, rows='main', validation=False, from_scratch=False)
-_READING = ('source','poses','source_poses','ids','convert','no_cameras','layout','read','pose_read','source_layout','source_read','source_pose_read')
+_defaults = dict(out=None, preset='default', seed=0, world=0, size=None, recipe=None, rows='main',
+                 validation=False, from_scratch=False)
+_READING = ('source','poses','source_poses','ids','convert','no_cameras','layout','read',
+            'pose_read','source_layout','source_read','source_pose_read')
 
 def _run_inputs(data, reading, seed, validation, rows, groups):
     "Inputs of `posereid_run`; None for a synthetic world"
     if data is None:
-        if said := [k for k,v in reading.items() if v]: raise InputError(f"--{said[0]} goes with --data, the target set.")
+        if said := [k for k,v in reading.items() if v]:
+            raise InputError(f"--{said[0]} goes with --data, the target set.")
         return None
     true = [r['row'] for r in rows if r.get('pictures')=='rendered']
-    if true: raise InputError(f"Rows {', '.join(true)} are rendered, which only a synthetic world can do; with --data "
-                              "name others, "
-                              "such as --rows control,equal_steps,smoothed,unguided,guided.")
+    if true:
+        raise InputError(f"Rows {', '.join(true)} are rendered, which only a synthetic world can "
+                         "do; with --data name others, such as --rows "
+                         "control,equal_steps,smoothed,unguided,guided.")
     return _open(data, groups['transfer'].size, seed=seed, validation=validation, **reading)
 
 # %% ../nbs/98_cli.ipynb #a39c0eae
@@ -181,7 +192,8 @@ def posereid_reproduce(
     t = find_table(name)
     if threads<1: raise InputError(f"--threads must be at least 1, but is {threads}.")
     torch.set_num_threads(threads)
-    real = _real_set(data, dict(source=source, poses=poses, source_poses=source_poses, ids=ids, layout=layout), no_cameras,
+    real = _real_set(data, dict(source=source, poses=poses, source_poses=source_poses, ids=ids,
+                                layout=layout), no_cameras,
                      _choices(read, source_layout, source_read, pose_read, source_pose_read))
     df = reproduce(name, out, runs, parse_seeds(seeds), preset, real, rows, set or (), tell)
     tell(f'\n{t["title"]}')
@@ -189,7 +201,8 @@ def posereid_reproduce(
         d = df[df.part==part_name(part)]
         if not len(d): continue
         if t.get('pictures'): tell('\n'+plain_table(picture_table(d))); continue
-        tell(f'\n{part_name(part)}\n{plain_table(scores_table(d, "equal_steps" if "equal_steps" in list(d.row) else d.row.iloc[0]))}')
+        tell(f'\n{part_name(part)}\n'
+             f'{plain_table(scores_table(d, "equal_steps" if "equal_steps" in list(d.row) else d.row.iloc[0]))}')
     tell(f"\n{Path(out)/f'{name}.csv'}")
 
 # %% ../nbs/98_cli.ipynb #402a2113
@@ -198,7 +211,8 @@ def _real_set(data, args, no_cameras, choices):
     choices = choices or {}
     said = [k for k,v in {**args, **choices, 'no_cameras':no_cameras}.items() if v]
     if data is None and said: raise InputError(f"--{said[0]} goes with --data, the target set.")
-    return None if data is None else dict(data=data, **args, cameras=not no_cameras, **({'choices':choices} if choices else {}))
+    return None if data is None else dict(data=data, **args, cameras=not no_cameras,
+                                          **({'choices':choices} if choices else {}))
 
 def parse_seeds(
     s:str   # Seeds as text, such as 1,2,3
@@ -206,8 +220,8 @@ def parse_seeds(
     "Seeds from text"
     if not s: return None
     words = str(s).replace(',', ' ').split()
-    if not all(o.isdigit() for o in words): raise InputError("Seeds are comma-separated whole numbers, such as 1,2,3, "
-                                                             f"but got '{s}'.")
+    if not all(o.isdigit() for o in words):
+        raise InputError(f"Seeds are comma-separated whole numbers, such as 1,2,3, but got '{s}'.")
     return [int(o) for o in words]
 
 # %% ../nbs/98_cli.ipynb #c014
@@ -225,7 +239,8 @@ def posereid_synth(
     "Write a synthetic world: a target set of few poses, a source set of many, keypoint files"
     from posereid.experiment.inputs import write_world_at
     from posereid.experiment.presets import experiment_settings
-    s = experiment_settings(preset, 0, world, parse_size(size), validation, set, ('world',))['world']
+    s = experiment_settings(preset, 0, world, parse_size(size), validation, set,
+                            ('world',))['world']
     tell(write_world_at(s, Path(out), fresh))
 
 # %% ../nbs/98_cli.ipynb #c016
@@ -246,13 +261,15 @@ def posereid_guider(
 ):
     "Step one: train and score the ReID baseline, which becomes the guider"
     s = _reid_settings(preset, seed, size, set)
-    i = _open(data, s.size, no_cameras=no_cameras, layout=layout, read=read, need_poses=False, convert=convert)
+    i = _open(data, s.size, no_cameras=no_cameras, layout=layout, read=read, need_poses=False,
+              convert=convert)
     _reid(i, s, None, out, fresh, 'guider')
 
 def _reid_settings(preset, seed, size, opts):
     "Settings of a ReID model from the arguments of a command"
     from posereid.experiment.presets import experiment_settings
-    return experiment_settings(preset, seed, size=parse_size(size), opts=opts, only=('reid',))['reid']
+    return experiment_settings(preset, seed, size=parse_size(size), opts=opts,
+                               only=('reid',))['reid']
 
 def _reid(inputs, s, generated, out, fresh, desc):
     "Train a ReID model in a run folder and score it"
@@ -262,12 +279,14 @@ def _reid(inputs, s, generated, out, fresh, desc):
     from posereid.experiment.engine import score_model
     from posereid.stages.reid import train_reid
     df = inputs.train if generated is None else augment(inputs.train, read_generated(generated))
-    model = train_reid(df, inputs.store(s.size), train_labels(inputs.target), s, Path(out), fresh, desc)
+    model = train_reid(df, inputs.store(s.size), train_labels(inputs.target), s, Path(out),
+                       fresh, desc)
     _tell_scores(score_model(model, inputs, s, Path(out)))
     tell(out)
 
 def _tell_scores(r):
-    tell(f"rank-1 {r['rank1']:.1f}  rank-5 {r['rank5']:.1f}  mAP {r['map_trap']:.1f} (trapezoid)  {r['map_mean']:.1f} (mean precision)")
+    tell(f"rank-1 {r['rank1']:.1f}  rank-5 {r['rank5']:.1f}  mAP {r['map_trap']:.1f} (trapezoid)  "
+         f"{r['map_mean']:.1f} (mean precision)")
     tell(r['protocol'])
 
 # %% ../nbs/98_cli.ipynb #c017
@@ -300,12 +319,15 @@ def posereid_transfer(
     from posereid.experiment.presets import experiment_settings
     from posereid.stages.transfer import train_transfer
     from posereid.data.manifest import train_labels
-    s = experiment_settings(preset, seed, size=parse_size(size), opts=set, only=('transfer',))['transfer']
-    i = _open(data, s.size, source, poses, source_poses, False, layout, read, source_layout, source_read, pose_read, source_pose_read, need_test=False, convert=convert)
+    s = experiment_settings(preset, seed, size=parse_size(size), opts=set,
+                            only=('transfer',))['transfer']
+    i = _open(data, s.size, source, poses, source_poses, False, layout, read, source_layout,
+              source_read, pose_read, source_pose_read, need_test=False, convert=convert)
     labels = train_labels(i.target)
     R = guider_for(guider, labels) if s.beta else None
     if s.beta: s = shown_to(s, **kind_of(guider/'reid.json'))
-    train_transfer(i.train, i.source, i.poses, i.store(s.size), labels, R, s, Path(out), init, fresh)
+    train_transfer(i.train, i.source, i.poses, i.store(s.size), labels, R, s, Path(out),
+                   init, fresh)
     tell(out)
 
 # %% ../nbs/98_cli.ipynb #c018
@@ -338,7 +360,8 @@ def posereid_generate(
     from posereid.stages.transfer import load_generator
     s = experiment_settings(preset, seed, opts=set, only=('generate',))['generate']
     G,size = load_generator(generator),kind_of(generator/'generator.json')['size']
-    i = _open(data, size, source, poses, source_poses, False, layout, read, source_layout, source_read, pose_read, source_pose_read, need_test=False, convert=convert)
+    i = _open(data, size, source, poses, source_poses, False, layout, read, source_layout,
+              source_read, pose_read, source_pose_read, need_test=False, convert=convert)
     df = generate(G, i.target, i.source, i.poses, i.store(size), s, Path(out), fresh, names=names)
     tell(f'{len(df)} pictures of {df.pid.nunique()} people')
     tell(out)
@@ -362,7 +385,8 @@ def posereid_augment(
 ):
     "Step three, second half: train and score a ReID model on real and generated pictures"
     s = _reid_settings(preset, seed, size, set)
-    i = _open(data, s.size, no_cameras=no_cameras, layout=layout, read=read, need_poses=False, convert=convert)
+    i = _open(data, s.size, no_cameras=no_cameras, layout=layout, read=read, need_poses=False,
+              convert=convert)
     _reid(i, s, Path(generated), out, fresh, 'augmented')
 
 # %% ../nbs/98_cli.ipynb #c021
@@ -391,14 +415,17 @@ def posereid_eval(
     from posereid.experiment.inputs import kind_of, read_set
     from posereid.stages.reid import load_reid
     net,kind = load_reid(model),kind_of(model/'reid.json')
-    df = check_test(read_set(data, ('query','gallery'), False, layout, parse_choices(read)), str(data), not no_cameras)
+    df = check_test(read_set(data, ('query','gallery'), False, layout, parse_choices(read)),
+                    str(data), not no_cameras)
     for o in reading_notes(df): tell(f'{Path(data).absolute().name}: {o}')
     store = seen_by(PictureStore(kind['size'], convert=convert), kind['crop'])
-    r = evaluate_reid(net, df, store, Path(data).absolute().name, distance, flip, grey, rerank={} if rerank else None, tracklets=tracklets,
+    r = evaluate_reid(net, df, store, Path(data).absolute().name, distance, flip, grey,
+                      rerank={} if rerank else None, tracklets=tracklets,
                       cameras=not no_cameras, single_shot=single_shot)
     scores = dict(rank1=r.rank(1), rank5=r.rank(5), map_trap=r.map_trap, map_mean=r.map_mean)
     _tell_scores({k: 100*float(v) for k,v in scores.items()} | {'protocol':r.protocol})
-    if single_shot: tell('single-shot ' + '  '.join(f'rank-{k} {100*r.single_shot[k-1]:.1f}' for k in (1,5,10)))
+    if single_shot:
+        tell('single-shot ' + '  '.join(f'rank-{k} {100*r.single_shot[k-1]:.1f}' for k in (1,5,10)))
 
 # %% ../nbs/98_cli.ipynb #50e7eded
 @call_parse
@@ -416,7 +443,8 @@ def posereid_audit(
 ):
     "Check a data set: published counts, splits, files, poses; exit status 1 if a check fails"
     from posereid.data.audit import audit
-    a = audit(root, layout or name, decode, poses, against, watch=True, read=parse_choices(read), pose_read=parse_choices(pose_read))
+    a = audit(root, layout or name, decode, poses, against, watch=True, read=parse_choices(read),
+              pose_read=parse_choices(pose_read))
     tell(a.json() if json else a)
     if a.status: raise SystemExit(a.status)
 
@@ -443,13 +471,16 @@ def posereid_pose(
     folders = [o.strip() for o in folders.split(',')] if folders else None
     files = list_pictures_in(root, folders)
     known = None if against is None else _known(files, against, {})
-    choices = typed(parse_choices(pose_read), pose_choices(), 'The reader of keypoint files') if estimator=='known' else {}
+    choices = (typed(parse_choices(pose_read), pose_choices(), 'The reader of keypoint files')
+               if estimator=='known' else {})
     est = make_estimator(estimator, weights, files, default_device(), **choices)
     table = estimate_folder(root, out, est, folders, batch, fresh, skip_unreadable, not no_sheet)
     tell(f'{out}: {table}')
-    for what,some in table.notes.items(): tell(f"{what}: {len(some)}, among them {', '.join(some[:3])}")
+    for what,some in table.notes.items():
+        tell(f"{what}: {len(some)}, among them {', '.join(some[:3])}")
     if known is not None: _tell_pck(table, known, root, against)
 
+# %% ../nbs/98_cli.ipynb #2a4a75c9b
 def _known(files, against, choices):
     "True joints, scaled to the pixels of the pictures"
     from posereid.imagefiles import picture_sizes
@@ -457,16 +488,20 @@ def _known(files, against, choices):
     table = make_estimator('known', against, files, **choices).table
     table = table.take([i for i,o in enumerate(table.names) if o in files])
     sizes = picture_sizes([files[o] for o in table.names])
-    return table.fitted([sizes[os.path.abspath(files[o])] for o in table.names]) if len(table) else table
+    return (table.fitted([sizes[os.path.abspath(files[o])] for o in table.names]) if len(table)
+            else table)
 
 def _tell_pck(table, known, root, against):
     "Print the PCK of the estimates"
     from posereid.pose.estimate import pck
     both = [o for o in table.names if o in known]
-    if not both: raise InputError(f"{against} knows none of the pictures of {root}; is it the file of another folder?")
+    if not both:
+        raise InputError(f"{against} knows none of the pictures of {root}; is it the file of "
+                         "another folder?")
     for a in (.1,.2):
         s = pck(table.get(both), known.get(both), a)
-        tell(f"PCK@{a}: {s['mean']:.1f} over {s['n']} pictures ({s['left_out']} without a known trunk left out), {s['found']:.1f} % of known joints found")
+        tell(f"PCK@{a}: {s['mean']:.1f} over {s['n']} pictures ({s['left_out']} without a known "
+             f"trunk left out), {s['found']:.1f} % of known joints found")
 
 # %% ../nbs/98_cli.ipynb #73a68719
 @call_parse

@@ -43,8 +43,10 @@ def optional_package(
         raise InputError(f"{what} needs the package {package}; `pip install {package}`.") from None
 
 # %% ../nbs/00_core.ipynb #bcbbf759
-_ASCII = {'ε':'eps', 'α':'alpha', 'β':'beta', 'λ':'lambda', 'Δ':'delta', 'γ':'gamma', '−':'-', '–':'-', '—':'-', '→':'->', '←':'<-', '▶':'>', '×':'x', '·':'.', '…':'...',
-          '█':'#', '±':'+-', '≥':'>=', '≤':'<=', '§':'sec. ', '‘':"'", '’':"'", '“':'"', '”':'"', 'ß':'ss', '─':'-', '━':'-', '│':'|', '\u2009':' ', '\u00a0':' '}
+_ASCII = {'ε':'eps', 'α':'alpha', 'β':'beta', 'λ':'lambda', 'Δ':'delta', 'γ':'gamma', '−':'-',
+          '–':'-', '—':'-', '→':'->', '←':'<-', '▶':'>', '×':'x', '·':'.', '…':'...',
+          '█':'#', '±':'+-', '≥':'>=', '≤':'<=', '§':'sec. ', '‘':"'", '’':"'", '“':'"', '”':'"',
+          'ß':'ss', '─':'-', '━':'-', '│':'|', '\u2009':' ', '\u00a0':' '}
 
 def _in_ascii(e):
     "An error handler of encoders: what the encoding lacks, letter by letter, in ASCII"
@@ -89,7 +91,8 @@ def command(
 def silence():
     "Silence the warnings that importing fastai raises under recent torch and pandas"
     warnings.filterwarnings('ignore', message=r'.*torch\.jit\.script.*', category=FutureWarning)
-    warnings.filterwarnings('ignore', message=r'.*torch\.jit\.script.*', category=DeprecationWarning)
+    warnings.filterwarnings('ignore', message=r'.*torch\.jit\.script.*',
+                            category=DeprecationWarning)
     warnings.filterwarnings('ignore', message=r".*mode\.chained_assignment.*")
 
 silence()
@@ -103,7 +106,8 @@ def _share_cores():
 _share_cores()
 
 # %% ../nbs/00_core.ipynb #c018
-JPEG = dict(quality=95, subsampling=0)  # 4:4:4; every set is written alike, or the files would betray their origin
+# 4:4:4; every set is written alike, or the files would betray their origin
+JPEG = dict(quality=95, subsampling=0)
 
 def seed_everything(
     seed:int # Seed; on one machine the same seed gives the same numbers
@@ -118,7 +122,8 @@ def seed_everything(
 def default_device() -> 'torch.device': # `cuda` where there is one, else `cpu`
     "The device on which stages run unless told otherwise"
     import torch
-    return torch.device(os.environ.get('POSEREID_DEVICE') or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    return torch.device(os.environ.get('POSEREID_DEVICE')
+                        or ('cuda' if torch.cuda.is_available() else 'cpu'))
 
 def cache_dir() -> Path: # The cache folder; created if missing
     "Where rendered worlds are kept: `$POSEREID_CACHE`, else `~/.cache/posereid`"
@@ -194,10 +199,12 @@ def hash_settings(
 ) -> str: # 12 hex digits
     "A short name for settings: the SHA-256 of their canonical JSON, whatever the order of keys"
     plain = json.loads(to_json(objs))
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(',',':')).encode()).hexdigest()[:12]
+    return (hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(',',':')).encode())
+            .hexdigest()[:12])
 
 # %% ../nbs/00_core.ipynb #c033
-_flags = dict(true=True, yes=True, on=True, false=False, no=False, off=False, **{'1':True, '0':False})
+_flags = dict(true=True, yes=True, on=True, false=False, no=False, off=False,
+              **{'1':True, '0':False})
 
 def _number(s):
     try: return int(s)
@@ -214,15 +221,18 @@ def _read(s, kinds, like):
     if bool in kinds and s.lower() in _flags: return _flags[s.lower()]
     for kind in (int, float, tuple, str):
         with contextlib.suppress(ValueError):
-            if kind is tuple and tuple in kinds: return _tuple(s, like if isinstance(like, tuple) else None)
+            if kind is tuple and tuple in kinds:
+                return _tuple(s, like if isinstance(like, tuple) else None)
             if kind is not tuple and kind in kinds: return kind(s)
     raise ValueError(s)
 
 # %% ../nbs/00_core.ipynb #c035
 def _kinds(obj, name):
     anno = typing.get_type_hints(type(obj)).get(name)
-    members = typing.get_args(anno) if isinstance(anno, types.UnionType) or typing.get_origin(anno) is typing.Union else (anno,)
-    kinds = [str if typing.get_origin(o) is typing.Literal else typing.get_origin(o) or o for o in members]
+    members = (typing.get_args(anno) if isinstance(anno, types.UnionType)
+               or typing.get_origin(anno) is typing.Union else (anno,))
+    kinds = [str if typing.get_origin(o) is typing.Literal else typing.get_origin(o) or o
+             for o in members]
     known = [o for o in kinds if o in (bool,int,float,str,tuple,type(None))]
     return known or [type(getattr(obj, name))]
 
@@ -230,9 +240,12 @@ def _set_one(groups, opt):
     "(group, name, value) of one `group.name=value`"
     key,eq,val = (o.strip() for o in opt.partition('='))
     names = [f'{g}.{f.name}' for g,o in groups.items() for f in dataclasses.fields(o)]
-    if not eq: raise InputError(f"A setting is written group.name=value, but got '{opt}'; for example {names[0]}=…")
+    if not eq:
+        raise InputError(f"A setting is written group.name=value, but got '{opt}'; for example "
+                         f"{names[0]}=…")
     if key not in names:
-        alike = [o for o in names if o.split('.')[1]==key.split('.')[-1]] or names  # the right field of the wrong group
+        # the right field of the wrong group
+        alike = [o for o in names if o.split('.')[1]==key.split('.')[-1]] or names
         raise InputError(f"There is no setting '{key}'; the nearest is '{nearest(key, alike)}'.")
     g,name = key.split('.', 1)
     kinds,old = _kinds(groups[g], name),getattr(groups[g], name)
@@ -258,7 +271,8 @@ class Settings:
     "Base of the settings' dataclasses: a field of type `Literal[…]` takes these words only"
     def __post_init__(self):
         for name,kind in typing.get_type_hints(type(self)).items():
-            if typing.get_origin(kind) is typing.Literal: one_of(f'{settings_group(self)}.{name}', getattr(self, name), typing.get_args(kind))
+            if typing.get_origin(kind) is typing.Literal:
+                one_of(f'{settings_group(self)}.{name}', getattr(self, name), typing.get_args(kind))
 
 def settings_group(
     settings # A dataclass, such as `TransferSettings()`
@@ -273,8 +287,8 @@ def one_of(
 ):
     "Refuse a choice that does not exist"
     if value not in known:
-        raise InputError(f"{name} must be one of {', '.join(map(str, known))}, but is {value!r}; did you mean "
-                         f"{nearest(str(value), known)!r}?")
+        raise InputError(f"{name} must be one of {', '.join(map(str, known))}, but is {value!r}; "
+                         f"did you mean {nearest(str(value), known)!r}?")
 
 # %% ../nbs/00_core.ipynb #d447e806
 def later(
@@ -320,7 +334,8 @@ def _first_difference(have, want):
     for k in [*want, *have]:
         if k not in have: return f"'{k}' is missing"
         if k not in want: return f"'{k}' is one too many"
-        if have[k].shape != want[k].shape: return f"'{k}' is {tuple(have[k].shape)}, not {tuple(want[k].shape)}"
+        if have[k].shape != want[k].shape:
+            return f"'{k}' is {tuple(have[k].shape)}, not {tuple(want[k].shape)}"
 
 def load_weights(
     module:'nn.Module', # Network of the same architecture as the saved one
@@ -329,13 +344,16 @@ def load_weights(
     "Read weights into `module`; names and shapes must be the same"
     from safetensors.torch import load_file
     from safetensors import SafetensorError
-    if not Path(path).is_file(): raise InputError(f"There are no weights at {path}; run the stage that makes them first.")
+    if not Path(path).is_file():
+        raise InputError(f"There are no weights at {path}; run the stage that makes them first.")
     try: state = load_file(path)
-    except SafetensorError as e: raise InputError(f"{path} is no whole safetensors file ({e}); remove it and run "
-                                                  "its stage again.")
+    except SafetensorError as e:
+        raise InputError(f"{path} is no whole safetensors file ({e}); remove it and run its "
+                         "stage again.")
     diff = _first_difference(state, module.state_dict())
-    if diff: raise InputError(f"The weights in {path} are of another network ({diff}); use the settings that they were "
-                              "trained with.")
+    if diff:
+        raise InputError(f"The weights in {path} are of another network ({diff}); use the settings "
+                         "that they were trained with.")
     module.load_state_dict(state)
     return module
 
@@ -347,12 +365,15 @@ def _version(name):
 
 def _git(*args):
     here = Path(__file__).parent if '__file__' in globals() else Path()
-    try: res = subprocess.run(['git', '-C', here, *args], capture_output=True, text=True, timeout=5, stdin=subprocess.DEVNULL)
+    try:
+        res = subprocess.run(['git', '-C', here, *args], capture_output=True, text=True, timeout=5,
+                             stdin=subprocess.DEVNULL)
     except (OSError, subprocess.TimeoutExpired): return None
     return res.stdout.strip() if res.returncode==0 else None
 
 def _commit():
-    if _git('ls-files', '--error-unmatch', 'core.py') is None: return None  # not the checkout of this library
+    # not the checkout of this library
+    if _git('ls-files', '--error-unmatch', 'core.py') is None: return None
     rev,dirty = _git('rev-parse', '--short=12', 'HEAD'),_git('status', '--porcelain', '.')
     return f'{rev}+changes' if dirty else rev
 
@@ -365,12 +386,14 @@ def provenance() -> dict: # `posereid torch torchvision fastai python commit thr
 # %% ../nbs/00_core.ipynb #c049
 def _flat(d, pre=''):
     if not isinstance(d, dict) or not d: return {pre: d}
-    return {k: v for name,o in d.items() for k,v in _flat(o, f'{pre}.{name}' if pre else name).items()}
+    return {k: v for name,o in d.items()
+            for k,v in _flat(o, f'{pre}.{name}' if pre else name).items()}
 
 def _differences(old, new):
     old,new = _flat(old),_flat(new)
     show = lambda d,k: json.dumps(d[k], ensure_ascii=False) if k in d else 'absent'
-    return [f'{k}: {show(old,k)} → {show(new,k)}' for k in {**old,**new} if (k in old, old.get(k)) != (k in new, new.get(k))]
+    return [f'{k}: {show(old,k)} → {show(new,k)}' for k in {**old,**new}
+            if (k in old, old.get(k)) != (k in new, new.get(k))]
 
 class RunFolder:
     "A folder with `settings.json`, and `metrics.json` once it is done; the same settings reopen it"
@@ -396,17 +419,19 @@ def _start(self:RunFolder):
 
 @patch
 def _reopen(self:RunFolder, fresh:bool):
-    if not self.path.is_dir(): raise InputError(f"{self.path} is a file, not a folder; choose another --out.")
+    if not self.path.is_dir():
+        raise InputError(f"{self.path} is a file, not a folder; choose another --out.")
     if not any(not o.name.startswith('.') for o in self.path.iterdir()): return
     try: old = json.loads((self/'settings.json').read_text(encoding='utf-8'))['settings']
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        raise InputError(f"{self.path} exists and is not a run (it has no settings.json of one); choose "
-                         "another --out.") from None
+        raise InputError(f"{self.path} exists and is not a run (it has no settings.json of one); "
+                         "choose another --out.") from None
     if fresh: return shutil.rmtree(self.path)
     diff = _differences(old, self.settings)
     more = f' and {len(diff)-3} more' if len(diff)>3 else ''
-    if diff: raise InputError(f"{self.path} holds a run with other settings ({'; '.join(diff[:3])}{more}); "
-                              "choose another --out, or --fresh to start over.")
+    if diff:
+        raise InputError(f"{self.path} holds a run with other settings ({'; '.join(diff[:3])}"
+                         f"{more}); choose another --out, or --fresh to start over.")
 
 # %% ../nbs/00_core.ipynb #c053
 @patch
@@ -456,8 +481,9 @@ def progress(
     out.flush()
 
 # %% ../nbs/00_core.ipynb #c063
-FIGURE = {'figure.figsize':(5,2.8), 'figure.dpi':90, 'savefig.dpi':90, 'font.size':8, 'axes.titlesize':8, 'axes.labelsize':8,
-    'axes.spines.top':False, 'axes.spines.right':False, 'legend.frameon':False, 'legend.fontsize':7, 'lines.linewidth':1.3,
+FIGURE = {'figure.figsize':(5,2.8), 'figure.dpi':90, 'savefig.dpi':90, 'font.size':8,
+    'axes.titlesize':8, 'axes.labelsize':8, 'axes.spines.top':False, 'axes.spines.right':False,
+    'legend.frameon':False, 'legend.fontsize':7, 'lines.linewidth':1.3,
     'axes.grid':True, 'grid.alpha':.25, 'grid.linewidth':.5, 'image.interpolation':'nearest'}
 COLORS = ['#3b6fb6', '#d9822b', '#3a9a66', '#b5475d', '#7a62ad', '#6e6e6e']
 
@@ -467,7 +493,8 @@ def figure_style(
     "The look of all figures: `with figure_style(): ...`"
     import matplotlib
     from matplotlib import pyplot as plt
-    if 'ipykernel' in sys.modules: plt.ion()    # the inline backend turns this on late, and leaving the context would undo it
+    # the inline backend turns this on late, and leaving the context would undo it
+    if 'ipykernel' in sys.modules: plt.ion()
     names = {k.replace('.','_'): k for k in matplotlib.rcParams}
     more = {names[k]: v for k,v in kwargs.items()}
     return plt.rc_context({**FIGURE, 'axes.prop_cycle':matplotlib.cycler(color=COLORS), **more})

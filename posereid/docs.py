@@ -85,7 +85,8 @@ def _code(cell, folder):
     marks,code = _split(''.join(cell['source']))
     if 'hide' in marks or marks.get('include')=='false' or 'default_exp' in marks: return []
     show = code and marks.get('echo')!='false' and 'export' not in marks
-    outs = [] if marks.get('output')=='false' else [_output(o, folder) for o in cell.get('outputs', [])]
+    outs = [] if marks.get('output')=='false' else [_output(o, folder)
+                                                    for o in cell.get('outputs', [])]
     return [f'```python\n{code}\n```'] * bool(show) + [o for o in outs if o]
 
 def readme(
@@ -95,12 +96,15 @@ def readme(
     "The front page as the text of a README"
     nb = Path(nb)
     try: cells = json.loads(nb.read_text(encoding='utf-8'))['cells']
-    except FileNotFoundError: raise InputError(f"There is no notebook at {nb}; run this from the root of "
-                                               "the repository.") from None
+    except FileNotFoundError:
+        raise InputError(f"There is no notebook at {nb}; run this from the root of the "
+                         "repository.") from None
     folder = nb.parent.name if folder is None else folder
-    parts = [f'<!-- Written from {folder}/{nb.name}; edit there. -->' if folder else f'<!-- Written from {nb.name}; edit there. -->']
+    parts = [f'<!-- Written from {folder}/{nb.name}; edit there. -->' if folder
+             else f'<!-- Written from {nb.name}; edit there. -->']
     for c in cells:
-        parts += _code(c, folder) if c['cell_type']=='code' else [_text(''.join(c['source']), folder)]
+        parts += (_code(c, folder) if c['cell_type']=='code'
+                  else [_text(''.join(c['source']), folder)])
     return '\n\n'.join(o for o in parts if o) + '\n'
 
 # %% ../nbs/99_docs.ipynb #c017
@@ -128,12 +132,14 @@ def kept_captions(
     cell:dict # Cell of a notebook, with its `outputs`
 ) -> list: # Captions that `captioned` kept in its outputs
     "Captions beside the outputs of a cell"
-    return [o['metadata']['caption'] for o in cell.get('outputs', []) if 'caption' in o.get('metadata', {})]
+    return [o['metadata']['caption'] for o in cell.get('outputs', [])
+            if 'caption' in o.get('metadata', {})]
 
 def _with_caption(source, text, page):
     found = _label.search(source)
-    if not found: raise InputError(f"{page}: a cell with a caption needs a line '#| label: fig-…' or '#| label: tbl-…'; "
-                                   f"it begins with {source[:40]!r}.")
+    if not found:
+        raise InputError(f"{page}: a cell with a caption needs a line '#| label: fig-…' or '#| "
+                         f"label: tbl-…'; it begins with {source[:40]!r}.")
     line = f'#| {found[1]}-cap: {json.dumps(text, ensure_ascii=False)}'
     rest = re.sub(r'^#\|\s*(fig|tbl)-cap:.*\n', '', source, flags=re.M)
     return _label.sub(lambda m: f'{m[0]}\n{line}', rest, count=1)
@@ -214,12 +220,19 @@ def plot_pipeline(
     _box(ax, 4.25, 3.55, 2.05, .75, 'step 1: guider $R$,\nfrozen.  Eq. 3, 4', violet)
     _box(ax, 3.75, .1, 1.65, .75, 'discriminator $D$\nEq. 1', red)
     _box(ax, 5.6, .1, 1.4, .75, '$\\ell_1$ to the true $y$\nEq. 2', grey)
-    _box(ax, 7.8, 1.6, 2.3, 1.2, 'step 3: ReID model,\ntrained on real and\ngenerated pictures\nEq. 7, 8', blue)
-    _arrow(ax, (1.72,3.1), (2.75,2.72)); _arrow(ax, (1.72,1.1), (2.75,1.68)); _arrow(ax, (3.65,2.2), (4.37,2.2))
-    _arrow(ax, (5.25,3.12), (5.25,3.5)); _arrow(ax, (4.9,1.57), (4.7,.9)); _arrow(ax, (5.7,1.57), (6.1,.9))
-    _arrow(ax, (4.2,3.95), (3.05,2.7), violet, .3, '--'); _arrow(ax, (3.7,.45), (3.15,1.7), red, -.3, '--')
+    _box(ax, 7.8, 1.6, 2.3, 1.2,
+         'step 3: ReID model,\ntrained on real and\ngenerated pictures\nEq. 7, 8', blue)
+    _arrow(ax, (1.72,3.1), (2.75,2.72))
+    _arrow(ax, (1.72,1.1), (2.75,1.68))
+    _arrow(ax, (3.65,2.2), (4.37,2.2))
+    _arrow(ax, (5.25,3.12), (5.25,3.5))
+    _arrow(ax, (4.9,1.57), (4.7,.9))
+    _arrow(ax, (5.7,1.57), (6.1,.9))
+    _arrow(ax, (4.2,3.95), (3.05,2.7), violet, .3, '--')
+    _arrow(ax, (3.7,.45), (3.15,1.7), red, -.3, '--')
     _elbow(ax, [6.3,6.3,2.95,2.95], [.05,-.15,-.15,1.7], grey, '--')
-    _arrow(ax, (6.25,2.2), (7.75,2.2)); ax.text(7.0, 2.3, '$N$ per picture', ha='center', fontsize=7)
+    _arrow(ax, (6.25,2.2), (7.75,2.2))
+    ax.text(7.0, 2.3, '$N$ per picture', ha='center', fontsize=7)
     _elbow(ax, [1.72,2.2,2.2,8.95,8.95], [3.9,3.9,4.5,4.5,2.85], blue)
     ax.text(8.85, 3.7, 'real pictures', ha='right', fontsize=7, color=blue)
     plt.close(fig)

@@ -16,9 +16,11 @@ from .core import InputError, cache_dir, hash_settings, progress, write_beside
 # %% ../nbs/01_imagefiles.ipynb #c86587ac
 ENDINGS = ('.jpg','.jpeg','.jpe','.jfif','.png','.webp','.tif','.tiff','.bmp','.ppm','.pgm','.pnm',
            '.jp2','.j2k','.jpx')
-_OTHERS = ('.txt','.csv','.tsv','.json','.mat','.xml','.yaml','.md','.db','.ini','.zip','.tar','.gz',
+_OTHERS = ('.txt','.csv','.tsv','.json','.mat','.xml','.yaml','.md','.db','.ini',
+           '.zip','.tar','.gz',
            '.npy','.npz','.pt','.pth','.safetensors','.h5','.gif','.mp4','.avi','.html','.lock')
-_MAGIC = {b'\xff\xd8\xff':'jpeg', b'\x89PNG\r\n\x1a\n':'png', b'II*\0':'tiff', b'MM\0*':'tiff', b'BM':'bmp',
+_MAGIC = {b'\xff\xd8\xff':'jpeg', b'\x89PNG\r\n\x1a\n':'png', b'II*\0':'tiff',
+          b'MM\0*':'tiff', b'BM':'bmp',
           b'P5':'ppm', b'P6':'ppm', b'\0\0\0\x0cjP  ':'jpeg2000', b'\xff\x4f\xff\x51':'jpeg2000'}
 
 def picture_kind(
@@ -30,7 +32,8 @@ def picture_kind(
     except OSError: return ''
     if head[:4]==b'RIFF' and head[8:12]==b'WEBP': return 'webp'
     kind = next((k for magic,k in _MAGIC.items() if head.startswith(magic)), '')
-    if kind=='bmp' and len(head)<16 or kind=='ppm' and head[2:3] not in (b'\n',b' ',b'\t',b'\r'): return ''
+    if kind=='bmp' and len(head)<16 or kind=='ppm' and head[2:3] not in (b'\n',b' ',b'\t',b'\r'):
+        return ''
     return kind
 
 def is_picture(
@@ -43,7 +46,8 @@ def is_picture(
     return ending in ENDINGS or ending not in _OTHERS and picture_kind(path)!=''
 
 # %% ../nbs/01_imagefiles.ipynb #6266c3bb
-JUNK_FOLDERS = ('__MACOSX','@eaDir','#recycle','$RECYCLE.BIN','System Volume Information','lost+found')
+JUNK_FOLDERS = ('__MACOSX','@eaDir','#recycle','$RECYCLE.BIN','System Volume Information',
+                'lost+found')
 
 def is_junk_folder(
     name:str # Name of a folder, without its path
@@ -110,7 +114,8 @@ def picture_size(
     "The size of a picture, from its header"
     try:
         with Image.open(path) as im:
-            turned = im.format!='TIFF' and _exif(im, path).get(_ORIENTATION, 1)>4  # a TIFF's size is turned already
+            # a TIFF's size is turned already
+            turned = im.format!='TIFF' and _exif(im, path).get(_ORIENTATION, 1)>4
             return im.size if turned else im.size[::-1]
     except FileNotFoundError: raise _gone(path) from None
     except _BROKEN as e: raise _broken(path, e) from None
@@ -124,13 +129,16 @@ def _size_book(paths):
 def _read_book(file, home):
     "Path → date, length, height, width"
     if not file.is_file(): return {}
-    rows = (o.split('\t') for o in file.read_text(encoding='utf-8', errors='surrogateescape').splitlines())
+    rows = (o.split('\t')
+            for o in file.read_text(encoding='utf-8', errors='surrogateescape').splitlines())
     return {os.path.join(home, o[0]): tuple(map(int, o[1:])) for o in rows if len(o)==5}
 
 def _write_book(file, home, rows):
-    lines = ('\t'.join(map(str, (os.path.relpath(p, home), *o))) for p,o in rows.items() if '\n' not in p and '\t' not in p)
+    lines = ('\t'.join(map(str, (os.path.relpath(p, home), *o))) for p,o in rows.items()
+             if '\n' not in p and '\t' not in p)
     text = '\n'.join(lines)+'\n'
-    with write_beside(file) as tmp: Path(tmp).write_text(text, encoding='utf-8', errors='surrogateescape')
+    with write_beside(file) as tmp:
+        Path(tmp).write_text(text, encoding='utf-8', errors='surrogateescape')
 
 def _looked_at(path):
     st = os.stat(path)

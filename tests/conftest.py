@@ -18,7 +18,8 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     if config.getoption('--slow'): return
     for o in items:
-        if o.get_closest_marker('slow'): o.add_marker(pytest.mark.skip(reason='slow; run with --slow'))
+        if o.get_closest_marker('slow'):
+            o.add_marker(pytest.mark.skip(reason='slow; run with --slow'))
 
 
 @pytest.fixture(scope='session')
@@ -35,7 +36,8 @@ def refused(capsys):
         capsys.readouterr()
         with pytest.raises(SystemExit) as e: f(*args, **kwargs)
         err = capsys.readouterr().err.strip()
-        assert e.value.code==status and len(err.splitlines())==1 and err.startswith('posereid_'), err
+        assert (e.value.code==status and len(err.splitlines())==1
+                and err.startswith('posereid_')), err
         for o in [says] if isinstance(says, str) else says: assert o in err, (o, err)
         return err
     return _f

@@ -12,7 +12,8 @@ from posereid.synth.world import tiny_world
 
 
 def manifest(pids, generated=False, first=0):
-    return pd.DataFrame([dict(path=f'/d/{first+i}.jpg', pid=p, camid=1+i%2, split='train', is_generated=generated) for i,p in enumerate(pids)])
+    return pd.DataFrame([dict(path=f'/d/{first+i}.jpg', pid=p, camid=1+i%2, split='train',
+                              is_generated=generated) for i,p in enumerate(pids)])
 
 
 def test_the_smoothed_control_of_cross_entropy():
@@ -25,18 +26,23 @@ def test_the_smoothed_control_of_cross_entropy():
 def test_the_smoothed_control_of_triplets(bs, n_ids):
     s = ReIDSettings(loss='triplet', bs=bs, margin=1., margin_generated=.5, eps_generated=.4)
     _,real,new = pk_shape(bs, n_ids, 2)
-    alone,mixed = real*(real-1),new*(real+new-1)  # a real anchor takes real positives, a generated one takes both
+    # a real anchor takes real positives, a generated one takes both
+    alone,mixed = real*(real-1),new*(real+new-1)
     res = as_trusted(s, 2, n_ids)
-    assert res==replace(s, margin=res.margin) and res.margin==pytest.approx((alone+.5*mixed)/(alone+mixed), abs=1e-6)
+    assert (res==replace(s, margin=res.margin)
+            and res.margin==pytest.approx((alone+.5*mixed)/(alone+mixed), abs=1e-6))
 
 
 def test_the_rule_of_triplets_counts():
     a,b = (smoothed_margin(1., .5, 2, 24, 10, o) for o in ('anchor','any'))
-    assert a!=b and as_trusted(ReIDSettings(loss='triplet', bs=24, rule='any'), 2, 10).margin==pytest.approx(b)
+    assert (a!=b and as_trusted(ReIDSettings(loss='triplet', bs=24, rule='any'), 2, 10)
+            .margin==pytest.approx(b))
 
 
 def test_doubt():
-    assert doubt([1.,0.], .4)==pytest.approx([0., .8], abs=1e-6) and doubt([1.,1.], .4)==pytest.approx([.4, .4]) # no doubt at all: all alike
+    # no doubt at all: all alike
+    assert (doubt([1.,0.], .4)==pytest.approx([0., .8], abs=1e-6)
+            and doubt([1.,1.], .4)==pytest.approx([.4, .4]))
     assert doubt([1.,.5,.5,0.], .6)==pytest.approx([0., .7, .7, 1.], abs=1e-6)
     p = np.random.default_rng(0).uniform(size=1000)
     assert doubt(p, .4).mean()==pytest.approx(.4) and (np.diff(doubt(np.sort(p), .4))<=0).all()
@@ -54,10 +60,13 @@ def test_doubt_keeps_its_mean_and_its_bounds(eps):
 def test_rows_are_handed_down_and_others_left_out():
     real,new = manifest([1,1,2,2]),manifest([1,2], True, 10)
     both = augment(real, new)
-    assert both.path.tolist()==[*real.path, *new.path] and both.is_generated.tolist()==[False]*4+[True]*2
+    assert (both.path.tolist()==[*real.path, *new.path]
+            and both.is_generated.tolist()==[False]*4+[True]*2)
     test = real.assign(split='gallery', path='/t'+real.path.astype(str))
-    assert augment(pd.concat([test, real]), new).equals(both)  # test rows have no part, and no index is left over
-    with pytest.raises(Exception, match='the first is 9'): augment(pd.concat([test.assign(pid=9), real]), new.assign(pid=9))
+    # test rows have no part, and no index is left over
+    assert augment(pd.concat([test, real]), new).equals(both)
+    with pytest.raises(Exception, match='the first is 9'):
+        augment(pd.concat([test.assign(pid=9), real]), new.assign(pid=9))
 
 
 def test_a_plan_gives_poses_of_training_pictures_to_real_training_pictures():
@@ -68,5 +77,6 @@ def test_a_plan_gives_poses_of_training_pictures_to_real_training_pictures():
     todo = plan(target, source, w.poses, GenerateSettings())
     assert set(todo.source_path)=={p for i,p in enumerate(train.path) if i%3}
     assert set(todo.pose_path)<=set(source.path[1::2]) and len(set(todo.pose_path))>5
-    handed = plan(pick(target, 'train', is_generated=False), pick(source, 'train'), w.poses, GenerateSettings())
+    handed = plan(pick(target, 'train', is_generated=False), pick(source, 'train'), w.poses,
+                  GenerateSettings())
     assert todo.equals(handed)  # rows that are picked already give the same plan

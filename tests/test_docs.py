@@ -8,21 +8,28 @@ from posereid.docs import readme
 
 ROOT = Path(__file__).parents[1]
 NBS = ROOT/'nbs'
-NOTEBOOKS = sorted(o for o in NBS.rglob('*.ipynb') if not any(p[0] in '._' for p in o.relative_to(ROOT).parts))
+NOTEBOOKS = sorted(o for o in NBS.rglob('*.ipynb')
+                   if not any(p[0] in '._' for p in o.relative_to(ROOT).parts))
 CONFIG = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))
 
 def show(nb): return nb.relative_to(NBS).as_posix()
 def cells(nb): return json.loads(nb.read_text(encoding='utf-8'))['cells']
 def source(cell): return ''.join(cell['source'])
-def prose(nb): return re.sub(r'```.*?```|`[^`\n]*`', '', '\n\n'.join(source(c) for c in cells(nb) if c['cell_type']=='markdown'), flags=re.S)
-def directive(cell, key): return next((m[1] for m in [re.search(rf'^#\|\s*{key}\s*:\s*(.+)$', source(cell), re.M)] if m), None)
+def prose(nb):
+    return re.sub(r'```.*?```|`[^`\n]*`', '',
+                  '\n\n'.join(source(c) for c in cells(nb) if c['cell_type']=='markdown'),
+                  flags=re.S)
+def directive(cell, key):
+    return next((m[1] for m in [re.search(rf'^#\|\s*{key}\s*:\s*(.+)$', source(cell), re.M)] if m),
+                None)
 
 # --- the site, made in a copy ---
 
 def run(code, cwd):
     env = {**os.environ, 'PYTHONPATH':str(cwd), 'OMP_NUM_THREADS':'1', 'PYTHONWARNINGS':'ignore'}
     env.pop('IN_TEST', None)
-    res = subprocess.run([sys.executable, '-c', code], cwd=cwd, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    res = subprocess.run([sys.executable, '-c', code], cwd=cwd, env=env, capture_output=True,
+                         text=True, stdin=subprocess.DEVNULL)
     assert res.returncode==0, res.stderr[-3000:]
 
 
@@ -30,7 +37,9 @@ def run(code, cwd):
 def copy(tmp_path_factory):
     "A copy of the repository, exported anew"
     root = tmp_path_factory.mktemp('site')
-    for o in ('nbs','posereid'): shutil.copytree(ROOT/o, root/o, ignore=shutil.ignore_patterns('__pycache__','.ipynb_checkpoints','*_files'))
+    for o in ('nbs','posereid'):
+        shutil.copytree(ROOT/o, root/o,
+                        ignore=shutil.ignore_patterns('__pycache__','.ipynb_checkpoints','*_files'))
     for o in ('settings.ini','_quarto.yml'): shutil.copy(ROOT/o, root/o)
     run('from nbdev.doclinks import nbdev_export; nbdev_export()', root)
     return root
@@ -47,7 +56,8 @@ def test_modules_are_as_exported(copy):
     for py in sorted((copy/'posereid').rglob('*.py')):
         old = ROOT/py.relative_to(copy)
         if py.name=='_modidx.py' and not old.exists(): continue
-        assert old.exists() and old.read_bytes()==py.read_bytes(), f'{py.relative_to(copy)} is not as nbdev_export makes it'
+        assert old.exists() and old.read_bytes()==py.read_bytes(), (f'{py.relative_to(copy)} is '
+            'not as nbdev_export makes it')
 
 
 def front_matter(page):
@@ -61,7 +71,8 @@ def test_every_notebook_is_a_page(proc):
         page = proc/nb.relative_to(NBS)
         assert page.exists(), f'{show(nb)} is no page'
         fm = front_matter(page)
-        assert fm.get('title') and fm.get('output-file') and fm.get('description'), f'{show(nb)}: {fm}'
+        assert (fm.get('title') and fm.get('output-file')
+                and fm.get('description')), f'{show(nb)}: {fm}'
     assert (proc/'_quarto.yml').exists() and (proc/'styles.css').exists()
 
 
@@ -75,8 +86,9 @@ def symbols(copy):
             if '.' not in name and not name.startswith('_'): yield module, name
 
 
-def shown(page): return '\n'.join(''.join(o['data'].get('text/markdown', '')) for c in cells(page) if c['cell_type']=='code'
-                                  for o in c.get('outputs', []) if 'data' in o)
+def shown(page):
+    return '\n'.join(''.join(o['data'].get('text/markdown', '')) for c in cells(page)
+                     if c['cell_type']=='code' for o in c.get('outputs', []) if 'data' in o)
 
 
 def test_every_public_symbol_is_shown_with_its_table(proc, copy):
@@ -86,51 +98,64 @@ def test_every_public_symbol_is_shown_with_its_table(proc, copy):
         assert re.search(rf'^### {name}$', text, re.M), f'{module}.{name} is not shown on its page'
     for page in {m for m,_ in symbols(copy)}:
         text = pages[page.removeprefix('posereid.')+'.html']
-        n_args = sum(len(re.findall(r'^    \w+.*# ', sig, re.M)) for sig in re.findall(r'```python\n(.*?)```', text, re.S))
-        assert not n_args or '| **Details** |' in text, f'the page of {page} has no table of parameters'
+        n_args = sum(len(re.findall(r'^    \w+.*# ', sig, re.M))
+                     for sig in re.findall(r'```python\n(.*?)```', text, re.S))
+        assert not n_args or '| **Details** |' in text, (f'the page of {page} has no table of '
+            'parameters')
 
 # --- what is written in the notebooks ---
 
-# labels that no text cites yet, and pages with figures or tables without a label: both lists may only get shorter
+# labels that no text cites yet, and pages with figures or tables without a label: both lists may
+# only get shorter
 UNCITED = {
     '56_data.layouts.ipynb': {'fig-cameras'},
     '94_experiment.judges.ipynb': {'fig-transfers'}, '96_experiment.report.ipynb': {'fig-scores'}}
 UNLABELLED = {'explanations/datasets.ipynb':6, 'explanations/protocols.ipynb':1}
 
-def is_shown(cell): return not re.search(r'^#\|\s*(hide$|include: *false|output: *false)', source(cell), re.M)
+def is_shown(cell):
+    return not re.search(r'^#\|\s*(hide$|include: *false|output: *false)', source(cell), re.M)
 
 def draws(cell):
     "Does a cell show a figure or a table?"
     data = [o.get('data', {}) for o in cell.get('outputs', [])]
-    return any(k.startswith('image/') for o in data for k in o) or any('<table' in ''.join(o.get('text/html', '')) for o in data)
+    return (any(k.startswith('image/') for o in data for k in o)
+            or any('<table' in ''.join(o.get('text/html', '')) for o in data))
 
 def uncited(nb):
     cited = set(re.findall(r'@((?:fig|tbl)-[\w-]*\w)', prose(nb)))
-    labels = {directive(c, 'label') for c in cells(nb) if c['cell_type']=='code'}-{None} | set(re.findall(r'\{#([\w-]+)\}', prose(nb)))
+    labels = ({directive(c, 'label') for c in cells(nb) if c['cell_type']=='code'}-{None}
+              | set(re.findall(r'\{#([\w-]+)\}', prose(nb))))
     return {o for o in labels if o.startswith(('fig-','tbl-'))}-cited
 
 def unlabelled(nb):
-    return [i for i,c in enumerate(cells(nb)) if c['cell_type']=='code' and is_shown(c) and draws(c) and not (directive(c, 'label') or '').startswith(('fig-','tbl-'))]
+    return [i for i,c in enumerate(cells(nb)) if c['cell_type']=='code' and is_shown(c) and draws(c)
+            and not (directive(c, 'label') or '').startswith(('fig-','tbl-'))]
 
 
 @pytest.mark.parametrize('nb', NOTEBOOKS, ids=show)
 def test_figures_and_tables_are_cited(nb):
     "Each labelled figure and table is cited in the text of its page"
     lost = uncited(nb)
-    assert lost<=UNCITED.get(show(nb), set()), f'{show(nb)}: no text cites {sorted(lost)}; write "(@{min(lost)})" after the sentence that it supports'
+    assert lost<=UNCITED.get(show(nb), set()), (f'{show(nb)}: no text cites {sorted(lost)}; write '
+                                                f'"(@{min(lost)})" after the sentence that it '
+                                                'supports')
 
 
-@pytest.mark.parametrize('nb', [o for o in NOTEBOOKS if o.parent.name in ('experiments','explanations','benchmarks')], ids=show)
+@pytest.mark.parametrize('nb', [o for o in NOTEBOOKS
+                                if o.parent.name in ('experiments','explanations','benchmarks')],
+                         ids=show)
 def test_figures_and_tables_of_pages_have_labels(nb):
     bare = unlabelled(nb)
-    assert len(bare)<=UNLABELLED.get(show(nb), 0), f'{show(nb)}: cells {bare} show a figure or a table without a label and a caption'
+    assert len(bare)<=UNLABELLED.get(show(nb), 0), (f'{show(nb)}: cells {bare} show a figure or a '
+                                                    'table without a label and a caption')
 
 
 def test_the_exceptions_get_fewer():
     there = {show(o): o for o in NOTEBOOKS}
     cited = {k: v-uncited(there[k]) if k in there else v for k,v in UNCITED.items()}
     labelled = {k: n for k,n in UNLABELLED.items() if k not in there or len(unlabelled(there[k]))<n}
-    assert not any(cited.values()) and not labelled, f'no exceptions any more, take them out of this file: {cited} {labelled}'
+    assert not any(cited.values()) and not labelled, ('no exceptions any more, take them out of '
+                                                      f'this file: {cited} {labelled}')
 
 
 @pytest.mark.parametrize('nb', NOTEBOOKS, ids=show)
@@ -145,10 +170,13 @@ def test_references_and_figures(nb):
         data = [k for o in c.get('outputs', []) for k in o.get('data', {})]
         assert '_' not in label, f'{show(nb)}: {label} has an underscore'
         if label.startswith('fig-'):
-            assert directive(c, 'fig-cap') and directive(c, 'fig-alt'), f'{show(nb)}: {label} needs a caption and an alternative text'
-            assert any(k.startswith('image/') for k in data), f'{show(nb)}: {label} has no saved picture; execute the notebook'
+            assert directive(c, 'fig-cap') and directive(c, 'fig-alt'), (f'{show(nb)}: {label} '
+                'needs a caption and an alternative text')
+            assert any(k.startswith('image/') for k in data), (f'{show(nb)}: {label} has no saved '
+                'picture; execute the notebook')
         if label.startswith('tbl-'):
-            assert directive(c, 'tbl-cap') and data, f'{show(nb)}: {label} needs a caption and a saved table'
+            assert directive(c, 'tbl-cap') and data, (f'{show(nb)}: {label} needs a caption and a '
+                                                      'saved table')
 
 
 @pytest.mark.parametrize('nb', NOTEBOOKS, ids=show)
@@ -157,10 +185,14 @@ def test_imports_have_a_cell_of_their_own(nb):
     if 'default_exp' not in nb.read_text(encoding='utf-8'): return
     for i,c in enumerate(cells(nb)):
         marks = re.findall(r'^#\|\s*([\w-]+)', source(c), re.M)
-        if c['cell_type']!='code' or {'export','exports','exporti'}&{*marks} or directive(c, 'eval')=='false': continue
-        kinds = {type(o) for o in ast.walk(ast.parse(re.sub(r'^\s*[%!].*', '', source(c), flags=re.M)))}
+        if (c['cell_type']!='code' or {'export','exports','exporti'}&{*marks}
+            or directive(c, 'eval')=='false'):
+            continue
+        kinds = {type(o)
+                 for o in ast.walk(ast.parse(re.sub(r'^\s*[%!].*', '', source(c), flags=re.M)))}
         mixed = kinds & {ast.Import, ast.ImportFrom} and kinds & {ast.Expr, ast.Assign}
-        assert not mixed, f'{show(nb)}, cell {i}: imports beside other code; give them a cell of their own\n{source(c)[:200]}'
+        assert not mixed, (f'{show(nb)}, cell {i}: imports beside other code; give them a cell of '
+                           f'their own\n{source(c)[:200]}')
 
 
 @pytest.mark.parametrize('nb', NOTEBOOKS, ids=show)
@@ -173,7 +205,8 @@ def test_links_between_pages(nb):
 def test_title_and_subtitle(nb):
     first = cells(nb)[0]
     lines = [o for o in source(first).splitlines() if o.strip()]
-    assert first['cell_type']=='markdown' and lines[0].startswith('# ') and lines[1].startswith('> '), f'{show(nb)}: title and subtitle'
+    assert (first['cell_type']=='markdown' and lines[0].startswith('# ')
+            and lines[1].startswith('> ')), f'{show(nb)}: title and subtitle'
 
 # --- configuration ---
 
@@ -193,7 +226,8 @@ def test_sidebar_has_every_notebook_once():
 
 
 def test_sidebar_names_only_what_is_there():
-    later = set(re.findall(r'^\s*- (\S+)\s+# arriving', (ROOT/'_quarto.yml').read_text(encoding='utf-8'), re.M))
+    later = set(re.findall(r'^\s*- (\S+)\s+# arriving',
+                           (ROOT/'_quarto.yml').read_text(encoding='utf-8'), re.M))
     globs = list(entries(CONFIG['website']['sidebar']['contents']))
     dead = [g for g in globs if '*' not in g and g not in later and not (NBS/g).exists()]
     assert not dead, f'in the sidebar of _quarto.yml, but not there: {dead}'
@@ -202,30 +236,38 @@ def test_sidebar_names_only_what_is_there():
 def test_quarto_files_fit_nbdev():
     stub = yaml.safe_load((NBS/'_quarto.yml').read_text(encoding='utf-8'))
     assert stub=={'metadata-files':['../_quarto.yml','nbdev.yml']}
-    settings = dict(re.findall(r'^(\w+) = (.*)$', (ROOT/'settings.ini').read_text(encoding='utf-8'), re.M))
+    settings = dict(re.findall(r'^(\w+) = (.*)$',
+                               (ROOT/'settings.ini').read_text(encoding='utf-8'), re.M))
     assert CONFIG['project']=={'type':'website', 'output-dir':settings['doc_path']}
-    assert settings['custom_sidebar']=='True' and settings['renderer']=='posereid.docs.TableRenderer'
-    assert not {'title','description','site-url','repo-url','repo-branch'}&set(CONFIG['website']), 'these come from settings.ini'
+    assert (settings['custom_sidebar']=='True'
+            and settings['renderer']=='posereid.docs.TableRenderer')
+    assert not {'title','description','site-url','repo-url',
+                'repo-branch'}&set(CONFIG['website']), 'these come from settings.ini'
     assert (NBS/CONFIG['format']['html']['css']).exists()
 
 # --- README ---
 
 README = (ROOT/'README.md').read_text(encoding='utf-8')
-RUN,TEST = 'pip install -e . && posereid_run', "pip install -e '.[dev]' && nbdev_test && pytest -q tests"
+RUN,TEST = ('pip install -e . && posereid_run',
+            "pip install -e '.[dev]' && nbdev_test && pytest -q tests")
 
 
 def test_readme_is_fresh():
-    assert README==readme(NBS/'index.ipynb'), 'run: python -c "from posereid.docs import write_readme; write_readme()"'
+    assert README==readme(NBS/'index.ipynb'), ('run: python -c "from posereid.docs import '
+                                               'write_readme; write_readme()"')
 
 
 def test_readme_holds_the_two_commands():
-    fenced = [l for block in re.findall(r'^```\w*\n(.*?)^```', README, re.S|re.M) for l in block.splitlines()]
+    fenced = [l for block in re.findall(r'^```\w*\n(.*?)^```', README, re.S|re.M)
+              for l in block.splitlines()]
     assert fenced.count(RUN)==1 and fenced.count(TEST)==1
-    assert [l for l in README.splitlines() if l.startswith("pip install -e '.[dev]'")]==[TEST], 'what .ci/run looks for'
+    assert [l for l in README.splitlines()
+            if l.startswith("pip install -e '.[dev]'")]==[TEST], 'what .ci/run looks for'
 
 
 def test_readme_links_are_there():
-    for link in re.findall(r'\]\((?!\w+:|[/#])([^)\s#]+)', README): assert (ROOT/link).exists(), f'README.md links to {link}'
+    for link in re.findall(r'\]\((?!\w+:|[/#])([^)\s#]+)', README):
+        assert (ROOT/link).exists(), f'README.md links to {link}'
 
 
 def test_quarto_syntax_stays_out_of_the_readme():

@@ -7,13 +7,16 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 LIB = ROOT/'posereid'
-FLOORS = ['core'], ['imagefiles'], ['pose','models','losses','metrics'], ['data'], ['synth','evaluate'], ['stages'], ['experiment'], ['cli','docs']
+FLOORS = (['core'], ['imagefiles'], ['pose','models','losses','metrics'], ['data'],
+          ['synth','evaluate'], ['stages'], ['experiment'], ['cli','docs'], ['all'])
 FLOOR = {room:i for i,rooms in enumerate(FLOORS) for room in rooms}
-TOP = {'nbs','posereid','settings.ini','setup.py','_quarto.yml','tests','README.md','LICENSE','.gitignore','.ci',
+TOP = {'nbs','posereid','settings.ini','setup.py','_quarto.yml','tests','README.md','LICENSE',
+       '.gitignore','.ci',
        'CONTRIBUTING.md','CHANGELOG.md','CITATION.cff','.gitattributes','.gitconfig','.github'}
 
 MODULES = sorted(o for o in LIB.rglob('*.py') if o.stem not in ('__init__','_modidx'))
-NOTEBOOKS = sorted(o for o in (ROOT/'nbs').rglob('*.ipynb') if not any(p[0] in '._' for p in o.relative_to(ROOT).parts))
+NOTEBOOKS = sorted(o for o in (ROOT/'nbs').rglob('*.ipynb')
+                   if not any(p[0] in '._' for p in o.relative_to(ROOT).parts))
 
 config = configparser.ConfigParser(delimiters=['='])
 config.read(ROOT/'settings.ini', encoding='utf-8')
@@ -43,14 +46,18 @@ def breaches(tree, module):
     room = module.split('.')[1]
     for full in imports(tree, module):
         top,*rest = full.split('.')
-        if top=='posereid' and rest and rest[0] in FLOOR and rest[0]!=room and FLOOR[rest[0]]>=FLOOR[room]: yield full
-        if top=='fastai' and FLOOR[room]<FLOOR['stages'] and module!='posereid.data.block': yield full
+        if (top=='posereid' and rest and rest[0] in FLOOR and rest[0]!=room
+            and FLOOR[rest[0]]>=FLOOR[room]):
+            yield full
+        if top=='fastai' and FLOOR[room]<FLOOR['stages'] and module!='posereid.data.block':
+            yield full
         if top=='pandas' and not pandas_allowed(module): yield full
 
 
 def pandas_allowed(module):
     room = module.split('.')[1]
-    return FLOOR[room]>=FLOOR['data'] and room!='synth' or module in ('posereid.pose.files','posereid.metrics.stats','posereid.synth.world')
+    return (FLOOR[room]>=FLOOR['data'] and room!='synth'
+            or module in ('posereid.metrics.stats','posereid.synth.world'))
 
 
 @pytest.mark.parametrize('py', MODULES, ids=name_of)
@@ -61,7 +68,8 @@ def test_layers(py):
 
 
 @pytest.mark.parametrize('module,code,bad', [
-    ('posereid.pose.draw', 'from ..core import x\nfrom .joints import y\nfrom posereid.pose.bank import z', []),
+    ('posereid.pose.draw',
+     'from ..core import x\nfrom .joints import y\nfrom posereid.pose.bank import z', []),
     ('posereid.pose.draw', 'from ..data.block import x', ['posereid.data.block']),
     ('posereid.losses.identity', 'from ..models import reid', ['posereid.models']),
     ('posereid.core', 'from . import __version__\nfrom . import cli', ['posereid.cli']),
@@ -72,8 +80,58 @@ def test_the_layer_test(module, code, bad): assert list(breaches(ast.parse(code)
 
 # --- notebooks and modules ---
 
+def number(nb): return int(nb.name[:2])
+
+
+def numbers():
+    "Module → number of its notebook"
+    return {f'posereid.{m}': number(nb) for nb in NOTEBOOKS for m in default_exp(nb)}
+
+
+def upward(tree, module, known):
+    "Imports from notebooks with the same or a higher number"
+    return [o for o in imports(tree, module) if o in known and known[o]>=known[module]]
+
+
+@pytest.mark.parametrize('py', MODULES, ids=name_of)
+def test_imports_come_from_lower_numbers(py):
+    "So the pages can be read in the order of their numbers"
+    assert not upward(tree_of(py), name_of(py), numbers())
+
+
+def test_the_test_of_numbers():
+    known = {'posereid.a.b':10, 'posereid.a.c':11}
+    assert upward(ast.parse('from .c import x'), 'posereid.a.b', known)==['posereid.a.c']
+    assert upward(ast.parse('def f():\n    from posereid.a.c import x'), 'posereid.a.b',
+                  known)==['posereid.a.c']
+    assert upward(ast.parse('from .b import x'), 'posereid.a.c', known)==[]
+
+
+def public(py):
+    "Names that a module exports"
+    for o in tree_of(py).body:
+        if isinstance(o, ast.Assign) and getattr(o.targets[0], 'id', '')=='__all__':
+            return ast.literal_eval(o.value)
+    return []
+
+
+def test_a_name_has_one_home():
+    homes = {}
+    for py in MODULES:
+        if name_of(py)!='posereid.all':
+            for o in public(py): homes.setdefault(o, []).append(name_of(py))
+    assert not {k:v for k,v in homes.items() if len(v)>1}
+
+
+def test_all_holds_all():
+    import posereid.all as everything
+    below = [py for py in MODULES if name_of(py).split('.')[1] not in ('cli','docs','all')]
+    assert not [f'{name_of(py)}.{o}' for py in below for o in public(py)
+                if not hasattr(everything, o)]
+
 def default_exp(nb):
-    found = [re.search(r'^#\|\s*default_exp\s+(\S+)', source(c), re.M) for c in cells(nb) if c['cell_type']=='code']
+    found = [re.search(r'^#\|\s*default_exp\s+(\S+)', source(c), re.M) for c in cells(nb)
+             if c['cell_type']=='code']
     return [m[1] for m in found if m]
 
 
@@ -84,13 +142,15 @@ def test_one_notebook_is_one_module():
         assert len(exps)<=1, f'{show(nb)} has {len(exps)} default_exp'
         for o in exps:
             assert o not in made, f'{show(nb)} and {made.get(o)} both export {o}'
-            assert nb.stem.split('_', 1)[1]==o, f'{show(nb)} exports {o}; file and module bear one name'
+            assert nb.stem.split('_', 1)[1]==o, (f'{show(nb)} exports {o}; file and module bear '
+                                                 'one name')
             made[o] = show(nb)
     orphans = {name_of(py).removeprefix('posereid.') for py in MODULES}-set(made)
     assert not orphans, f'modules without a notebook: {orphans}'
 
 
-def is_export(cell): return cell['cell_type']=='code' and re.search(r'^#\|\s*exports?\b', source(cell), re.M)
+def is_export(cell):
+    return cell['cell_type']=='code' and re.search(r'^#\|\s*exports?\b', source(cell), re.M)
 
 
 @pytest.mark.parametrize('nb', NOTEBOOKS, ids=show)
@@ -99,10 +159,12 @@ def test_page(nb):
     assert size<=500*1024, f'{show(nb)} is {size//1024} KB'
     text = nb.read_text(encoding='utf-8')
     assert 'skip_exec' not in text and 'skip_showdoc' not in text, f'{show(nb)} is skipped whole'
-    assert not re.search(r'(?<![\w.])/work/|\.\./shared|/home/|/root/', text), f'{show(nb)} names a place of one machine'
+    assert not re.search(r'(?<![\w.])/work/|\.\./shared|/home/|/root/',
+                         text), f'{show(nb)} names a place of one machine'
     for i,c in enumerate(cells(nb)):
         lines = [l for l in source(c).splitlines() if l.strip() and not l.startswith('#|')]
-        assert not is_export(c) or len(lines)<=45, f'{show(nb)}, cell {i}: an export cell of {len(lines)} lines'
+        assert not is_export(c) or len(lines)<=45, (f'{show(nb)}, cell {i}: an export cell of '
+                                                    f'{len(lines)} lines')
         for o in c.get('outputs', []):
             assert o['output_type']!='error', f'{show(nb)}, cell {i}: an error is saved'
             png = ''.join(o.get('data', {}).get('image/png', ''))
@@ -131,7 +193,9 @@ def is_dataclass(o): return any('dataclass' in ast.unparse(d) for d in o.decorat
 def undocumented(py):
     "Public arguments and dataclass fields that have no comment beside them"
     text,tree = py.read_text(encoding='utf-8').splitlines(),tree_of(py)
-    bare = lambda o: '#' not in text[o.end_lineno-1][o.end_col_offset if o.lineno!=o.end_lineno else 0:] and '#' not in text[o.lineno-1][o.col_offset:]
+    bare = (lambda o:
+            '#' not in text[o.end_lineno-1][o.end_col_offset if o.lineno!=o.end_lineno else 0:]
+            and '#' not in text[o.lineno-1][o.col_offset:])
     for name,f in functions(tree):
         args = [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs]
         own = {'self','cls'} if '.' in name else set()
@@ -140,7 +204,8 @@ def undocumented(py):
         yield from (f'{name}({a.arg})' for a in args if a.arg not in own and bare(a))
     for c in tree.body:
         if isinstance(c, ast.ClassDef) and is_dataclass(c) and not c.name.startswith('_'):
-            yield from (f'{c.name}.{o.target.id}' for o in c.body if isinstance(o, ast.AnnAssign) and bare(o))
+            yield from (f'{c.name}.{o.target.id}'
+                        for o in c.body if isinstance(o, ast.AnnAssign) and bare(o))
 
 
 @pytest.mark.parametrize('py', MODULES, ids=name_of)
@@ -152,9 +217,22 @@ def test_every_public_argument_is_documented(py):
 @pytest.mark.parametrize('py', MODULES, ids=name_of)
 def test_no_print_and_no_star(py):
     for o in ast.walk(tree_of(py)):
-        assert not (isinstance(o, ast.ImportFrom) and o.names[0].name=='*'), f'{name_of(py)}, line {o.lineno}: import *'
+        star = isinstance(o, ast.ImportFrom) and o.names[0].name=='*'
+        assert not star or name_of(py)=='posereid.all', f'{name_of(py)}, line {o.lineno}: import *'
         if isinstance(o, ast.Call) and isinstance(o.func, ast.Name) and o.func.id=='print':
             assert name_of(py)=='posereid.cli', f'{name_of(py)}, line {o.lineno}: print'
+
+def long_lines(nb):
+    "Lengths of the lines of code of a notebook"
+    return [len(l) for c in cells(nb) if c['cell_type']=='code' for l in source(c).splitlines()
+            if l.strip()]
+
+
+def test_code_fits_the_column_of_the_site():
+    "Ninety-nine of a hundred lines end before column 100, so that the site shows them without scrolling sideways"
+    lengths = sorted(o for nb in NOTEBOOKS for o in long_lines(nb))
+    assert lengths[int(.99*len(lengths))]<=100, (f'{sum(o>100 for o in lengths)} of {len(lengths)} '
+                                                 'lines of code are longer than 100')
 
 # --- top level, pins, installation ---
 
@@ -174,13 +252,15 @@ def test_top_level():
 def test_installed_versions_fit_the_pins():
     for o in map(Requirement, CFG['requirements'].split()):
         version = importlib.metadata.version(o.name)
-        assert o.specifier.contains(version, prereleases=True), f'{o} is asked for, but {version} is installed'
+        assert o.specifier.contains(version, prereleases=True), (f'{o} is asked for, but {version} '
+            'is installed')
 
 
 def test_pins_import_without_a_warning():
-    code = ('import posereid.core, torch, torchvision, nbdev, fastcore, execnb, safetensors, PIL, pandas, seaborn, matplotlib\n'
-            'from fastai.vision.all import Learner')
-    res = subprocess.run([sys.executable, '-W', 'default', '-c', code], cwd=ROOT, capture_output=True, text=True)
+    code = ('import posereid.core, torch, torchvision, nbdev, fastcore, execnb, safetensors, PIL, '
+            'pandas, seaborn, matplotlib\nfrom fastai.vision.all import Learner')
+    res = subprocess.run([sys.executable, '-W', 'default', '-c', code], cwd=ROOT,
+                         capture_output=True, text=True)
     assert res.returncode==0, res.stderr
     assert 'torch.jit' not in res.stderr and 'chained_assignment' not in res.stderr, res.stderr
 

@@ -6,7 +6,8 @@ from posereid import imagefiles as I
 
 def paint(path, size=(8,16), seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3),
+                        dtype=np.uint8)).save(path)
     return path
 
 
@@ -19,6 +20,8 @@ def test_sizes_of_png_come_from_the_header(tmp_path, monkeypatch):
     with Image.open(p) as im: im.save(tmp_path/'y.png', exif=side)
     assert I.picture_size(tmp_path/'y.png') == (8,16)
     raw = (tmp_path/'y.png').read_bytes()  # the same chunk behind the pixels
-    at = raw.index(b'eXIf')-4; end = at+12+int.from_bytes(raw[at:at+4], 'big'); iend = raw.index(b'IEND')-4
+    at = raw.index(b'eXIf')-4
+    end = at+12+int.from_bytes(raw[at:at+4], 'big')
+    iend = raw.index(b'IEND')-4
     (tmp_path/'z.png').write_bytes(raw[:at]+raw[end:iend]+raw[at:end]+raw[iend:])
     assert I.picture_size(tmp_path/'z.png') == (8,16) == I.open_upright(tmp_path/'z.png').size[::-1]

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 
 from posereid.core import InputError
 from posereid.losses.identity import lsr_loss, lsr_target, lsro_loss
-from posereid.losses.transfer import GAN_FORMS, discriminator_loss, generator_adv_loss, guider_ce, l1_loss, transfer_loss
+from posereid.losses.transfer import (GAN_FORMS, discriminator_loss, generator_adv_loss, guider_ce,
+                                      l1_loss, transfer_loss)
 
 
 def lsr_oracle(logits, targ, eps):
@@ -19,29 +20,36 @@ def lsr_oracle(logits, targ, eps):
 
 def batch(seed, n=7, K=9):
     g = torch.Generator().manual_seed(seed)
-    return 3*torch.randn(n, K, generator=g), torch.randint(0, K, (n,), generator=g), torch.rand(n, generator=g)
+    return (3*torch.randn(n, K, generator=g), torch.randint(0, K, (n,), generator=g),
+            torch.rand(n, generator=g))
 
 @pytest.mark.parametrize('seed', range(10))
 def test_lsr_is_eq8_entry_by_entry(seed):
     logits,targ,eps = batch(seed, n=1+seed, K=2+seed)
     want = lsr_oracle(logits, targ, eps)
-    torch.testing.assert_close(lsr_loss(logits, targ, eps, reduction='none'), want, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(lsr_loss(logits, targ, eps, reduction='none'), want, atol=1e-5,
+                               rtol=1e-5)
     torch.testing.assert_close(lsr_loss(logits, targ, eps), want.mean(), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(lsr_loss(logits, targ, eps, reduction='sum'), want.sum(), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(lsr_loss(logits, targ, eps, reduction='sum'), want.sum(), atol=1e-4,
+                               rtol=1e-5)
 
 def test_lsr_is_cross_entropy_with_its_target():
     logits,targ,eps = batch(3)
-    torch.testing.assert_close(lsr_loss(logits, targ, eps), F.cross_entropy(logits, lsr_target(targ, 9, eps)))
+    torch.testing.assert_close(lsr_loss(logits, targ, eps),
+                               F.cross_entropy(logits, lsr_target(targ, 9, eps)))
 
 @pytest.mark.parametrize('eps', [0., .2, .4, 1.])
 def test_a_number_is_the_same_as_one_a_picture(eps):
     logits,targ,_ = batch(0)
-    torch.testing.assert_close(lsr_loss(logits, targ, eps), lsr_loss(logits, targ, torch.full((7,), eps)))
-    torch.testing.assert_close(lsr_loss(logits, targ, eps), F.cross_entropy(logits, targ, label_smoothing=eps))
+    torch.testing.assert_close(lsr_loss(logits, targ, eps),
+                               lsr_loss(logits, targ, torch.full((7,), eps)))
+    torch.testing.assert_close(lsr_loss(logits, targ, eps),
+                               F.cross_entropy(logits, targ, label_smoothing=eps))
 
 def test_zero_smoothing_is_cross_entropy_bit_for_bit():
     logits,targ,_ = batch(1)
-    assert torch.equal(lsr_loss(logits, targ), F.cross_entropy(logits, targ, reduction='none').mean())
+    assert torch.equal(lsr_loss(logits, targ),
+                       F.cross_entropy(logits, targ, reduction='none').mean())
 
 @pytest.mark.parametrize('eps', [0., .4, 1., torch.tensor([0.,.1,.4,.4,1.,0.,.2])])
 def test_smoothed_labels_are_distributions(eps):
@@ -73,7 +81,8 @@ def test_eq1_against_probabilities():
     real,fake = torch.randn(2, 4, 1, 6, 2, dtype=torch.double)
     pr,pf = real.sigmoid(), fake.sigmoid()
     eq1 = pr.log().mean() + (1-pf).log().mean()
-    for form in ('nonsat','minimax'): torch.testing.assert_close(discriminator_loss(real, fake, form), -eq1)
+    for form in ('nonsat','minimax'):
+        torch.testing.assert_close(discriminator_loss(real, fake, form), -eq1)
     torch.testing.assert_close(generator_adv_loss(fake, 'minimax'), (1-pf).log().mean())
     torch.testing.assert_close(generator_adv_loss(fake), -pf.log().mean())
 
@@ -92,7 +101,8 @@ def test_sure_scores_stay_finite(form):
     loss.backward()
     assert loss.isfinite() and o.grad.isfinite().all()
 
-@pytest.mark.parametrize('f', [lambda: discriminator_loss(torch.zeros(1), torch.zeros(1), 'hinge'), lambda: generator_adv_loss(torch.zeros(1), 'hinge')])
+@pytest.mark.parametrize('f', [lambda: discriminator_loss(torch.zeros(1), torch.zeros(1), 'hinge'),
+                               lambda: generator_adv_loss(torch.zeros(1), 'hinge')])
 def test_unknown_form(f):
     with pytest.raises(InputError, match='nonsat, minimax, lsgan'): f()
 
@@ -122,7 +132,8 @@ def test_guider_never_looks_at_the_source():
     logits[1] = float('nan'); logits.requires_grad_()
     loss = guider_ce(logits, targ, keep)
     loss.backward()
-    assert loss.isfinite() and torch.equal(logits.grad[~keep], torch.zeros(4,9)) and (logits.grad[keep]!=0).any(1).all()
+    assert (loss.isfinite() and torch.equal(logits.grad[~keep], torch.zeros(4,9))
+            and (logits.grad[keep]!=0).any(1).all())
 
 def test_guider_without_target_rows_is_zero_through_a_network():
     net = torch.nn.Linear(4, 9)

@@ -6,7 +6,8 @@ from posereid.data.pictures import PictureStore
 from posereid.losses.identity import lsr_loss
 from posereid.models.dcgan import DCGANDiscriminator, DCGANGenerator, dcgan_base
 from posereid.stages import lsro
-from posereid.stages.lsro import DCGANSettings, draw_unlabelled, load_dcgan, noise_pictures, train_dcgan
+from posereid.stages.lsro import (DCGANSettings, draw_unlabelled, load_dcgan, noise_pictures,
+                                  train_dcgan)
 from posereid.synth.world import tiny_world
 
 S = DCGANSettings(width=4, epochs=3, bs=16, z=8)
@@ -40,7 +41,8 @@ def test_each_step_moves_its_own_net(world, store, tmp_path, monkeypatch):
         def g(self, *args):
             a,b = copy(getattr(self.model, moved)),copy(getattr(self.model, still))
             f(self, *args)
-            seen.append((moved, not same(a, copy(getattr(self.model, moved))), same(b, copy(getattr(self.model, still)))))
+            seen.append((moved, not same(a, copy(getattr(self.model, moved))),
+                         same(b, copy(getattr(self.model, still)))))
         return g
     monkeypatch.setattr(lsro.DCGANCallback, 'step_D', watch(real_D, 'D', 'G'))
     monkeypatch.setattr(lsro.DCGANCallback, 'step_G', watch(real_G, 'G', 'D'))
@@ -56,10 +58,12 @@ def test_stopped_equals_unstopped(world, store, tmp_path, monkeypatch):
         if n[0]==5: raise KeyboardInterrupt
         return real(self, fake)
     monkeypatch.setattr(lsro.DCGANCallback, 'step_G', stop)
-    with pytest.raises(KeyboardInterrupt): train_dcgan(world.target, store, S, tmp_path/'b', every=0)
+    with pytest.raises(KeyboardInterrupt):
+        train_dcgan(world.target, store, S, tmp_path/'b', every=0)
     monkeypatch.setattr(lsro.DCGANCallback, 'step_G', real)
     again = train_dcgan(world.target, store, S, tmp_path/'b', every=0)
-    assert all(torch.equal(a, b) for a,b in zip(whole.state_dict().values(), again.state_dict().values()))
+    assert all(torch.equal(a, b)
+               for a,b in zip(whole.state_dict().values(), again.state_dict().values()))
     assert (tmp_path/'a'/'log.csv').read_bytes()==(tmp_path/'b'/'log.csv').read_bytes()
 
 
@@ -67,7 +71,8 @@ def test_the_set(world, store, tmp_path):
     G = train_dcgan(world.target, store, S, tmp_path/'g')
     df = draw_unlabelled(G, world.target, 2, 5, tmp_path/'u')
     real = pick(world.target, split='train')
-    assert len(df)==2*len(real) and df.is_generated.all() and df.generator.nunique()==1 and (df.pose_path=='').all()
+    assert (len(df)==2*len(real) and df.is_generated.all() and df.generator.nunique()==1
+            and (df.pose_path=='').all())
     assert draw_unlabelled(G, world.target, 2, 5, tmp_path/'u').path.tolist()==df.path.tolist()
     a,b,c = (torch.cat(list(noise_pictures(G, 10, s, bs))) for s,bs in ((5,10),(5,3),(6,10)))
     assert torch.equal(a, b) and not torch.equal(a, c)
@@ -81,9 +86,12 @@ def test_with_epsilon_one_labels_have_no_part():
     assert not torch.equal(y, z) and torch.allclose(*g, atol=1e-8)
 
 
-@pytest.mark.parametrize('kw,says', [(dict(epochs=0),'dcgan.epochs'), (dict(size=(128,64)),'dcgan.size is'), (dict(width=0),'dcgan.width')])
+@pytest.mark.parametrize('kw,says',
+                         [(dict(epochs=0),'dcgan.epochs'), (dict(size=(128,64)),'dcgan.size is'),
+                          (dict(width=0),'dcgan.width')])
 def test_bad_settings(world, store, tmp_path, kw, says):
-    with pytest.raises(InputError, match=says): train_dcgan(world.target, store, DCGANSettings(**kw), tmp_path/'r')
+    with pytest.raises(InputError, match=says):
+        train_dcgan(world.target, store, DCGANSettings(**kw), tmp_path/'r')
 
 
 def test_nothing_there(tmp_path):

@@ -13,7 +13,8 @@ from posereid.data.pictures import PictureStore
 from posereid.data.manifest import pick
 from posereid.models.dcgan import DCGANGenerator
 from posereid.stages import lsro
-from posereid.stages.lsro import DCGANCallback, DCGANSettings, draw_unlabelled, load_dcgan, noise_pictures, train_dcgan
+from posereid.stages.lsro import (DCGANCallback, DCGANSettings, draw_unlabelled, load_dcgan,
+                                  noise_pictures, train_dcgan)
 from posereid.synth.world import load_world, tiny_world
 
 S = DCGANSettings(width=4, epochs=1, bs=20, z=8)
@@ -29,7 +30,8 @@ def real(target): return pick(target, split='train')
 def store(): return PictureStore((64,32))
 
 @pytest.fixture(scope='module')
-def G(real, store, tmp_path_factory): return train_dcgan(real, store, S, tmp_path_factory.mktemp('g')/'g')
+def G(real, store, tmp_path_factory):
+    return train_dcgan(real, store, S, tmp_path_factory.mktemp('g')/'g')
 
 
 # --- one batch, by hand ---
@@ -55,7 +57,8 @@ class ToyG(nn.Module):
 def toy(real):
     "A callback with nets of one weight each and plain gradient descent of step 1"
     model = SimpleNamespace(G=ToyG(), D=ToyD())
-    opt = SimpleNamespace(D=torch.optim.SGD([model.D.w], lr=1.), G=torch.optim.SGD([model.G.v], lr=1.))
+    opt = SimpleNamespace(D=torch.optim.SGD([model.D.w], lr=1.),
+                          G=torch.optim.SGD([model.G.v], lr=1.))
     cb = DCGANCallback()
     cb.learn = SimpleNamespace(model=model, opt=opt, xb=(real,), loss=None)
     return cb, model
@@ -70,17 +73,21 @@ def test_a_batch_by_hand():
     cb,model = toy(real)
     with pytest.raises(CancelBatchException): cb.before_batch()
     z, = model.G.seen                       # drawn once, and used in both steps
-    assert z.shape==(6, 50) and len(z.unique(dim=0))==6 and z.min()<0 and z.std()==pytest.approx(1, abs=.15)
+    assert (z.shape==(6, 50) and len(z.unique(dim=0))==6 and z.min()<0
+            and z.std()==pytest.approx(1, abs=.15))
     r,m = real.flatten(1).mean(1).numpy().astype(float),z.mean(1).detach().numpy().astype(float)
     w,v = .7,1.5
     a,b = w*r,w*v*m
     d_loss = np.log1p(np.exp(-a)).mean() + np.log1p(np.exp(b)).mean()
     w1 = w - ((sig(a)-1)*r + sig(b)*v*m).mean()   # d/dw of −log σ(wr) − log(1 − σ(wvm))
     v1 = v - ((sig(w1*v*m)-1)*w1*m).mean()        # d/dv of −log σ(w₁vm), D has moved before
-    assert model.D.w.item()==pytest.approx(w1, abs=1e-5) and model.G.v.item()==pytest.approx(v1, abs=1e-5)
+    assert (model.D.w.item()==pytest.approx(w1, abs=1e-5)
+            and model.G.v.item()==pytest.approx(v1, abs=1e-5))
     got = {k: o.item() for k,o in cb.terms.items()}
-    want = dict(d_loss=d_loss, d_real=sig(a).mean(), d_fake=sig(b).mean(), adv=np.log1p(np.exp(-w1*v*m)).mean())
-    assert got==pytest.approx(want, abs=1e-5) and cb.learn.loss.item()==pytest.approx(d_loss, abs=1e-5)
+    want = dict(d_loss=d_loss, d_real=sig(a).mean(), d_fake=sig(b).mean(),
+                adv=np.log1p(np.exp(-w1*v*m)).mean())
+    assert (got==pytest.approx(want, abs=1e-5)
+            and cb.learn.loss.item()==pytest.approx(d_loss, abs=1e-5))
     assert not any(o.requires_grad for o in cb.terms.values())
 
 
@@ -112,7 +119,7 @@ def watched(monkeypatch):
     def before_batch(self):
         group = self.opt.D.param_groups[0], self.opt.G.param_groups[0]
         seen.append(SimpleNamespace(x=self.xb[0].clone(), lr=[o['lr'] for o in group], betas=[tuple(o['betas']) for o in group],
-                                    train=self.model.training))
+                                    train=self.model.training, chance=torch.get_rng_state()))
         return f(self)
     monkeypatch.setattr(DCGANCallback, 'before_batch', before_batch)
     return seen
@@ -126,16 +133,19 @@ def test_it_sees_the_pictures_as_they_are(real, store, tmp_path, watched):
     x = store.get(list(real.path)).float()/127.5-1
     train_dcgan(real, store, replace(S, flip=False, lr=3e-4, betas=(.4,.9)), tmp_path/'a')
     assert len(watched)==len(real)//20==3 and all(o.train for o in watched)
-    assert {o for b in watched for o in b.lr}=={3e-4} and {o for b in watched for o in b.betas}=={(.4,.9)}
+    assert ({o for b in watched for o in b.lr}=={3e-4}
+            and {o for b in watched for o in b.betas}=={(.4,.9)})
     seen = torch.cat([b.x for b in watched])
     near = lambda a,b: (a[:,None]-b[None]).abs().flatten(2).amax(2)<1e-5
-    assert near(seen, x).any(1).all() and near(seen, x).any(0).all() # each once: an epoch is one pass
+    # each once: an epoch is one pass
+    assert near(seen, x).any(1).all() and near(seen, x).any(0).all()
     watched.clear()
     train_dcgan(real, store, S, tmp_path/'b')
     seen = torch.cat([b.x for b in watched])
     plain,mirrored = near(seen, x).any(1),near(seen, x.flip(3)).any(1)
     assert (plain|mirrored).all() and .2<mirrored.float().mean()<.8 and .2<plain.float().mean()<.8
-    assert {o for b in watched for o in b.lr}=={2e-4} and {o for b in watched for o in b.betas}=={(.5,.999)}
+    assert ({o for b in watched for o in b.lr}=={2e-4}
+            and {o for b in watched for o in b.betas}=={(.5,.999)})
 
 
 def test_the_first_step_of_adam_is_as_long_as_lr(real, store, tmp_path, monkeypatch):
@@ -147,7 +157,8 @@ def test_the_first_step_of_adam_is_as_long_as_lr(real, store, tmp_path, monkeypa
         seen.append((flat()-before).abs())
     monkeypatch.setattr(lsro.DCGANCallback, 'step_D', step_D)
     train_dcgan(real, store, replace(S, lr=1e-3), tmp_path/'a')
-    assert seen[0].max().item()==pytest.approx(1e-3, rel=.01) and seen[0].median().item()==pytest.approx(1e-3, rel=.01)
+    assert (seen[0].max().item()==pytest.approx(1e-3, rel=.01)
+            and seen[0].median().item()==pytest.approx(1e-3, rel=.01))
 
 
 def test_only_real_training_pictures_count(target, real, store, tmp_path):
@@ -157,7 +168,8 @@ def test_only_real_training_pictures_count(target, real, store, tmp_path):
     a = train_dcgan(real, store, S, tmp_path/'a')
     b = train_dcgan(mixed, store, S, tmp_path/'b')
     assert weights_hash(a)==weights_hash(b)
-    assert weights_hash(train_dcgan(mixed, store, S, tmp_path/'a'))==weights_hash(a) # the same settings: it is done
+    # the same settings: it is done
+    assert weights_hash(train_dcgan(mixed, store, S, tmp_path/'a'))==weights_hash(a)
     u = draw_unlabelled(a, mixed, 1, 0, tmp_path/'u')
     assert u.source_path.tolist()==real.path.tolist()
 
@@ -168,7 +180,24 @@ def test_a_folder_belongs_to_its_settings_and_pictures(real, store, tmp_path):
         with pytest.raises(InputError, match='--fresh'): train_dcgan(df, store, s, tmp_path/'a')
     again = train_dcgan(real, store, replace(S, seed=1), tmp_path/'a', fresh=True)
     other = train_dcgan(real, store, replace(S, seed=1), tmp_path/'b')
-    assert weights_hash(again)==weights_hash(other)!=weights_hash(train_dcgan(real, store, S, tmp_path/'c'))
+    assert weights_hash(again)==weights_hash(other)!=weights_hash(
+        train_dcgan(real, store, S, tmp_path/'c'))
+
+
+def test_what_is_done_is_not_done_again(real, store, tmp_path, watched):
+    train_dcgan(real, store, S, tmp_path/'a')
+    n,before = len(watched),{p: p.stat().st_mtime_ns for p in (tmp_path/'a').iterdir()}
+    G = train_dcgan(real, store, S, tmp_path/'a')
+    assert len(watched)==n>0 and before=={p: p.stat().st_mtime_ns for p in (tmp_path/'a').iterdir()} and not G.training
+    train_dcgan(real, store, S, tmp_path/'a', fresh=True)
+    assert len(watched)==2*n
+
+
+def test_order_and_noise_come_from_the_seed(real, store, tmp_path, watched):
+    for i,seed in enumerate((3,3,4)): train_dcgan(real, store, replace(S, seed=seed, flip=False), tmp_path/f'{i}')
+    a,b,c = watched[0],watched[3],watched[6]
+    assert torch.equal(a.x, b.x) and not torch.equal(a.x, c.x)
+    assert torch.equal(a.chance, b.chance) and not torch.equal(a.chance, c.chance) # of which the noise is drawn next
 
 
 def test_first_weights_come_from_the_seed(real, store, tmp_path):
@@ -180,34 +209,41 @@ def test_first_weights_come_from_the_seed(real, store, tmp_path):
 
 def test_what_a_run_leaves(real, store, tmp_path):
     G = train_dcgan(real, store, replace(S, epochs=2), tmp_path/'a', every=0)
-    assert {o.name for o in (tmp_path/'a').iterdir()}>={'G.safetensors','dcgan.json','metrics.json','log.csv','settings.json'}
+    assert {o.name for o in (tmp_path/'a').iterdir()}>={'G.safetensors','dcgan.json','metrics.json',
+        'log.csv','settings.json'}
     assert not (tmp_path/'a'/'checkpoint.pt').exists()
-    m,log = json.loads((tmp_path/'a'/'metrics.json').read_text()),(tmp_path/'a'/'log.csv').read_text().splitlines()
+    m,log = (json.loads((tmp_path/'a'/'metrics.json').read_text()),
+             (tmp_path/'a'/'log.csv').read_text().splitlines())
     assert m['steps']==2*(len(real)//20) and m['generator']==weights_hash(G)
-    assert len(log)==3 and {'d_loss','d_real','d_fake','adv'}<=set(log[0].split(',')) and {'d_loss','adv'}<=set(m)
+    assert (len(log)==3 and {'d_loss','d_real','d_fake','adv'}<=set(log[0].split(','))
+            and {'d_loss','adv'}<=set(m))
     last = dict(zip(log[0].split(','), log[-1].split(',')))
     assert m['d_loss']==pytest.approx(float(last['d_loss']))
     s = DCGANSettings(**json.loads((tmp_path/'a'/'dcgan.json').read_text()))
     assert (s.size, s.width, s.z, s.epochs)==([64,32], 4, 8, 2)
     again = load_dcgan(tmp_path/'a')
-    assert weights_hash(again)==weights_hash(G) and not again.training and not G.training and again.z==8
+    assert (weights_hash(again)==weights_hash(G) and not again.training and not G.training
+            and again.z==8)
 
 
 @pytest.mark.parametrize('name', ['width','z','bs','epochs'])
 @pytest.mark.parametrize('n', [0,-1])
 def test_counts_are_at_least_one(real, store, tmp_path, name, n):
-    with pytest.raises(InputError, match=f'dcgan.{name} .*{n}'): train_dcgan(real, store, replace(S, **{name:n}), tmp_path/'r')
+    with pytest.raises(InputError, match=f'dcgan.{name} .*{n}'):
+        train_dcgan(real, store, replace(S, **{name:n}), tmp_path/'r')
     assert not (tmp_path/'r').exists()
 
 
 def test_the_store_must_have_the_size(real, tmp_path):
-    with pytest.raises(InputError, match=r'\(32, 64\).*dcgan.size.*\(64, 32\)'): train_dcgan(real, PictureStore((32,64)), S, tmp_path/'r')
+    with pytest.raises(InputError, match=r'\(32, 64\).*dcgan.size.*\(64, 32\)'):
+        train_dcgan(real, PictureStore((32,64)), S, tmp_path/'r')
     assert not (tmp_path/'r').exists()
 
 
 def test_defaults_are_those_of_dcgan():
     s = DCGANSettings()
     assert (s.size, s.z, s.lr, s.betas, s.flip, s.seed)==((64,32), 100, 2e-4, (.5,.999), True, 0)
+    assert (s.width, s.bs, s.epochs)==(16, 32, 60)   # of the committed tables
 
 
 # --- drawing ---
@@ -219,20 +255,25 @@ def test_noise_pictures_by_hand(G):
     for train in (False, True):             # a generator handed over in train mode draws the same
         G.train(train)
         got = list(noise_pictures(G, 11, 3, bs=4))
-        assert [len(o) for o in got]==[4,4,3] and all(o.dtype==torch.uint8 and o.device.type=='cpu' for o in got)
+        assert [len(o) for o in got]==[4,4,3] and all(o.dtype==torch.uint8 and o.device.type=='cpu'
+                                                      for o in got)
         assert (torch.cat(got).float()-want).abs().max()<=1
     assert not G.training and all(p.device.type=='cpu' for p in G.parameters())
     assert [len(o) for o in noise_pictures(G, 130)]==[128,2]
-    assert torch.equal(next(noise_pictures(G, 2)), next(noise_pictures(G, 2, 0))) # seed 0 unless asked
+    # seed 0 unless asked
+    assert torch.equal(next(noise_pictures(G, 2)), next(noise_pictures(G, 2, 0)))
 
 
 def test_drawn_pictures_are_those_of_the_seed(G, real, tmp_path):
     "Picture i of the set is picture i of the noise, its rows N times those of the target"
     df = draw_unlabelled(G, real, 3, 4, tmp_path/'u')
-    assert df.source_path.tolist()==[p for p in real.path for _ in range(3)] and df.k.tolist()==[0,1,2]*len(real)
-    assert df.pid.tolist()==[p for p in real.pid for _ in range(3)] and df.camid.tolist()==[c for c in real.camid for _ in range(3)]
+    assert (df.source_path.tolist()==[p for p in real.path for _ in range(3)]
+            and df.k.tolist()==[0,1,2]*len(real))
+    assert (df.pid.tolist()==[p for p in real.pid for _ in range(3)]
+            and df.camid.tolist()==[c for c in real.camid for _ in range(3)])
     assert set(df.generator)=={weights_hash(G)} and set(df.seed)=={4} and set(df.split)=={'train'}
-    assert json.loads((tmp_path/'u'/'metrics.json').read_text())==dict(n_pictures=3*len(real), generator=weights_hash(G))
+    assert json.loads((tmp_path/'u'/'metrics.json').read_text())==dict(n_pictures=3*len(real),
+        generator=weights_hash(G))
 
 
 def test_picture_i_is_that_of_noise_i(real, tmp_path):
@@ -240,7 +281,8 @@ def test_picture_i_is_that_of_noise_i(real, tmp_path):
     class Grey(nn.Module):
         z = 4
         def __init__(self): super().__init__(); self.w = nn.Parameter(torch.ones(1))
-        def forward(self, z): return (self.w*z[:,0]/3).clamp(-1, 1)[:,None,None,None].expand(-1, 3, 64, 32)
+        def forward(self, z):
+            return (self.w*z[:,0]/3).clamp(-1, 1)[:,None,None,None].expand(-1, 3, 64, 32)
     df = draw_unlabelled(Grey(), real, 3, 4, tmp_path/'u')
     z = torch.randn(3*len(real), 4, generator=torch.Generator().manual_seed(4))[:,0].numpy()
     got = np.array([np.asarray(Image.open(o), float).mean() for o in df.path])
@@ -251,7 +293,8 @@ def test_a_drawn_set_belongs_to_its_settings(G, real, tmp_path):
     draw_unlabelled(G, real, 1, 4, tmp_path/'u')
     before = {p: p.stat().st_mtime_ns for p in (tmp_path/'u').rglob('*.jpg')}
     draw_unlabelled(G, real, 1, 4, tmp_path/'u')
-    assert before=={p: p.stat().st_mtime_ns for p in (tmp_path/'u').rglob('*.jpg')} and len(before)==len(real)
+    assert (before=={p: p.stat().st_mtime_ns for p in (tmp_path/'u').rglob('*.jpg')}
+            and len(before)==len(real))
     other = DCGANGenerator((64,32), 4, 8)
     for args in ((G, real, 2, 4), (G, real, 1, 5), (other, real, 1, 4), (G, real.iloc[1:], 1, 4)):
         with pytest.raises(InputError, match='--fresh'): draw_unlabelled(*args, tmp_path/'u')

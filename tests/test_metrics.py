@@ -2,12 +2,13 @@
 import numpy as np, pandas as pd, pytest, torch
 from posereid.core import InputError
 from posereid.metrics.images import DIALECT, l1_error, psnr, score_pictures, ssim, unit_pictures
-from posereid.metrics.retrieval import (_sort_rows, sought_columns, ap_mean, ap_trapezoid, cosine_distance,
+from posereid.metrics.retrieval import (_sort_rows, sought_columns, ap_mean, ap_trapezoid,
+                                        cosine_distance,
                                         euclidean_distance, gallery_masks, positive_ranks,
                                         retrieval, score_features, top_matches)
 from posereid.metrics.protocols import multi_query, pool_features, single_shot_cmc, tpr_at_far
-from posereid.metrics.stats import (bootstrap_interval, compare_runs, mean_interval, paired_interval, paired_table, per_query,
-    permutation_p, write_per_query)
+from posereid.metrics.stats import (bootstrap_interval, compare_runs, mean_interval,
+    paired_interval, paired_table, per_query, permutation_p, write_per_query)
 
 
 def loop_query(dist, pid, cam, g_pids, g_cams):
@@ -58,10 +59,12 @@ def loop_scores(dist, q_pids, g_pids, q_cams, g_cams, max_rank, empty):
 def random_case(seed, ties):
     "Small random test sets with junk, distractors, unknown cameras, and people whom nobody else has seen"
     rng = np.random.default_rng(seed)
-    nq, ng, n_ids, n_cams = rng.integers(1, 12), rng.integers(1, 60), rng.integers(1, 9), rng.integers(1, 5)
+    nq, ng, n_ids, n_cams = (rng.integers(1, 12), rng.integers(1, 60), rng.integers(1, 9),
+                             rng.integers(1, 5))
     g_pids = rng.choice(np.r_[-1, 0, 1:n_ids+1], ng)
     q_pids = np.r_[rng.integers(1, n_ids+2, nq), g_pids[g_pids>0][:1]]
-    cams = lambda n: rng.integers(seed%3==0 and -1 or 0, n_cams, n)+1  # in every third case some are 0, unknown
+    # in every third case some are 0, unknown
+    cams = lambda n: rng.integers(seed%3==0 and -1 or 0, n_cams, n)+1
     dist = rng.random((len(q_pids), ng))
     if ties: dist = (dist*4).round()/4
     return dist, q_pids, g_pids, cams(len(q_pids)), cams(ng)
@@ -78,8 +81,10 @@ def test_retrieval_equals_loop(ties, empty):
         res, tried = retrieval(*case, max_rank=20, empty=empty), tried+1
         cmc, trap, mean, inp, n = loop_scores(*case, 20, empty)
         np.testing.assert_allclose(res.cmc, cmc, atol=1e-12)
-        np.testing.assert_allclose([res.map_trap, res.map_mean, res.minp], [trap, mean, inp], atol=1e-12)
-        assert (res.n_valid, res.counted.sum(), res.n_gallery) == (sum(masks), n, (case[2]!=-1).sum())
+        np.testing.assert_allclose([res.map_trap, res.map_mean, res.minp], [trap, mean, inp],
+                                   atol=1e-12)
+        assert ((res.n_valid, res.counted.sum(), res.n_gallery)
+                == (sum(masks), n, (case[2]!=-1).sum()))
         assert [res.rank(k) for k in (1,5,20)] == pytest.approx([cmc[0], cmc[4], cmc[19]])
     assert tried>40
 
@@ -92,11 +97,13 @@ def test_second_witness_sklearn():
             good, removed = gallery_masks(q_pids[i], q_cams[i], g_pids, g_cams)
             if not good.any(): continue
             res = retrieval(dist[i:i+1], q_pids[i:i+1], g_pids, q_cams[i:i+1], g_cams)
-            assert res.map_mean == pytest.approx(average_precision_score(good[~removed], -dist[i][~removed]), abs=1e-9)
+            assert res.map_mean == pytest.approx(
+                average_precision_score(good[~removed], -dist[i][~removed]), abs=1e-9)
 
 
 def test_worked_aps():
-    assert ap_trapezoid([1,3]) == pytest.approx(.791667, abs=1e-6) and ap_mean([1,3]) == pytest.approx(.833333, abs=1e-6)
+    assert (ap_trapezoid([1,3]) == pytest.approx(.791667, abs=1e-6)
+            and ap_mean([1,3]) == pytest.approx(.833333, abs=1e-6))
     assert ap_trapezoid([2]) == .25 and ap_mean([2]) == .5
     assert ap_trapezoid([3,1]) == ap_trapezoid([1,3])  # in any order
     assert ap_mean([1], n=2) == .5 and ap_trapezoid([], n=3) == 0
@@ -109,10 +116,12 @@ def test_trapezoid_is_never_larger():
         assert ap_trapezoid(ranks) <= ap_mean(ranks)+1e-12
 
 
-@pytest.mark.parametrize('kind', [np.float32, np.float64, torch.float32, torch.float16, torch.bfloat16, list])
+@pytest.mark.parametrize('kind', [np.float32, np.float64, torch.float32, torch.float16,
+                                  torch.bfloat16, list])
 def test_kinds_of_input(kind):
     dist = [[.5,.25,.75]]
-    d = dist if kind is list else torch.tensor(dist, dtype=kind) if isinstance(kind, torch.dtype) else np.array(dist, kind)
+    d = (dist if kind is list else torch.tensor(dist, dtype=kind) if isinstance(kind, torch.dtype)
+         else np.array(dist, kind))
     ids = pd.Series([7]), torch.tensor([8,7,7]), [1], np.array([2,2,3], dtype=np.int32)
     a = retrieval(d, *ids)
     assert a.map_mean == pytest.approx((1+2/3)/2) and a.first_rank.tolist()==[1]
@@ -128,7 +137,8 @@ def test_junk_leaves_no_trace_and_distractors_do():
     base = random_case(1, ties=False)
     def with_extra(pid):
         dist = np.c_[base[0], np.zeros((len(base[0]), 5))]
-        return retrieval(dist, base[1], np.r_[base[2], [pid]*5], base[3], np.r_[base[4], rng.integers(1, 5, 5)])
+        return retrieval(dist, base[1], np.r_[base[2], [pid]*5], base[3],
+                         np.r_[base[4], rng.integers(1, 5, 5)])
     plain = retrieval(*base)
     assert with_extra(-1).to_dict() == plain.to_dict()
     assert with_extra(0).map_mean < plain.map_mean
@@ -152,10 +162,12 @@ def test_order_of_inputs_does_not_matter():
 @pytest.mark.parametrize('change,says', [
     (dict(dist=np.zeros(3)), 'pass `x[None]`'), (dict(dist=np.zeros((0,3))), 'nothing to rank'),
     (dict(dist=np.full((1,3), np.nan)), 'NaN'), (dict(q_pids=[-1]), 'belong in the gallery'),
-    (dict(g_pids=[1,2]), '`g_pids` must be 3 integers'), (dict(g_camids=[1.,2.,3.]), '`g_camids` must be'),
-    (dict(empty='drop'), "'zero' or 'skip'"), (dict(g_pids=[2,2,3], empty='skip'), 'nothing to average')])
+    (dict(g_pids=[1,2]), '`g_pids` must be 3 integers'),
+    (dict(g_camids=[1.,2.,3.]), '`g_camids` must be'), (dict(empty='drop'), "'zero' or 'skip'"),
+    (dict(g_pids=[2,2,3], empty='skip'), 'nothing to average')])
 def test_bad_rankings(change, says):
-    args = dict(dist=np.zeros((1,3)), q_pids=[1], g_pids=[1,2,3], q_camids=[1], g_camids=[2,2,2]) | change
+    args = dict(dist=np.zeros((1,3)), q_pids=[1], g_pids=[1,2,3], q_camids=[1],
+                g_camids=[2,2,2]) | change
     with pytest.raises(InputError) as e: retrieval(**args)
     assert says in str(e.value)
 
@@ -184,15 +196,19 @@ def test_many_positives_and_the_device_path_rank_alike():
         g_pids, g_cams = rng.choice([-1,0,1,2], n), rng.integers(1, 4, n)
         q_pids, q_cams = np.array([1,2,1,5]), np.array([1,2,0,1])
         masks = [gallery_masks(p, c, g_pids, g_cams) for p,c in zip(q_pids, q_cams)]
-        words = [[1+k for k,h in enumerate(loop_query(d[i], q_pids[i], q_cams[i], g_pids, g_cams)) if h] for i in range(4)]
+        words = [[1+k for k,h in enumerate(loop_query(d[i], q_pids[i], q_cams[i], g_pids, g_cams))
+                  if h] for i in range(4)]
         assert [positive_ranks(d[i], *masks[i]).tolist() for i in range(4)]==words
-        assert [o.tolist() for o in _sort_rows(torch.from_numpy(d), sought_columns(q_pids, g_pids, q_cams, g_cams))]==words
+        assert [o.tolist()
+                for o in _sort_rows(torch.from_numpy(d),
+                                    sought_columns(q_pids, g_pids, q_cams, g_cams))]==words
 
 
 def test_layout_in_memory_does_not_matter_and_input_is_left_alone():
     case = random_case(1, ties=True)
     ref, kept = retrieval(*case), case[0].copy()
-    for d in (np.asfortranarray(case[0]), np.repeat(case[0], 2, axis=1)[:,::2], case[0][:,::-1].copy()[:,::-1], torch.from_numpy(case[0]).T.contiguous().T):
+    for d in (np.asfortranarray(case[0]), np.repeat(case[0], 2, axis=1)[:,::2],
+              case[0][:,::-1].copy()[:,::-1], torch.from_numpy(case[0]).T.contiguous().T):
         assert retrieval(d, *case[1:]).to_dict()==ref.to_dict()
     assert (case[0]==kept).all()
     d = torch.from_numpy(case[0])
@@ -202,35 +218,44 @@ def test_layout_in_memory_does_not_matter_and_input_is_left_alone():
 def features(seed=0, n=(15,60), d=8, dtype=torch.float32):
     rng = np.random.default_rng(seed)
     pids = [rng.integers(1, 6, n[0]), rng.choice([-1,0,1,2,3,4,5], n[1])]
-    return [torch.as_tensor(rng.normal(size=(k,d))).to(dtype) for k in n], [*pids, rng.integers(1, 4, n[0]), rng.integers(1, 4, n[1])]
+    return ([torch.as_tensor(rng.normal(size=(k,d))).to(dtype) for k in n],
+            [*pids, rng.integers(1, 4, n[0]), rng.integers(1, 4, n[1])])
 
 
 @pytest.mark.parametrize('chunk', [None,1,7,1000])
 def test_scores_from_features_equal_those_from_the_matrix(chunk):
     (q,g), ids = features()
     unit = [torch.nn.functional.normalize(o) for o in (q,g)]
-    for kwargs,d in ((dict(), euclidean_distance(q, g)), (dict(distance='squared'), euclidean_distance(q, g, squared=True)),
-                     (dict(distance='cosine'), cosine_distance(q, g)), (dict(normalise=True), euclidean_distance(*unit))):
+    for kwargs,d in ((dict(), euclidean_distance(q, g)),
+                     (dict(distance='squared'), euclidean_distance(q, g, squared=True)),
+                     (dict(distance='cosine'), cosine_distance(q, g)),
+                     (dict(normalise=True), euclidean_distance(*unit))):
         a, b = score_features(q, g, *ids, chunk=chunk, **kwargs), retrieval(d, *ids)
         assert (a.ranks==b.ranks).all() and a.map_trap==b.map_trap
-        assert (kwargs.get('distance') or 'euclidean') in a.protocol and ('L2-normalised' in a.protocol)==('normalise' in kwargs)
+        assert ((kwargs.get('distance') or 'euclidean') in a.protocol
+                and ('L2-normalised' in a.protocol)==('normalise' in kwargs))
 
 
 @pytest.mark.parametrize('kind', [torch.float16,torch.bfloat16,np.float16,np.float64,'strided'])
 def test_kinds_of_features(kind):
     (q,g), ids = features()
     if kind=='strided': x = [torch.stack([o,o*9], 2)[...,0] for o in (q,g)]
-    else: x = [o.to(kind) if isinstance(kind, torch.dtype) else o.numpy().astype(kind) for o in (q,g)]
+    else:
+        x = [o.to(kind) if isinstance(kind, torch.dtype) else o.numpy().astype(kind) for o in (q,g)]
     full = [torch.as_tensor(np.asarray(o.float() if isinstance(o, torch.Tensor) else o)) for o in x]
     full = [o.float() if o.dtype==torch.float16 else o for o in full]
     assert (score_features(*x, *ids).ranks==retrieval(euclidean_distance(*full), *ids).ranks).all()
 
 
 @pytest.mark.parametrize('change,says', [
-    (dict(q=torch.zeros(15,7)), 'one length'), (dict(q=torch.zeros(15)), 'features of the queries'), (dict(g=torch.zeros(0,8)), 'nothing to rank'),
-    (dict(q=torch.zeros(0,8), q_pids=[], q_camids=[]), 'nothing to rank'), (dict(g=torch.full((60,8), float('nan'))), 'NaN'),
-    (dict(q=torch.full((15,8), 1e30)), 'not finite'), (dict(distance='manhattan'), 'euclidean, squared, cosine'), (dict(g_pids=['7']*60), 'astype(int)'),
-    (dict(g_camids=[1]*59), '60 integers'), (dict(g_camids=[1]*60, q_camids=[1]*15), 'pass camera 0'), (dict(empty='drop'), 'zero')])
+    (dict(q=torch.zeros(15,7)), 'one length'), (dict(q=torch.zeros(15)), 'features of the queries'),
+    (dict(g=torch.zeros(0,8)), 'nothing to rank'),
+    (dict(q=torch.zeros(0,8), q_pids=[], q_camids=[]), 'nothing to rank'),
+    (dict(g=torch.full((60,8), float('nan'))), 'NaN'),
+    (dict(q=torch.full((15,8), 1e30)), 'not finite'),
+    (dict(distance='manhattan'), 'euclidean, squared, cosine'),
+    (dict(g_pids=['7']*60), 'astype(int)'), (dict(g_camids=[1]*59), '60 integers'),
+    (dict(g_camids=[1]*60, q_camids=[1]*15), 'pass camera 0'), (dict(empty='drop'), 'zero')])
 def test_bad_features(change, says):
     (q,g), ids = features()
     args = dict(q=q, g=g) | dict(zip(('q_pids','g_pids','q_camids','g_camids'), ids)) | change
@@ -241,14 +266,16 @@ def test_bad_features(change, says):
 def test_one_camera_is_refused_unless_unknown():
     args = np.array([[.1,.2]]), [1], [1,2]
     for empty in ('zero','skip'):
-        with pytest.raises(InputError, match='pass camera 0'): retrieval(*args, [1], [1,1], empty=empty)
+        with pytest.raises(InputError, match='pass camera 0'):
+            retrieval(*args, [1], [1,1], empty=empty)
     assert retrieval(*args, [0], [0,0]).rank(1)==1
 
 
 def test_both_conventions_from_one_ranking():
     for seed in range(20):
         case = random_case(seed, ties=True)
-        if not any(gallery_masks(p, c, case[2], case[4])[0].any() for p,c in zip(case[1], case[3])): continue
+        if not any(gallery_masks(p, c, case[2], case[4])[0].any() for p,c in zip(case[1], case[3])):
+            continue
         zero, skip = (retrieval(*case, empty=o) for o in ('zero','skip'))
         for a,b in ((zero.under('skip'),skip), (skip.under('zero'),zero)):
             assert a.to_dict()==b.to_dict() and (a.cmc==b.cmc).all() and a.empty==b.empty
@@ -262,18 +289,22 @@ def test_result_shows_and_writes_itself(tmp_path):
     d = json.loads((tmp_path/'r.json').read_text())
     assert (d['rank5'], d['both']['skip']['rank5'], d['cmc'][1], d['n_valid']) == (.5, 1, .5, 1)
     assert 'ties in gallery order' in d['protocol'] and d['empty']=='zero'
-    assert '| are skipped | 0.0 | 100.0' in res._repr_markdown_() and '1 of 2 queries' in res._repr_markdown_()
+    assert ('| are skipped | 0.0 | 100.0' in res._repr_markdown_()
+            and '1 of 2 queries' in res._repr_markdown_())
     assert 'skipped |' not in res.under('skip')._repr_markdown_().split('without')[0]
 
 
 def test_all_shots_cmc():
     "Three expected curves that another project tests with, and the definition"
     line = lambda n: np.tile(np.arange(float(n)), (n,1))
-    assert retrieval(line(4), [1,1,2,2], [1,1,2,2], [1]*4, [2]*4).cmc_all_shots(4).tolist()==[.5,.5,1,1]
+    assert (retrieval(line(4), [1,1,2,2], [1,1,2,2], [1]*4, [2]*4).cmc_all_shots(4)
+            .tolist()==[.5,.5,1,1])
     ids = [1,1,1,2,2]
-    np.testing.assert_allclose(retrieval(line(5), ids, ids, [1]*5, [1,2,2,2,2]).cmc_all_shots(5), [.6,.6,.6,1,1])
+    np.testing.assert_allclose(retrieval(line(5), ids, ids, [1]*5, [1,2,2,2,2]).cmc_all_shots(5),
+                               [.6,.6,.6,1,1])
     d = np.array([[0,1,2,3,4],[1,0,2,3,4],[0,1,2,3,4],[0,1,2,3,4],[1,2,3,4,0.]])
-    np.testing.assert_allclose(retrieval(d, range(1, 6), range(1, 6), [1]*5, [2]*5).cmc_all_shots(5), [.6,.6,.8,1,1])
+    np.testing.assert_allclose(retrieval(d, range(1, 6), range(1, 6), [1]*5, [2]*5)
+                               .cmc_all_shots(5), [.6,.6,.8,1,1])
     for seed in range(10):
         case = random_case(seed, ties=True)
         res, curve = retrieval(*case), np.zeros(8)
@@ -322,16 +353,21 @@ def test_pooling_equals_a_loop():
         assert t[first].tolist()==seen and first.tolist()==[t.tolist().index(o) for o in seen]
     pids, cams = rng.integers(1, 4, 50), rng.integers(1, 3, 50)
     got = multi_query(torch.as_tensor(f), pd.Series(pids), cams, [2,3], pd.Series([1,2]))
-    np.testing.assert_allclose(got, [f[(pids==p)&(cams==c)].mean(0) for p,c in ((2,1),(3,2))], atol=1e-6)
+    np.testing.assert_allclose(got, [f[(pids==p)&(cams==c)].mean(0) for p,c in ((2,1),(3,2))],
+                               atol=1e-6)
     with pytest.raises(InputError, match='one group'): pool_features(f, t[:3])
     with pytest.raises(InputError, match='mean'): pool_features(f, t, 'median')
 
 
 def test_distances():
     q, g = torch.randn(5,8), torch.randn(7,8)
-    np.testing.assert_allclose(euclidean_distance(q, g), torch.cdist(q, g, compute_mode='donot_use_mm_for_euclid_dist'), atol=1e-4)
-    np.testing.assert_allclose(euclidean_distance(q, g, squared=True).sqrt(), euclidean_distance(q, g), atol=1e-6)
-    np.testing.assert_allclose(cosine_distance(q, g), 1-torch.cosine_similarity(q[:,None], g[None], dim=-1), atol=1e-5)
+    np.testing.assert_allclose(euclidean_distance(q, g),
+                               torch.cdist(q, g, compute_mode='donot_use_mm_for_euclid_dist'),
+                               atol=1e-4)
+    np.testing.assert_allclose(euclidean_distance(q, g, squared=True).sqrt(),
+                               euclidean_distance(q, g), atol=1e-6)
+    np.testing.assert_allclose(cosine_distance(q, g),
+                               1-torch.cosine_similarity(q[:,None], g[None], dim=-1), atol=1e-5)
     assert not euclidean_distance(q, q).isnan().any()
 
 
@@ -358,7 +394,8 @@ def test_image_scores_equal_loops():
     x, y = a.numpy()/255, b.numpy()/255
     loop = [np.mean([loop_ssim(x[i,c], y[i,c]) for c in range(3)]) for i in range(3)]
     np.testing.assert_allclose(ssim(a, b), loop, atol=1e-4)
-    np.testing.assert_allclose(psnr(a, b), [-10*np.log10(((x[i]-y[i])**2).mean()) for i in range(3)], rtol=1e-5)
+    np.testing.assert_allclose(psnr(a, b),
+                               [-10*np.log10(((x[i]-y[i])**2).mean()) for i in range(3)], rtol=1e-5)
     np.testing.assert_allclose(l1_error(a, b), 2*abs(x-y).mean((1,2,3)), rtol=1e-5)
     floats = score_pictures(a/127.5-1, b/127.5-1)
     assert floats.l1 == pytest.approx(score_pictures(a, b).l1, rel=1e-5) and floats.dialect==DIALECT
@@ -366,7 +403,8 @@ def test_image_scores_equal_loops():
 
 def test_l1_is_the_generators_loss():
     a, b = torch.rand(4,3,6,5)*2-1, torch.rand(4,3,6,5)*2-1
-    assert l1_error(a, b).mean().item() == pytest.approx(torch.nn.functional.l1_loss(a, b).item(), rel=1e-5)
+    assert l1_error(a, b).mean().item() == pytest.approx(torch.nn.functional.l1_loss(a, b).item(),
+        rel=1e-5)
     mask = (torch.rand(4,1,6,5)>.5).float()
     inside = ((a-b).abs().mean(1, keepdim=True)*mask).sum((1,2,3))/mask.sum((1,2,3))
     np.testing.assert_allclose(l1_error(a, b, mask), inside, rtol=1e-4)
@@ -375,8 +413,8 @@ def test_l1_is_the_generators_loss():
 def test_bad_pictures():
     a = torch.zeros(1,3,12,12, dtype=torch.uint8)
     small, none = a[...,:8], a[:0]
-    for f in (lambda: ssim(small, small), lambda: l1_error(a, a[:,:1]), lambda: unit_pictures(a.int()),
-              lambda: score_pictures(none, none)):
+    for f in (lambda: ssim(small, small), lambda: l1_error(a, a[:,:1]),
+              lambda: unit_pictures(a.int()), lambda: score_pictures(none, none)):
         with pytest.raises(InputError): f()
 
 
@@ -426,7 +464,8 @@ def test_permutation_counts_every_exchange():
 def test_permutation_keeps_its_level():
     rng = np.random.default_rng(0)
     who = np.arange(60)//3
-    ps = [permutation_p(rng.normal(size=20)[who]+rng.normal(size=60), who, n_perm=199, seed=i) for i in range(400)]
+    ps = [permutation_p(rng.normal(size=20)[who]+rng.normal(size=60), who, n_perm=199, seed=i)
+          for i in range(400)]
     assert .02 < np.mean(np.array(ps)<=.05) < .08
 
 
@@ -436,7 +475,8 @@ def write_run(folder, shift, seed=0, pids=np.arange(90)//3+1):
     dist[np.arange(len(pids)),(pids-1)%30] -= 2+shift+.1*rng.normal(size=len(pids))
     ones = np.ones(len(pids), dtype=int)
     res = retrieval(dist, pids, np.arange(30)+1, ones, np.full(30, 2), protocol='made up')
-    write_per_query(res, [f'a/b/{i:03d}.jpg' for i in range(len(pids))], pids, ones, folder/'per_query.csv')
+    write_per_query(res, [f'a/b/{i:03d}.jpg' for i in range(len(pids))], pids, ones,
+                    folder/'per_query.csv')
     return res
 
 
@@ -444,9 +484,11 @@ def test_runs_are_compared_from_their_files(tmp_path):
     a, b = write_run(tmp_path/'a', 0), write_run(tmp_path/'b', 1, seed=1)
     c = compare_runs(tmp_path/'a', tmp_path/'b'/'per_query.csv')
     assert (c.a, c.b, c.n_query, c.n_people, c.protocol) == ('a','b',90,30,'made up')
-    for k in ('map_trap','map_mean','minp'): assert c.table.loc[k,'delta']==pytest.approx(100*(getattr(b,k)-getattr(a,k)), abs=1e-3)
+    for k in ('map_trap','map_mean','minp'):
+        assert c.table.loc[k,'delta']==pytest.approx(100*(getattr(b,k)-getattr(a,k)), abs=1e-3)
     assert c.table.loc['rank1','delta']==pytest.approx(100*(b.rank(1)-a.rank(1)))
-    assert c.table.distinguishable.all() and 'distinguishable' in repr(c) and '| yes |' in c._repr_markdown_()
+    assert (c.table.distinguishable.all() and 'distinguishable' in repr(c)
+            and '| yes |' in c._repr_markdown_())
     back, same = compare_runs(tmp_path/'b', tmp_path/'a'), compare_runs(tmp_path/'a', tmp_path/'a')
     assert back.table.delta.tolist()==pytest.approx((-c.table.delta).tolist())
     assert (same.table.delta==0).all() and not same.table.distinguishable.any()
@@ -454,9 +496,11 @@ def test_runs_are_compared_from_their_files(tmp_path):
 
 def test_files_of_equal_runs_are_equal(tmp_path):
     for o in 'ab': write_run(tmp_path/o, 0)
-    for f in ('per_query.csv','per_query.json'): assert (tmp_path/'a'/f).read_bytes()==(tmp_path/'b'/f).read_bytes()
+    for f in ('per_query.csv','per_query.json'):
+        assert (tmp_path/'a'/f).read_bytes()==(tmp_path/'b'/f).read_bytes()
     df = pd.read_csv(tmp_path/'a'/'per_query.csv')
-    assert df['query'][0]=='000.jpg' and list(df)=='query pid camid n_good first_rank ap_trap ap_mean inp'.split()
+    assert (df['query'][0]=='000.jpg' and list(df)=='query pid camid n_good first_rank ap_trap '
+            'ap_mean inp'.split())
 
 
 def test_runs_that_cannot_be_compared(tmp_path):
@@ -468,7 +512,8 @@ def test_runs_that_cannot_be_compared(tmp_path):
         with pytest.raises(InputError, match=says): compare_runs(tmp_path/'a', tmp_path/o)
     (tmp_path/'none'/'per_query.csv').write_text('query,pid\n')
     with pytest.raises(InputError, match='lacks'): compare_runs(tmp_path/'a', tmp_path/'none')
-    with pytest.raises(InputError, match='name of its own'): per_query(res, ['x']*90, range(90), range(90))
+    with pytest.raises(InputError, match='name of its own'):
+        per_query(res, ['x']*90, range(90), range(90))
 
 
 def test_few_people_get_wider_intervals():
@@ -480,7 +525,8 @@ def test_few_people_get_wider_intervals():
 
 
 def test_paired_table_uses_shared_seeds():
-    df = pd.DataFrame(dict(row=list('ccco')+['o','x'], seed=[1,2,3,1,2,3], map_mean=[.5,.4,.9,.6,.6,.7]))
+    df = pd.DataFrame(dict(row=list('ccco')+['o','x'], seed=[1,2,3,1,2,3],
+                           map_mean=[.5,.4,.9,.6,.6,.7]))
     t = paired_table(df, control='c')
     assert t.index.tolist()==['c','o','x'] and t.n_seeds.tolist()==[3,2,1]
     assert t.delta.tolist() == pytest.approx([0,.15,-.2]) and np.isnan(t.loc['x','lo'])
@@ -492,22 +538,26 @@ def test_paired_table_uses_shared_seeds():
 
 # --- from features: the order alone ---
 
-@pytest.mark.parametrize('distance,normalise', [('euclidean',False),('squared',False),('cosine',False),('euclidean',True)])
+@pytest.mark.parametrize('distance,normalise', [('euclidean',False),('squared',False),
+                                                ('cosine',False),('euclidean',True)])
 def test_features_rank_as_their_distances(distance, normalise):
     g = torch.Generator().manual_seed(0)
     q,gal = torch.randn(50, 16, generator=g), 3*torch.randn(400, 16, generator=g)
     gal[200:210] = gal[:10]  # twins in the gallery tie
     rng = np.random.default_rng(0)
-    ids = rng.integers(1, 9, 50), rng.integers(-1, 9, 400), rng.integers(1, 4, 50), rng.integers(1, 4, 400)
+    ids = (rng.integers(1, 9, 50), rng.integers(-1, 9, 400), rng.integers(1, 4, 50),
+           rng.integers(1, 4, 400))
     r = score_features(q, gal, *ids, distance, normalise=normalise, chunk=7)
-    a,b = (torch.nn.functional.normalize(o.double(), dim=1) if normalise or distance=='cosine' else o.double() for o in (q,gal))
+    a,b = (torch.nn.functional.normalize(o.double(), dim=1) if normalise or distance=='cosine'
+           else o.double() for o in (q,gal))
     want = retrieval(torch.cdist(a, b) if distance!='cosine' else 1-a@b.T, *ids)
     assert np.array_equal(r.ranks, want.ranks) or abs(r.map_mean-want.map_mean)<1e-6
 
 
 def test_features_that_overflow():
     q,g = torch.full((2,4), 1e30), torch.ones(3,4)
-    with pytest.raises(InputError, match='not finite'): score_features(q, g, [1,2], [1,2,1], [1,1], [2,2,2])
+    with pytest.raises(InputError, match='not finite'):
+        score_features(q, g, [1,2], [1,2,1], [1,1], [2,2,2])
 
 
 def test_scoring_leaves_what_it_is_given():

@@ -16,9 +16,11 @@ def seed(): torch.manual_seed(0)
 
 def pictures(*shape): return torch.rand(*shape)*2-1
 
-ENDINGS = [dict(head=4), dict(blend=True), dict(head=4, blend=True), dict(head=4, blend=True, shared=True, norm='instance')]
+ENDINGS = [dict(head=4), dict(blend=True), dict(head=4, blend=True),
+           dict(head=4, blend=True, shared=True, norm='instance')]
 VARIANTS = ENDINGS + [dict(up=u, norm=n, shared=s, skips=k)
-            for u,n,s,k in itertools.product(('resize','transposed'), ('batch','instance'), (False,True), ('both','appearance'))]
+            for u,n,s,k in itertools.product(('resize','transposed'), ('batch','instance'),
+                                             (False,True), ('both','appearance'))]
 
 # generator
 
@@ -29,7 +31,8 @@ def test_box_kernel_is_doubling_and_convolution(h, w):
     torch.testing.assert_close(F.conv_transpose2d(x, box_kernel(k), stride=2, padding=1), want)
 
 def test_box_kernel_gradient_is_that_of_doubling_and_convolution():
-    x,k = torch.randn(2,4,5,3,dtype=torch.double), torch.randn(4,3,3,3,dtype=torch.double, requires_grad=True)
+    x,k = (torch.randn(2,4,5,3,dtype=torch.double),
+           torch.randn(4,3,3,3,dtype=torch.double, requires_grad=True))
     a = F.conv_transpose2d(x, box_kernel(k), stride=2, padding=1)
     b = F.conv2d(F.interpolate(x, scale_factor=2), k.transpose(0,1), padding=1)
     g = torch.randn_like(a)
@@ -41,13 +44,15 @@ def test_every_variant_gives_a_picture_and_a_gradient_everywhere(kw):
     y = G(x, s)
     assert y.shape == (2,3,64,32) and y.abs().max() <= 1
     (y-pictures(2,3,64,32)).abs().mean().backward()
-    assert [k for k,p in G.named_parameters() if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()] == []
+    assert [k for k,p in G.named_parameters()
+            if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()] == []
 
 @pytest.mark.parametrize('kw', VARIANTS, ids=lambda o: '-'.join(map(str, o.values())))
 def test_both_inputs_matter(kw):
     G,x,s = SiameseUNet(width=4, **kw), pictures(2,3,64,32), pictures(2,3,64,32)
     far = lambda a, b: (a-b).abs().mean().item() > 1e-4
-    with torch.no_grad(): assert far(G(x, s), G(-x, s)) and far(G(x, s), G(x, -s)) and far(G(x, s), G(s, x))
+    with torch.no_grad():
+        assert far(G(x, s), G(-x, s)) and far(G(x, s), G(x, -s)) and far(G(x, s), G(s, x))
 
 @pytest.mark.parametrize('head', [0,4])
 def test_a_mask_copies_or_paints(head):
@@ -59,7 +64,8 @@ def test_a_mask_copies_or_paints(head):
         torch.testing.assert_close(G(x, s), want)
 
 def test_shared_has_one_encoder():
-    n = {k: sum(p.numel() for p in SiameseUNet(width=4, shared=k).parameters()) for k in (False,True)}
+    n = {k: sum(p.numel() for p in SiameseUNet(width=4, shared=k).parameters())
+         for k in (False,True)}
     m = sum(p.numel() for p in SiameseUNet(width=4).skeleton.parameters())
     assert n[False] - n[True] == m
 
@@ -99,16 +105,19 @@ def test_eval_mode_depends_on_the_picture_alone():
     G = SiameseUNet(width=4, dropout=.5)
     x,s = pictures(2,4,3,64,32)
     G(x, s)
-    with torch.no_grad(): torch.testing.assert_close(G.eval()(x, s)[:1], G(x[:1], s[:1]), atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(G.eval()(x, s)[:1], G(x[:1], s[:1]), atol=1e-5, rtol=1e-4)
 
 def test_instance_norm_does_not_couple_a_batch():
     G,(x,s) = SiameseUNet(width=4, norm='instance'), pictures(2,4,3,64,32)
-    with torch.no_grad(): torch.testing.assert_close(G(x, s)[:1], G(x[:1], s[:1]), atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(G(x, s)[:1], G(x[:1], s[:1]), atol=1e-5, rtol=1e-4)
 
 def test_pix2pix_start():
     G,D = SiameseUNet(width=32), StackedDiscriminator(width=32)
     for m in [*G.modules(), *D.modules()]:
-        if isinstance(m, (nn.Conv2d,Up)) and m.weight.numel()>2000: assert abs(m.weight.std()-.02) < .002 and abs(m.weight.mean()) < .002
+        if isinstance(m, (nn.Conv2d,Up)) and m.weight.numel()>2000:
+            assert abs(m.weight.std()-.02) < .002 and abs(m.weight.mean()) < .002
         if isinstance(m, nn.BatchNorm2d): assert abs(m.weight.mean()-1) < .02 and not m.bias.any()
 
 def test_same_seed_same_weights():
@@ -122,11 +131,13 @@ def test_weights_travel(tmp_path):
     a(x, s)
     save_weights(a, tmp_path/'G.safetensors'); load_weights(b, tmp_path/'G.safetensors')
     assert torch.equal(a.eval()(x, s), b.eval()(x, s))
-    with pytest.raises(InputError): load_weights(SiameseUNet(width=4, up='transposed'), tmp_path/'G.safetensors')
+    with pytest.raises(InputError):
+        load_weights(SiameseUNet(width=4, up='transposed'), tmp_path/'G.safetensors')
 
 def test_paper_size_steps():
     "256 × 256 and 64 channels, as in §4.2 and pix2pix: one picture forward and backward"
-    G,D = SiameseUNet((256,256), width=64, depth=8, dropout=.5, up='transposed'), StackedDiscriminator(64)
+    G,D = (SiameseUNet((256,256), width=64, depth=8, dropout=.5, up='transposed'),
+           StackedDiscriminator(64))
     x,s,y = pictures(3,1,3,256,256)
     fake = G(x, s)
     (F.softplus(-D(x, s, fake)).mean() + 10*F.l1_loss(fake, y)).backward()
@@ -157,7 +168,8 @@ def test_discriminator_gradient_everywhere():
 
 # ReID
 
-@pytest.mark.parametrize('arch,n', [('small',64), ('resnet18',512), ('resnet50',2048), ('densenet169',1664)])
+@pytest.mark.parametrize('arch,n',
+                         [('small',64), ('resnet18',512), ('resnet50',2048), ('densenet169',1664)])
 def test_architectures(arch, n):
     net = reid_net(7, arch, width=8).eval()
     x = pictures(2,3,64,32)
@@ -196,7 +208,8 @@ def test_statistics_are_the_input_transform():
     torch.testing.assert_close(set_stats(a).embed(x), want, atol=1e-4, rtol=1e-4)
     assert {'mean','std'} <= set(a.state_dict())
 
-@pytest.mark.parametrize('kw', [dict(arch='vgg61'), dict(weights='imagenet'), dict(arch='resnet18', weights='coco')])
+@pytest.mark.parametrize('kw', [dict(arch='vgg61'), dict(weights='imagenet'),
+                                dict(arch='resnet18', weights='coco')])
 def test_bad_names(kw):
     with pytest.raises(InputError): reid_net(5, **kw)
 

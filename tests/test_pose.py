@@ -2,10 +2,11 @@
 import math
 import pytest, torch
 from posereid.core import InputError
-from posereid.pose.joints import FLIP, JOINTS, LIMBS, check_joints, flip_joints, inside, scale_joints, walking_pose
+from posereid.pose.joints import (FLIP, JOINTS, LIMBS, check_joints, flip_joints, inside,
+                                  scale_joints, walking_pose)
 from posereid.pose.table import PoseTable, check_poses
 from posereid.pose.files import read_market_csv, write_market_csv
-from posereid.pose.draw import COLORS, LIMB_COLORS, draw_skeletons, heatmaps
+from posereid.pose.draw import JOINT_COLORS, LIMB_COLORS, draw_skeletons, heatmaps
 from posereid.pose.bank import choose_poses, normalise_joints, pose_coverage, pose_distance
 
 def random_poses(n, size, seed=0, beyond=.3, missing=.2):
@@ -21,7 +22,8 @@ def draw_slowly(kpts, size, width, radius):
     y,x = torch.meshgrid(*(torch.arange(s, dtype=torch.float64) for s in size), indexing='ij')
     u = torch.stack([x,y], -1)
     out = torch.zeros(len(kpts), *size, 3, dtype=torch.float64)
-    shapes = [(i,j,width/2,c) for (i,j),c in zip(LIMBS, LIMB_COLORS)] + [(i,i,radius,c) for i,c in enumerate(COLORS)]
+    shapes = ([(i,j,width/2,c) for (i,j),c in zip(LIMBS, LIMB_COLORS)]
+              + [(i,i,radius,c) for i,c in enumerate(JOINT_COLORS)])
     for o,pose in zip(out, kpts.double()):
         for i,j,r,color in shapes:
             if pose[i,2]==0 or pose[j,2]==0: continue
@@ -31,7 +33,8 @@ def draw_slowly(kpts, size, width, radius):
             torch.maximum(o, cover[...,None]*torch.tensor(color, dtype=torch.float64), out=o)
     return out.permute(0,3,1,2)
 
-@pytest.mark.parametrize('size,width,radius', [((64,32),2.,1.), ((48,48),3.5,4.), ((20,60),1.,0.), ((7,5),6.,2.)])
+@pytest.mark.parametrize('size,width,radius',
+                         [((64,32),2.,1.), ((48,48),3.5,4.), ((20,60),1.,0.), ((7,5),6.,2.)])
 def test_fast_drawing_is_the_slow_one(size, width, radius):
     kpts = random_poses(12, size)
     fast = draw_skeletons(kpts, size, limb_width=width, joint_radius=radius).double()
@@ -53,7 +56,8 @@ def test_a_batch_is_its_pictures():
     assert draw_skeletons(kpts[:0]).shape==(0,3,64,32)
 
 def test_defaults_scale_with_the_picture():
-    small,big = draw_skeletons(walking_pose()), draw_skeletons(walking_pose(size=(256,128)), (256,128))
+    small,big = (draw_skeletons(walking_pose()),
+                 draw_skeletons(walking_pose(size=(256,128)), (256,128)))
     shrunk = torch.nn.functional.avg_pool2d(big.float(), 4)
     assert (shrunk-small).abs().mean()<2
 
@@ -61,8 +65,10 @@ def test_defaults_scale_with_the_picture():
 def test_flip(size):
     kpts = random_poses(40, size, seed=1)
     limb = [LIMBS.index((FLIP[i],FLIP[j])) for i,j in LIMBS[:17]]
-    swapped = draw_skeletons(kpts, size, colors=torch.tensor(COLORS)[list(FLIP)], limb_colors=torch.tensor(LIMB_COLORS)[limb])
-    assert (draw_skeletons(flip_joints(kpts, size[1]), size).int()-swapped.flip(-1).int()).abs().max()<=1
+    swapped = draw_skeletons(kpts, size, colors=torch.tensor(JOINT_COLORS)[list(FLIP)],
+                             limb_colors=torch.tensor(LIMB_COLORS)[limb])
+    assert ((draw_skeletons(flip_joints(kpts, size[1]), size).int()-swapped.flip(-1).int()).abs()
+            .max()<=1)
     maps = heatmaps(kpts, size)[:,list(FLIP)].flip(-1)
     assert torch.allclose(heatmaps(flip_joints(kpts, size[1]), size), maps, atol=1e-5)
 
@@ -74,8 +80,9 @@ def test_missing_joints_never_drawn():
         assert (draw_skeletons(gone)==draw_skeletons(moved)).all()
         alone = torch.zeros_like(kpts); alone[:,j] = kpts[:,j]
         seen = draw_skeletons(alone).permute(0,2,3,1).reshape(-1,3).unique(dim=0).float()
-        c = torch.tensor(COLORS[j]).float()
-        assert ((seen-(seen.amax(1)/255)[:,None]*c).abs()<=1).all(), 'a lone joint shows its own colour only'
+        c = torch.tensor(JOINT_COLORS[j]).float()
+        assert ((seen-(seen.amax(1)/255)[:,None]*c).abs()<=1).all(), ('a lone joint shows its own '
+            'colour only')
 
 def test_far_away_joints_cost_nothing_and_show_nothing():
     kpts = torch.full((3,18,3), 1e7); kpts[...,2] = 1
@@ -87,8 +94,11 @@ def test_sizes_of_their_own():
     sizes = torch.tensor([[64,32],[128,64],[100,70]])
     kpts = torch.cat([walking_pose(size=tuple(s.tolist())) for s in sizes])
     got = draw_skeletons(kpts, (96,48), source_size=sizes)
-    for i,s in enumerate(sizes): assert (draw_skeletons(kpts[i:i+1], (96,48), source_size=tuple(s.tolist()))[0]==got[i]).all()
-    assert (heatmaps(kpts, (96,48), source_size=sizes)[0]-heatmaps(kpts[:1], (96,48), source_size=(64,32))[0]).abs().max()==0
+    for i,s in enumerate(sizes):
+        assert ((draw_skeletons(kpts[i:i+1], (96,48), source_size=tuple(s.tolist()))[0]==got[i])
+                .all())
+    assert (heatmaps(kpts, (96,48), source_size=sizes)[0]-heatmaps(kpts[:1], (96,48),
+                source_size=(64,32))[0]).abs().max()==0
 
 def test_float_pictures_are_the_bytes():
     kpts = walking_pose(torch.arange(4.))
@@ -97,19 +107,22 @@ def test_float_pictures_are_the_bytes():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_gpu_draws_the_same():
     kpts = random_poses(300, (128,64))
-    assert (draw_skeletons(kpts.cuda(), (128,64)).cpu().int()-draw_skeletons(kpts, (128,64)).int()).abs().max()<=1
+    assert ((draw_skeletons(kpts.cuda(), (128,64)).cpu().int()-draw_skeletons(kpts, (128,64)).int())
+            .abs().max()<=1)
 
 def test_heatmaps_against_the_formula():
     kpts = random_poses(3, (20,12))
     maps = heatmaps(kpts, (20,12), sigma=3.)
     for n,j,y,x in ((0,0,0,0),(1,5,19,11),(2,17,7,3),(2,9,10,6)):
         px,py,c = kpts[n,j].tolist()
-        assert maps[n,j,y,x].item()==pytest.approx((c>0)*math.exp(-((x-px)**2+(y-py)**2)/18), abs=1e-6)
+        assert maps[n,j,y,x].item()==pytest.approx((c>0)*math.exp(-((x-px)**2+(y-py)**2)/18),
+                                                   abs=1e-6)
 
 def test_scale_moves_pictures_and_joints_alike():
     "A bright pixel, enlarged threefold, has its centre where the scaled joint is"
     pic = torch.zeros(1,1,8,6); pic[0,0,5,2] = 1
-    y,x = torch.nn.functional.interpolate(pic, scale_factor=3)[0,0].nonzero().float().mean(0).tolist()
+    y,x = (torch.nn.functional.interpolate(pic, scale_factor=3)[0,0].nonzero().float().mean(0)
+           .tolist())
     kpts = torch.zeros(1,18,3); kpts[0,0] = torch.tensor([2.,5.,1.])
     assert scale_joints(kpts, (8,6), (24,18))[0,0].tolist()==pytest.approx([x,y,1])
     assert scale_joints(kpts, (8,6), (24,18))[0,1:].abs().max()==0
@@ -127,7 +140,8 @@ def test_inside_edges():
     assert inside(kpts, (64,32))[:,:2].tolist()==[[True,False]]*2
     assert inside(kpts, torch.tensor([[64,32],[64,33]]))[:,1].tolist()==[False,True]
 
-@pytest.mark.parametrize('bad', [torch.zeros(18,3), torch.zeros(2,17,3), torch.zeros(1,18,2), torch.zeros(0)])
+@pytest.mark.parametrize('bad', [torch.zeros(18,3), torch.zeros(2,17,3), torch.zeros(1,18,2),
+                                 torch.zeros(0)])
 def test_shapes_are_checked(bad):
     with pytest.raises(InputError, match='18, 3'): check_joints(bad)
 
@@ -140,7 +154,8 @@ def test_files_round_trip(tmp_path, plain):
     write_market_csv(path, PoseTable(names, kpts))
     back = read_market_csv(path)
     assert back.names==names and torch.equal(back.joints, kpts)
-    assert path.read_text().startswith('name:keypoints_y:keypoints_x'+('' if plain else ':keypoints_conf')+'\n')
+    assert (path.read_text()
+            .startswith('name:keypoints_y:keypoints_x'+('' if plain else ':keypoints_conf')+'\n'))
     first = path.read_bytes()
     write_market_csv(path, back)
     assert path.read_bytes()==first and [p.name for p in tmp_path.iterdir()]==['poses.csv']
@@ -161,7 +176,8 @@ def test_empty_files(tmp_path):
 
 @pytest.mark.parametrize('row,says', [
     ('a.jpg: [1]', 'expected 3 fields'), ('a.jpg: [1]: [2]', 'keypoints_y must be a list of 18'),
-    (f'a.jpg: {[1]*18}: {[1]*17+["x"]}', 'keypoints_x'), (f'a.jpg: {[1]*18}: {[1]*19}', 'keypoints_x'),
+    (f'a.jpg: {[1]*18}: {[1]*17+["x"]}', 'keypoints_x'),
+    (f'a.jpg: {[1]*18}: {[1]*19}', 'keypoints_x'),
     (f'a.jpg: {[1]*18}: [{"NaN,"*17} 1]', 'keypoints_x'), (f'a.jpg: {[1]*18}: 7', 'keypoints_x')])
 def test_ragged_rows_name_their_line(tmp_path, row, says):
     good = f'b.jpg: {[1]*18}: {[2]*18}'
@@ -178,7 +194,8 @@ def test_check_poses_counts_and_names():
     kpts = walking_pose(torch.arange(5.)); kpts[3,4,0] = 40.
     table = PoseTable([f'{i}.jpg' for i in range(5)], kpts)
     check_poses(table, [f'{i}.jpg' for i in range(9)])
-    with pytest.raises(InputError, match=f'3.jpg: the {JOINTS[4]} at x=40'): check_poses(table, table.names, [(64,32)]*5)
+    with pytest.raises(InputError, match=f'3.jpg: the {JOINTS[4]} at x=40'):
+        check_poses(table, table.names, [(64,32)]*5)
     says = '3 of 5 poses name no picture, among them 2.jpg, 3.jpg, 4.jpg'
     with pytest.raises(InputError, match=says): check_poses(table, ['0.jpg','1.jpg'])
 
@@ -186,7 +203,8 @@ def test_choices_are_distinct_uniform_and_nested():
     bank = walking_pose(torch.linspace(0,6,7))
     chosen = choose_poses(7000, bank, n_each=7, seed=3)
     assert (chosen.sort(1).values==torch.arange(7)).all()
-    for k in range(1,7): assert torch.equal(choose_poses(7000, bank, n_each=k, seed=3), chosen[:,:k])
+    for k in range(1,7):
+        assert torch.equal(choose_poses(7000, bank, n_each=k, seed=3), chosen[:,:k])
     for k in range(7): assert (chosen[:,k].bincount(minlength=7)-1000).abs().max()<150
     pairs = (chosen[:,0]*7+chosen[:,1]).bincount(minlength=49).reshape(7,7)
     assert (pairs[~torch.eye(7, dtype=bool)]-7000/42).abs().max()<70
@@ -205,7 +223,8 @@ def test_pose_distance_by_hand():
     for i in range(5):
         for j in range(6):
             both = (a[i,:,2]>0) & (b[j,:,2]>0)
-            want = (na[i,both,:2]-nb[j,both,:2]).square().sum(-1).mean().sqrt() if both.sum()>=6 else float('inf')
+            want = ((na[i,both,:2]-nb[j,both,:2]).square().sum(-1).mean().sqrt() if both.sum()>=6
+                    else float('inf'))
             assert got[i,j].item()==pytest.approx(float(want), abs=1e-3)
 
 def test_coverage_falls_with_every_pose():

@@ -57,7 +57,8 @@ def test_fewer_pictures_than_neighbours(n, k1, k2):
 
 def test_features_and_distances_agree():
     x = points('clusters').astype(np.float32)
-    a, d = rerank_features(x[:30], torch.as_tensor(x[30:]), k1=8, chunk=13), three(x[:30].astype(float), x[30:].astype(float))
+    a, d = (rerank_features(x[:30], torch.as_tensor(x[30:]), k1=8, chunk=13),
+            three(x[:30].astype(float), x[30:].astype(float)))
     assert a.dtype==torch.float32 and abs(a.numpy()-rerank(*d, k1=8).numpy()).max()<1e-5
 
 
@@ -65,7 +66,8 @@ def test_kinds_of_input_and_no_trace():
     x = points('random')
     d = [o.astype(np.float32) for o in three(x[:30], x[30:])]
     kept, ref = [o.copy() for o in d], rerank(*d)
-    for change in (torch.as_tensor, np.asfortranarray, lambda o: np.repeat(o, 2, 0)[::2], lambda o: o[::-1,::-1].copy()[::-1,::-1]):
+    for change in (torch.as_tensor, np.asfortranarray, lambda o: np.repeat(o, 2, 0)[::2],
+                   lambda o: o[::-1,::-1].copy()[::-1,::-1]):
         assert torch.equal(rerank(*map(change, d)), ref)
     assert all((a==b).all() for a,b in zip(d, kept))
     assert abs(rerank(*(o.astype(np.float16) for o in d))-ref).max()<.1
@@ -80,15 +82,17 @@ def test_an_asymmetric_matrix_is_read_by_columns():
 
 
 @pytest.mark.parametrize('change,says', [
-    (dict(k1=0), 'k1'), (dict(k2=2.5), 'k2'), (dict(lam=2), 'lam'), (dict(ties='any'), 'stable'), (dict(qq=np.zeros((3,3))), r'\(5, 5\)'),
-    (dict(qg=np.full((5,8), np.nan)), 'NaN'), (dict(gg=np.zeros(8)), 'matrix'), (dict(qg=np.zeros((0,8))), 'matrix')])
+    (dict(k1=0), 'k1'), (dict(k2=2.5), 'k2'), (dict(lam=2), 'lam'), (dict(ties='any'), 'stable'),
+    (dict(qq=np.zeros((3,3))), r'\(5, 5\)'), (dict(qg=np.full((5,8), np.nan)), 'NaN'),
+    (dict(gg=np.zeros(8)), 'matrix'), (dict(qg=np.zeros((0,8))), 'matrix')])
 def test_bad_input(change, says):
     args = dict(qg=np.ones((5,8)), qq=np.ones((5,5)), gg=np.ones((8,8))) | change
     with pytest.raises(InputError, match=says): rerank(**args)
 
 
 def test_bad_features():
-    with pytest.raises(InputError, match='one length'): rerank_features(np.ones((2,3)), np.ones((2,4)))
+    with pytest.raises(InputError, match='one length'):
+        rerank_features(np.ones((2,3)), np.ones((2,4)))
 
 
 # --- distances of zero ---

@@ -5,10 +5,13 @@ from collections import Counter
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 
+from posereid.data import transforms
 from posereid.core import InputError
+from posereid.data import pictures
 from posereid.data.manifest import make_manifest, train_labels
 from posereid.data.sampler import draw_positives, pk_batches, pk_report, pk_shape
-from posereid.losses.identity import ANCHOR_RULES, MINING, collapsed, distances, triplet_candidates, triplet_indices, triplet_loss
+from posereid.losses.identity import (ANCHOR_RULES, MINING, collapsed, distances,
+                                      triplet_candidates, triplet_indices, triplet_loss)
 from posereid.losses.transfer import GUIDER_MINING, guider_triplet
 
 LOOPED = 'semihard','semihard_tf','hardest','batch_hard','all'
@@ -42,14 +45,16 @@ def oracle(e, y, g, m, mg, mining, rule, normalise, squared):
         if not N: continue
         if mining=='batch_hard': P = sorted(P, key=lambda j: -d[j])[:1]
         for p in P:
-            for k in mined(d, p, N, mining): out.append(max(0., (mg if g[a] or g[p] or g[k] else m) + d[p] - d[k]))
+            for k in mined(d, p, N, mining):
+                out.append(max(0., (mg if g[a] or g[p] or g[k] else m) + d[p] - d[k]))
     return out
 
 def batch(seed, grid=False):
     "A random batch: few identities, some of one picture; on a grid it is full of ties and coincidences"
     r = torch.Generator().manual_seed(seed)
     n,k = int(torch.randint(1, 13, (1,), generator=r)),int(torch.randint(1, 5, (1,), generator=r))
-    e = torch.randint(1, 4, (n,2), generator=r).double() if grid else torch.randn(n, 4, generator=r).double()
+    e = (torch.randint(1, 4, (n,2), generator=r).double() if grid
+         else torch.randn(n, 4, generator=r).double())
     return e, torch.randint(0, k, (n,), generator=r), torch.rand(n, generator=r) < .5
 
 @pytest.mark.parametrize('mining', LOOPED)
@@ -67,7 +72,8 @@ def test_loss_is_the_loop(mining, rule):
         assert np.isclose(triplet_loss(e, y, g, **kw).item(), np.mean(want) if want else 0.)
         assert np.isclose(triplet_loss(e, y, g, reduction='sum', **kw).item(), sum(want))
         some = [o for o in want if o>0]
-        assert np.isclose(triplet_loss(e, y, g, reduction='active', **kw).item(), np.mean(some) if some else 0.)
+        assert np.isclose(triplet_loss(e, y, g, reduction='active', **kw).item(),
+                          np.mean(some) if some else 0.)
     assert empty
 
 @pytest.mark.parametrize('mining', LOOPED)
@@ -84,20 +90,25 @@ def test_random_rules_take_what_they_may(mining):
     for seed in range(30):
         e,y,g = batch(seed)
         d,(pos,neg) = distances(e),triplet_candidates(y, g)
-        a,p,n = triplet_indices(e, y, g, mining=mining, generator=torch.Generator().manual_seed(seed))
+        a,p,n = triplet_indices(e, y, g, mining=mining,
+                                generator=torch.Generator().manual_seed(seed))
         b = triplet_indices(e, y, g, mining=mining, generator=torch.Generator().manual_seed(seed))
         assert all(map(torch.equal, (a,p,n), b))
         assert pos[a,p].all() and neg[a,n].all()
         def ok(i, j, k):
             m = .5 if g[i] or g[j] or g[k] else 1.
-            return neg[i,k] and (mining=='random' or d[i,k] < d[i,j]+m) and (mining!='semihard_random' or d[i,k] > d[i,j])
-        pairs = {(i,j) for i in range(len(y)) for j in range(len(y)) if pos[i,j] and any(ok(i,j,k) for k in range(len(y)))}
+            return (neg[i,k] and (mining=='random' or d[i,k] < d[i,j]+m)
+                    and (mining!='semihard_random' or d[i,k] > d[i,j]))
+        pairs = {(i,j) for i in range(len(y)) for j in range(len(y))
+                 if pos[i,j] and any(ok(i,j,k) for k in range(len(y)))}
         assert set(zip(a.tolist(), p.tolist()))==pairs and len(a)==len(pairs)
         assert all(ok(*o) for o in zip(a.tolist(), p.tolist(), n.tolist()))
 
 def test_random_negatives_are_all_taken():
     y,r = torch.tensor([0,0,1,1,2]),torch.Generator().manual_seed(0)
-    hits = Counter(int(n) for _ in range(600) for a,p,n in zip(*triplet_indices(torch.eye(5), y, mining='random', generator=r)) if a==0)
+    hits = Counter(int(n) for _ in range(600)
+                   for a,p,n in zip(*triplet_indices(torch.eye(5), y, mining='random', generator=r))
+                   if a==0)
     assert set(hits)=={2,3,4} and min(hits.values()) > 150
 
 @pytest.mark.parametrize('mining', MINING)
@@ -111,7 +122,9 @@ def test_anchor_rule_in_any_batch(mining):
 
 def test_everybody_with_a_pair_is_an_anchor():
     y,g = torch.tensor([0]*6+[1]*6),torch.tensor([0,0,1,1,1,1]*2).bool()
-    for mining in LOOPED: assert triplet_indices(torch.randn(12,3), y, g, mining=mining)[0].unique().tolist()==list(range(12))
+    for mining in LOOPED:
+        assert (triplet_indices(torch.randn(12,3), y, g, mining=mining)[0].unique()
+                .tolist()==list(range(12)))
 
 @pytest.mark.parametrize('normalise', [True,False])
 @pytest.mark.parametrize('squared', [True,False])
@@ -134,19 +147,21 @@ def test_no_triplet_costs_nothing(y, mining):
     assert all(o.ndim==0 and o==0 for o in told.values())
 
 def test_stats():
-    e,y,g = torch.randn(24,5),torch.arange(4).repeat_interleave(6),torch.tensor([0,0,1,1,1,1]*4).bool()
+    e,y,g = (torch.randn(24,5),torch.arange(4).repeat_interleave(6),
+             torch.tensor([0,0,1,1,1,1]*4).bool())
     loss,told = triplet_loss(e, y, g, reduction='none', stats=True)
     a,p,n = triplet_indices(e, y, g)
     d = distances(e)
-    want = dict(active=(loss>0).float().mean(), triplets=torch.tensor(float(len(loss))), d_ap=d[a,p].mean(), d_an=d[a,n].mean(),
-                margin=torch.where(g[a], .5, 1.).mean())
+    want = dict(active=(loss>0).float().mean(), triplets=torch.tensor(float(len(loss))),
+                d_ap=d[a,p].mean(), d_an=d[a,n].mean(), margin=torch.where(g[a], .5, 1.).mean())
     for k,v in want.items(): torch.testing.assert_close(told[k], v)
 
 def test_half_precision_and_integer_flags():
     e,y,g = torch.randn(12,5),torch.arange(4).repeat_interleave(3),torch.tensor([0,0,1]*4)
     assert triplet_loss(e.half(), y, g).dtype==torch.float32
     assert torch.equal(triplet_loss(e, y, g), triplet_loss(e, y, g.bool()))
-    assert torch.equal(triplet_loss(e, y), triplet_loss(e, y, torch.zeros(12).bool(), margin_generated=9.))
+    assert torch.equal(triplet_loss(e, y),
+                       triplet_loss(e, y, torch.zeros(12).bool(), margin_generated=9.))
 
 def test_choices_that_do_not_exist():
     e,y = torch.randn(4,2),torch.tensor([0,0,1,1])
@@ -155,8 +170,10 @@ def test_choices_that_do_not_exist():
     error(lambda: triplet_loss(e, y, reduction='avg'), 'mean')
 
 def test_collapse_is_one_percent():
-    assert collapsed(1.) and collapsed(.991) and collapsed(1.009) and not collapsed(.989) and not collapsed(1.011)
-    assert collapsed(.502, .5) and not collapsed(.51, .5) and collapsed(torch.tensor(.5), torch.tensor(.5)) is True
+    assert (collapsed(1.) and collapsed(.991) and collapsed(1.009) and not collapsed(.989)
+            and not collapsed(1.011))
+    assert (collapsed(.502, .5) and not collapsed(.51, .5)
+            and collapsed(torch.tensor(.5), torch.tensor(.5)) is True)
 
 # --- Eq. 4
 
@@ -169,7 +186,8 @@ def eq4(f, r, y, t, margin, squared, normalise, mining):
         if not neg: continue
         ap,d = dist(f[a], r[a], squared).item(),{b: dist(f[a], f[b], squared).item() for b in neg}
         beyond = [b for b in neg if d[b]>ap] if mining=='semihard' else []
-        for b in neg if mining=='all' else [min(beyond or neg, key=d.get)]: out.append(max(0., margin+ap-d[b]))
+        for b in neg if mining=='all' else [min(beyond or neg, key=d.get)]:
+            out.append(max(0., margin+ap-d[b]))
     return out
 
 @pytest.mark.parametrize('mining', GUIDER_MINING)
@@ -182,7 +200,8 @@ def test_eq4_is_the_loop(mining):
         f.requires_grad_()
         kw = dict(margin=.7, squared=squared, normalise=normalise, mining=mining)
         loss,told = guider_triplet(f, r, y, t, stats=True, **kw)
-        assert np.isclose(loss.item(), np.mean(want) if want else 0.) and told['triplets']==len(want)
+        assert (np.isclose(loss.item(), np.mean(want) if want else 0.)
+                and told['triplets']==len(want))
         assert np.isclose(guider_triplet(f, r, y, t, reduction='sum', **kw).item(), sum(want))
         assert np.isclose(told['active'].item(), np.mean([o>0 for o in want]) if want else 0.)
         grad = torch.autograd.grad(loss, f)[0]
@@ -195,13 +214,15 @@ def test_eq4_reaches_anchor_and_negative_and_no_source():
     gf,gr = torch.autograd.grad(guider_triplet(f, r, y, t, margin=3.), (f,r))
     for g in (gf,gr): assert g[:4].abs().sum(1).all() and not g[4:].any()
     same = torch.ones(4,3).requires_grad_()
-    assert torch.autograd.grad(guider_triplet(same, torch.ones(4,3), torch.tensor([0,0,1,1]), torch.ones(4)), same)[0].isfinite().all()
+    assert torch.autograd.grad(guider_triplet(same, torch.ones(4,3), torch.tensor([0,0,1,1]),
+                                              torch.ones(4)), same)[0].isfinite().all()
 
 # --- batches
 
 def people(counts):
     "A manifest of (real, generated) pictures by pid"
-    df = pd.DataFrame([dict(pid=p, is_generated=bool(g)) for p,c in counts.items() for g in (0,1) for _ in range(c[g])])
+    df = pd.DataFrame([dict(pid=p, is_generated=bool(g)) for p,c in counts.items() for g in (0,1)
+                       for _ in range(c[g])])
     df['path'] = [f'{i}.jpg' for i in range(len(df))]
     return df.sample(frac=1, random_state=0).reset_index(drop=True)
 
@@ -210,13 +231,15 @@ def test_thousand_random_batches_keep_the_anchor_rule():
     seed = 0
     while n_batch < 1000:
         seed += 1
-        df = people({p: (int(rng.integers(2, 7)), int(rng.integers(0, 9))) for p in range(1, int(rng.integers(4, 9)))})
+        df = people({p: (int(rng.integers(2, 7)), int(rng.integers(0, 9)))
+                     for p in range(1, int(rng.integers(4, 9)))})
         P,K,G = int(rng.integers(2, 4)),int(rng.integers(2, 4)),int(rng.integers(0, 5))
         for b in pk_batches(df, P, K, G, seed=seed):
             y,g = torch.from_numpy(df.pid.values[b]),torch.from_numpy(df.is_generated.values[b])
             pos,_ = triplet_candidates(y, g)
             assert pos[~g].any(1).all(), 'a real anchor has no real positive'
-            apart = torch.from_numpy(b[:,None]!=b)  # a positive that is another picture, not the same one twice
+            # a positive that is another picture, not the same one twice
+            apart = torch.from_numpy(b[:,None]!=b)
             assert (pos & apart)[~g].any(1).all()
             a,p,n = triplet_indices(torch.randn(len(b), 3), y, g, mining=LOOPED[n_batch%5])
             assert a.unique().tolist()==list(range(len(b)))
@@ -238,9 +261,11 @@ def test_every_real_picture_every_epoch_in_full_batches():
         for b in batches:
             o = df.iloc[b]
             assert len(b)==P*K*(1+N) and o.pid.nunique()==P
-            assert (o[~o.is_generated].groupby('pid').size()==K).all() and (o.groupby('pid').size()==K*(1+N)).all()
+            assert ((o[~o.is_generated].groupby('pid').size()==K).all()
+                    and (o.groupby('pid').size()==K*(1+N)).all())
             assert (o.pid.values.reshape(P,-1)==o.pid.values.reshape(P,-1)[:,:1]).all()
-            for p,rows in o[~o.is_generated].groupby('pid'): assert rows.index.nunique()==min(K, counts[p][0])
+            for p,rows in o[~o.is_generated].groupby('pid'):
+                assert rows.index.nunique()==min(K, counts[p][0])
 
 def test_epochs_follow_from_seed_and_number():
     df = people({p: (5,10) for p in range(1, 9)})
@@ -254,9 +279,11 @@ def test_epochs_follow_from_seed_and_number():
 def test_who_is_left_out_is_told():
     df = people({1:(3,2), 2:(1,2), 3:(0,4), 4:(2,0), 0:(5,0), -1:(2,0), 5:(2,1)})
     rep = pk_report(df)
-    assert (rep.n_real, rep.n_generated, rep.n_identities, rep.n_left_out, rep.n_nobody)==(7, 3, 3, 7, 7)
+    assert (rep.n_real, rep.n_generated, rep.n_identities, rep.n_left_out,
+            rep.n_nobody)==(7, 3, 3, 7, 7)
     assert (rep.single, rep.only_generated, rep.no_generated)==([2], [3], [4])
-    assert all(w in rep._repr_markdown_() for w in ('real picture (2)', 'without any (3)', 'without a generated picture (4)'))
+    assert all(w in rep._repr_markdown_()
+               for w in ('real picture (2)', 'without any (3)', 'without a generated picture (4)'))
     seen = {int(p) for b in pk_batches(df, 3, 2, 1) for p in df.pid.values[b]}
     assert seen=={1,4,5}
     assert pk_report(df[~df.is_generated]).no_generated==[]
@@ -281,10 +308,12 @@ def test_positives_against_a_loop():
         rows = rng.integers(0, len(df), 200)
         for how in ('other','any'):
             r = draw_positives(df, rows, how, (seed, 1))
-            assert (df.pid.values[r]==df.pid.values[rows]).all() and not df.is_generated.values[r].any()
+            assert ((df.pid.values[r]==df.pid.values[rows]).all()
+                    and not df.is_generated.values[r].any())
             alone = np.array([(~df.is_generated & (df.pid==p)).sum()==1 for p in df.pid])
             if how=='other': assert ((r!=rows) | alone[rows]).all()
-            for p in df.pid.unique(): assert set(r[df.pid.values[rows]==p])<=set(df.index[(df.pid==p) & ~df.is_generated])
+            for p in df.pid.unique():
+                assert set(r[df.pid.values[rows]==p])<=set(df.index[(df.pid==p) & ~df.is_generated])
 
 # --- loaders
 
@@ -299,36 +328,41 @@ def world(tmp_path_factory):
     root,rows = tmp_path_factory.mktemp('set'),[]
     for i,(p,g) in enumerate((p,k) for p in (1,2,3,4,9) for k in (range(9) if p<9 else range(1))):
         path = root/f'{p:04d}_c1s1_{i:06d}_00.png'
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (64,32,3), dtype=np.uint8)).save(path)
+        (Image.fromarray(np.random.default_rng(i).integers(0, 256, (64,32,3), dtype=np.uint8))
+         .save(path))
         rows.append(dict(path=str(path), pid=p, camid=1, split='train', is_generated=g>2))
     return make_manifest(pd.DataFrame(rows))
 
 def same(a, b): return all(torch.equal(i, j) for p,q in zip(a, b) for i,j in zip(p, q))
 
 def test_triplet_loaders(block, world):
-    store,labels = block.PictureStore((64,32)),train_labels(world)
-    make = lambda **kw: block.triplet_dls(world, store, labels, bs=18, seed=4, pad=0, flip=False, **kw)
+    store,labels = pictures.PictureStore((64,32)),train_labels(world)
+    make = lambda **kw: block.triplet_dls(world, store, labels, bs=18, seed=4, pad=0,
+                                          flip=False, **kw)
     dls = make()
     assert dls.train.make.report.single==[9] and dls.n_inp==1 and len(dls.valid)==0
     row = {bytes(o.numpy()): i for i,o in enumerate(store.get(world))}
     seen = set()
     for x,y,g in dls.train:
-        at = [row[bytes(o.numpy())] for o in block.to_uint8(x)]
-        assert y.tolist()==[labels[p] for p in world.pid.values[at]] and g.tolist()==world.is_generated.values[at].tolist()
+        at = [row[bytes(o.numpy())] for o in transforms.to_uint8(x)]
+        assert (y.tolist()==[labels[p] for p in world.pid.values[at]]
+                and g.tolist()==world.is_generated.values[at].tolist())
         assert g.dtype==torch.bool and len(x)==18 and g.sum()==12
         seen |= {*at}
     assert seen==set(world.index[world.pid<9])
     whole,part = make(P=2, K_real=2, K_generated=1),make(P=2, K_real=2, K_generated=1)
     a = [list(whole.train) for _ in range(3)]
     part.train.one_batch(); part.set_epoch(2); part.train.one_batch()
-    assert same(a[2], list(part.train)) and not same(a[1], a[2]) and len(a[0])==4 and len(a[0][0][0])==6
+    assert (same(a[2], list(part.train)) and not same(a[1], a[2]) and len(a[0])==4
+            and len(a[0][0][0])==6)
     error(lambda: block.triplet_dls(world, store, labels, crop=(224,224)), 'does not fit')
     error(lambda: block.triplet_dls(world[world.pid.isin([1,9])], store, labels), 'two identities')
 
 def test_fastai_learns_from_triplets(block, world):
     from fastai.learner import Learner
-    dls = block.triplet_dls(world, block.PictureStore((64,32)), train_labels(world), bs=24)
-    learn = Learner(dls, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64*32*3, 4)), loss_func=triplet_loss, default_cbs=False)
+    dls = block.triplet_dls(world, pictures.PictureStore((64,32)), train_labels(world), bs=24)
+    learn = Learner(dls, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64*32*3, 4)),
+                    loss_func=triplet_loss, default_cbs=False)
     from fastai.callback.core import TrainEvalCallback
     learn.add_cb(TrainEvalCallback())
     before = learn.model[1].weight.detach().clone()
@@ -343,13 +377,15 @@ def test_positives_come_last_and_change_nothing(block, world, how):
     names = [os.path.basename(p) for p in df.path]
     joints = walking_pose(torch.linspace(0, 6, len(names)))
     joints[2] = 0.  # the third picture of the first person has no pose
-    store,poses = block.PictureStore((64,32)),PoseTable(names, joints)
-    row = {bytes(p.numpy()): (i, f) for f in (0,1) for i,p in enumerate(store.get(df).flip(3) if f else store.get(df))}
-    make = lambda **kw: block.transfer_dls(df, df, poses, store, labels, bs=8, n_pairs=160, seed=3, **kw).train
+    store,poses = pictures.PictureStore((64,32)),PoseTable(names, joints)
+    row = {bytes(p.numpy()): (i, f) for f in (0,1)
+           for i,p in enumerate(store.get(df).flip(3) if f else store.get(df))}
+    make = lambda **kw: block.transfer_dls(df, df, poses, store, labels, bs=8, n_pairs=160, seed=3,
+                                           **kw).train
     seen,itself = set(),0
     for plain,more in zip(make(foreground=2.), make(foreground=2., positives=how)):
         assert len(plain)==6 and len(more)==7 and same([plain], [more[:6]])
-        x,r,t = block.to_uint8(more[0]),block.to_uint8(more[-1]),more[4]
+        x,r,t = transforms.to_uint8(more[0]),transforms.to_uint8(more[-1]),more[4]
         assert not more[-1][~t].any()
         for x1,r1 in zip(x[t], r[t]):
             (i,f),(j,g) = row[bytes(x1.numpy())],row[bytes(r1.numpy())]
@@ -365,9 +401,11 @@ def test_positives_come_last_and_change_nothing(block, world, how):
 
 # --- pictures of any kind
 
-KINDS = [('RGB',(10,20,30),'png',(10,20,30)), ('L',77,'png',(77,77,77)), ('1',1,'png',(255,255,255)), ('LA',(80,255),'png',(80,80,80)),
-         ('LA',(80,0),'png',(0,0,0)), ('RGBA',(200,100,0,128),'png',(100,50,0)), ('CMYK',(0,255,255,0),'jpg',(254,0,0)),
-         ('CMYK',(0,255,255,0),'tif',(255,0,0)), ('P',0,'gif',(0,0,0)), ('YCbCr',(77,128,128),'jpg',(77,77,77)), ('I;16',77<<8,'png',(77,77,77)),
+KINDS = [('RGB',(10,20,30),'png',(10,20,30)), ('L',77,'png',(77,77,77)),
+         ('1',1,'png',(255,255,255)), ('LA',(80,255),'png',(80,80,80)), ('LA',(80,0),'png',(0,0,0)),
+         ('RGBA',(200,100,0,128),'png',(100,50,0)), ('CMYK',(0,255,255,0),'jpg',(254,0,0)),
+         ('CMYK',(0,255,255,0),'tif',(255,0,0)), ('P',0,'gif',(0,0,0)),
+         ('YCbCr',(77,128,128),'jpg',(77,77,77)), ('I;16',77<<8,'png',(77,77,77)),
          ('I',77<<8,'tif',(77,77,77))]
 
 @pytest.mark.parametrize('mode,colour,ext,want', KINDS)
@@ -375,38 +413,45 @@ def test_one_rule_for_each_kind_of_picture(block, tmp_path, mode, colour, ext, w
     p = tmp_path/f'a.{ext}'
     Image.new(mode, (8,16), colour).save(p)
     stored = Image.open(p).mode
-    assert np.abs(np.array(block.open_picture(p, convert=True).getpixel((3,3)))-want).max() <= 2
-    if stored=='RGB': assert block.open_picture(p).mode=='RGB'
-    else: error(lambda: block.open_picture(p), p, f'mode is {stored}', 'PictureStore(convert=True)')
+    assert np.abs(np.array(pictures.open_picture(p, convert=True).getpixel((3,3)))-want).max() <= 2
+    if stored=='RGB': assert pictures.open_picture(p).mode=='RGB'
+    else:
+        error(lambda: pictures.open_picture(p), p, f'mode is {stored}',
+              'PictureStore(convert=True)')
 
 @pytest.mark.parametrize('ext', ['jpg','png','tif'])
 @pytest.mark.parametrize('turn', range(1, 9))
 def test_pictures_stand_upright(block, tmp_path, turn, ext):
     "All eight EXIF orientations of one picture give the picture back"
-    ops = {2:'FLIP_LEFT_RIGHT', 3:'ROTATE_180', 4:'FLIP_TOP_BOTTOM', 5:'TRANSPOSE', 6:'ROTATE_90', 7:'TRANSVERSE', 8:'ROTATE_270'}
-    im = Image.fromarray(np.kron(np.arange(8, dtype=np.uint8).reshape(4,2)*30, np.ones((8,8), np.uint8))).convert('RGB')
-    stored,exif,p = im.transpose(getattr(Image.Transpose, ops[turn])) if turn>1 else im,Image.Exif(),tmp_path/f'a.{ext}'
+    ops = {2:'FLIP_LEFT_RIGHT', 3:'ROTATE_180', 4:'FLIP_TOP_BOTTOM', 5:'TRANSPOSE', 6:'ROTATE_90',
+           7:'TRANSVERSE', 8:'ROTATE_270'}
+    im = Image.fromarray(np.kron(np.arange(8, dtype=np.uint8).reshape(4,2)*30,
+                                 np.ones((8,8), np.uint8))).convert('RGB')
+    stored,exif,p = (im.transpose(getattr(Image.Transpose, ops[turn])) if turn>1 else im,
+                     Image.Exif(),tmp_path/f'a.{ext}')
     exif[0x0112] = turn
     stored.save(p, exif=exif, **(dict(quality=95) if ext=='jpg' else {}))
-    got = block.open_picture(p)
+    got = pictures.open_picture(p)
     assert got.size==im.size and np.abs(np.asarray(got).astype(int)-np.asarray(im)).max() < 12
-    assert block.PictureStore((32,16)).sizes([p]).tolist()==[[32,16]]
+    assert pictures.PictureStore((32,16)).sizes([p]).tolist()==[[32,16]]
 
 def test_any_size_in_one_folder(block, tmp_path):
-    store,sizes = block.PictureStore((64,32)),[(32,64),(200,50),(1,1),(1,300),(7,9)]
+    store,sizes = pictures.PictureStore((64,32)),[(32,64),(200,50),(1,1),(1,300),(7,9)]
     for i,o in enumerate(sizes): Image.new('RGB', o, (i,2*i,3*i)).save(tmp_path/f'{i}.png')
     paths = [tmp_path/f'{i}.png' for i in range(len(sizes))]
-    assert store.get(paths).flatten(2).float().mean(2).tolist()==[[i,2*i,3*i] for i in range(len(sizes))]
+    assert store.get(paths).flatten(2).float().mean(2).tolist()==[[i,2*i,3*i]
+        for i in range(len(sizes))]
     assert store.sizes(paths).tolist()==[[h,w] for w,h in sizes]
 
 def test_palettes_and_grey_with_a_clear_colour(block, tmp_path):
     p = tmp_path/'p.png'
     Image.new('L', (8,16), 200).save(p, transparency=200)
-    assert block.open_picture(p, convert=True).getpixel((0,0))==(0,0,0)
+    assert pictures.open_picture(p, convert=True).getpixel((0,0))==(0,0,0)
     im = Image.new('P', (8,16), 1); im.putpalette([0,0,0, 10,200,30]); im.save(p, transparency=1)
-    assert block.open_picture(p, convert=True).getpixel((0,0))==(0,0,0)
-    im.save(p); assert block.open_picture(p, convert=True).getpixel((0,0))==(10,200,30)
+    assert pictures.open_picture(p, convert=True).getpixel((0,0))==(0,0,0)
+    im.save(p); assert pictures.open_picture(p, convert=True).getpixel((0,0))==(10,200,30)
 
 def test_floating_point_is_refused_always(block, tmp_path):
     Image.new('F', (8,16), .5).save(tmp_path/'f.tif')
-    for convert in (False, True): error(lambda: block.open_picture(tmp_path/'f.tif', convert), 'f.tif', 'floating point')
+    for convert in (False, True):
+        error(lambda: pictures.open_picture(tmp_path/'f.tif', convert), 'f.tif', 'floating point')

@@ -23,26 +23,37 @@ from ..imagefiles import ENDINGS, picture_size, upright
 
 # %% ../../nbs/57_data.audit.ipynb #e095c756
 PUBLISHED = {
-    'market1501': dict(source='Zheng et al., ICCV 2015, and the readme of the set; cameras counted in the original names',
+    'market1501': dict(source='Zheng et al., ICCV 2015, and the readme of the set; cameras counted '
+        'in the original names',
         train=dict(pictures=12936, people=751, cameras=[2017,1709,2707,920,2338,3245], doubled=0),
-        query=dict(pictures=3368, people=750, cameras=[668,530,717,248,622,583], doubled=6, unmatched=0),
-        gallery=dict(pictures=19732, people=750, junk=3819, distractors=2798, cameras=[3156,2944,3803,1671,3814,4344], doubled=18),
-        multi=dict(pictures=25259, people=1501, cameras=[4071,3191,5520,1772,4596,6109], doubled=14)),
+        query=dict(pictures=3368, people=750, cameras=[668,530,717,248,622,583], doubled=6,
+                   unmatched=0),
+        gallery=dict(pictures=19732, people=750, junk=3819, distractors=2798,
+                     cameras=[3156,2944,3803,1671,3814,4344], doubled=18),
+        multi=dict(pictures=25259, people=1501, cameras=[4071,3191,5520,1772,4596,6109],
+                   doubled=14)),
     'dukemtmc': dict(source='Zheng et al., ICCV 2017; cameras counted in the original names',
         train=dict(pictures=16522, people=702, cameras=[2809,3009,1088,1395,1685,3700,1330,1506]),
-        query=dict(pictures=2228, people=702, cameras=[413,383,190,155,216,369,239,263], unmatched=0),
-        gallery=dict(pictures=17661, people=1110, never_queried=408, cameras=[2704,2798,828,1139,1209,3308,1255,4420])),
-    'cuhk03-labeled': dict(source='Zhong et al., CVPR 2017 (767/700); cameras counted in the split file',
-        train=dict(pictures=7368, people=767, cameras=[3607,3761]), query=dict(pictures=1400, people=700, cameras=[700,700], unmatched=0),
+        query=dict(pictures=2228, people=702, cameras=[413,383,190,155,216,369,239,263],
+                   unmatched=0),
+        gallery=dict(pictures=17661, people=1110, never_queried=408,
+                     cameras=[2704,2798,828,1139,1209,3308,1255,4420])),
+    'cuhk03-labeled': dict(source='Zhong et al., CVPR 2017 (767/700); cameras counted in the '
+        'split file', train=dict(pictures=7368, people=767, cameras=[3607,3761]),
+        query=dict(pictures=1400, people=700, cameras=[700,700], unmatched=0),
         gallery=dict(pictures=5328, people=700, cameras=[2615,2713])),
-    'cuhk03-detected': dict(source='Zhong et al., CVPR 2017 (767/700); cameras counted in the split file',
-        train=dict(pictures=7365, people=767, cameras=[3601,3764]), query=dict(pictures=1400, people=700, cameras=[700,700], unmatched=0),
+    'cuhk03-detected': dict(source='Zhong et al., CVPR 2017 (767/700); cameras counted in the '
+        'split file', train=dict(pictures=7365, people=767, cameras=[3601,3764]),
+        query=dict(pictures=1400, people=700, cameras=[700,700], unmatched=0),
         gallery=dict(pictures=5332, people=700, cameras=[2617,2715])),
     'mars': dict(source='Zheng et al., ECCV 2016; counted in its tables',
-        train=dict(pictures=509914, people=625, tracklets=8298), query=dict(people=626, tracklets=1980, unmatched=0),
+        train=dict(pictures=509914, people=625, tracklets=8298),
+        query=dict(people=626, tracklets=1980, unmatched=0),
         gallery=dict(pictures=681089, people=634, junk=23380, distractors=147743, tracklets=12180)),
     'msmt17': dict(source='Wei et al., CVPR 2018; training pictures with list_val',
-        train=dict(pictures=32621, people=1041), query=dict(pictures=11659, people=3060, unmatched=0), gallery=dict(pictures=82161, people=3060))}
+        train=dict(pictures=32621, people=1041),
+        query=dict(pictures=11659, people=3060, unmatched=0),
+        gallery=dict(pictures=82161, people=3060))}
 
 # %% ../../nbs/57_data.audit.ipynb #276746d2
 @dataclass
@@ -79,7 +90,9 @@ class Audit:
         "The report as JSON"
         return json.dumps(self.to_dict(), indent=1)
 
-    def __repr__(self): return f"Audit({self.layout}, {len(self.findings)} checks, {sum(f.level == 'fail' for f in self.findings)} fail)"
+    def __repr__(self):
+        return (f"Audit({self.layout}, {len(self.findings)} checks, "
+                f"{sum(f.level == 'fail' for f in self.findings)} fail)")
     def __str__(self): return _as_text(self)
     def _repr_html_(self): return _as_html(self)
 
@@ -89,7 +102,8 @@ _HEAD = ('split', 'pictures', 'people', 'junk', 'distractors', 'cameras')
 def _cells(s):
     "One split as a row of texts"
     cams = ' '.join(f'{k}:{v:,}' for k, v in s['cameras'].items())
-    return [s['split'], f"{s['pictures']:,}", f"{s['people']:,}", f"{s['junk']:,}", f"{s['distractors']:,}", cams]
+    return [s['split'], f"{s['pictures']:,}", f"{s['people']:,}", f"{s['junk']:,}",
+            f"{s['distractors']:,}", cams]
 
 def _safe(text): return str(text).encode('utf-8', 'backslashreplace').decode('utf-8')
 
@@ -97,21 +111,30 @@ def _as_text(a, n=5):
     "The report as lines; of each finding the first `n` files"
     rows = [_HEAD, *map(_cells, a.splits)]
     width = [max(len(r[i]) for r in rows) for i in range(5)]
-    line = lambda r: '  '.join([r[0].ljust(width[0]), *(r[i].rjust(width[i]) for i in range(1, 5)), r[5]])
-    out = [f'{a.root}: {a.layout}', f"counts compared with: {a.against or 'nothing'}", '', *map(line, rows), '']
+    line = lambda r: '  '.join([r[0].ljust(width[0]),
+                                *(r[i].rjust(width[i]) for i in range(1, 5)), r[5]])
+    out = [f'{a.root}: {a.layout}', f"counts compared with: {a.against or 'nothing'}", '',
+           *map(line, rows), '']
     for f in a.findings:
         out += [f'{f.level:<5} {f.check:<10} {f.text}', *(f'{"":17}{p}' for p in f.files[:n])]
         if len(f.files) > n: out.append(f'{"":17}and {len(f.files)-n:,} more')
     fails = sum(f.level == 'fail' for f in a.findings)
-    return _safe('\n'.join([*out, '', f"{f'{fails} of {len(a.findings)} checks fail' if fails else 'nothing fails'}; {a.seconds:.1f} s"]))
+    return _safe(
+        '\n'.join([*out, '',
+                   f"{f'{fails} of {len(a.findings)} checks fail' if fails else 'nothing fails'}; "
+                   f"{a.seconds:.1f} s"]))
 
 def _as_html(a, n=3):
     "The report as two tables"
-    tr = lambda cells, tag='td': '<tr>' + ''.join(f'<{tag}>{html.escape(_safe(c))}</{tag}>' for c in cells) + '</tr>'
-    files = lambda f: '; '.join(os.path.basename(p) for p in f.files[:n]) + (f' and {len(f.files)-n:,} more' if len(f.files) > n else '')
-    return (f'<p>{html.escape(_safe(a.layout))}, compared with {html.escape(a.against or "nothing")}</p>'
-            f"<table><thead>{tr(_HEAD, 'th')}</thead><tbody>{''.join(tr(_cells(s)) for s in a.splits)}</tbody></table>"
-            f"<table><thead>{tr(('', 'check', 'found', 'files'), 'th')}</thead><tbody>"
+    tr = lambda cells, tag='td': '<tr>' + ''.join(f'<{tag}>{html.escape(_safe(c))}</{tag}>'
+                                                  for c in cells) + '</tr>'
+    files = (lambda f: '; '.join(os.path.basename(p) for p in f.files[:n])
+             + (f' and {len(f.files)-n:,} more' if len(f.files) > n else ''))
+    return (f'<p>{html.escape(_safe(a.layout))}, compared with '
+            f'{html.escape(a.against or "nothing")}</p>'
+            f"<table><thead>{tr(_HEAD, 'th')}</thead><tbody>"
+            f"{''.join(tr(_cells(s)) for s in a.splits)}</tbody></table><table><thead>"
+            f"{tr(('', 'check', 'found', 'files'), 'th')}</thead><tbody>"
             f"{''.join(tr((f.level, f.check, f.text, files(f))) for f in a.findings)}</tbody></table>")
 
 # %% ../../nbs/57_data.audit.ipynb #bb7f1fbc
@@ -119,24 +142,31 @@ def _read(name, path, choices):
     "Manifest of all splits that can be read, and the sentences of those that cannot"
     if name in ('generated', 'csv'): return load_dataset(path, name, **choices), []
     choices = {'odd':'skip', **choices}
-    if name == 'folder' or (name.startswith('cuhk03') and not _folders(path)): return load_dataset(path, name, **choices), []
-    if name == 'mars': parts = ['train'] + ['query','gallery']*bool(mars_info(path)) + ['gallery']*((path/'bbox_test').is_dir() and not mars_info(path))
+    if name == 'folder' or (name.startswith('cuhk03') and not _folders(path)):
+        return load_dataset(path, name, **choices), []
+    if name == 'mars':
+        parts = (['train'] + ['query','gallery']*bool(mars_info(path))
+                 + ['gallery']*((path/'bbox_test').is_dir() and not mars_info(path)))
     else: parts = ['train','query','gallery'] + ['multi']*(path/'gt_bbox').is_dir()
     asked = typed(choices, reader_choices(name), f'The reader of {name}').pop('splits', 'all')
     if asked != 'all': parts = [asked] if isinstance(asked, str) else list(dict.fromkeys(asked))
     good, said = [], {}
-    for split in [[s for s in parts if (s == 'train') == half] for half in (True, False)] if name == 'mars' else parts:
+    for split in ([[s for s in parts if (s == 'train') == half] for half in (True, False)]
+                  if name == 'mars' else parts):
         if not split: continue
         try: good.append(load_dataset(path, name, **{**choices, 'splits':split}))
         except InputError as e: said[str(split)] = str(e)
     if not good: raise InputError(next(iter(said.values())))
     df = pd.concat(good, ignore_index=True)
-    df.attrs = dict(layout=good[0].attrs.get('layout', name), notes=good[0].attrs.get('notes', []), ignored=list(itertools.chain(*(o.attrs.get('ignored', ()) for o in good))),
+    df.attrs = dict(layout=good[0].attrs.get('layout', name), notes=good[0].attrs.get('notes', []),
+                    ignored=list(itertools.chain(*(o.attrs.get('ignored', ()) for o in good))),
                     skipped={k: v for o in good for k, v in o.attrs.get('skipped', {}).items()})
     return df, list(said.values())
 
+# %% ../../nbs/57_data.audit.ipynb #bb7f1fbcb
 def _folders(path): # the folders of CUHK03, at `path` or one below
-    return any((path/o/MARKET_FOLDERS[s]).is_dir() for o in ('', 'labeled', 'detected') for s in ('train','gallery'))
+    return any((path/o/MARKET_FOLDERS[s]).is_dir() for o in ('', 'labeled', 'detected')
+               for s in ('train','gallery'))
 
 def count_splits(
     df:DataFrame, # Manifest
@@ -146,12 +176,14 @@ def count_splits(
     for split in [s for s in ('train','query','gallery','multi') if (df.split == s).any()]:
         g = df[df.split == split]
         people = set(g.pid[g.pid > 0])
-        c = dict(split=split, pictures=len(g), people=len(people), junk=int((g.pid == -1).sum()), distractors=int((g.pid == 0).sum()),
+        c = dict(split=split, pictures=len(g), people=len(people), junk=int((g.pid == -1).sum()),
+                 distractors=int((g.pid == 0).sum()),
                  cameras={int(k): int(v) for k, v in g.camid.value_counts().sort_index().items()},
                  doubled=sum(len(_ends(p)) > 1 for p in g.path))
         if split == 'query': c['unmatched'] = int((~matched(df)).sum())
         if split == 'gallery': c['never_queried'] = len(people - asked) if asked else 0
-        if 'tracklet' in g and (g.tracklet.fillna('') != '').any(): c['tracklets'] = int(g.tracklet.nunique())
+        if 'tracklet' in g and (g.tracklet.fillna('') != '').any():
+            c['tracklets'] = int(g.tracklet.nunique())
         out.append(c)
     return out
 
@@ -164,18 +196,24 @@ def _ends(path):
 # %% ../../nbs/57_data.audit.ipynb #41fef042
 def _published(name, path, against):
     "Name and counts to compare with, or ('', None)"
-    file = next((p for p in (path/'counts.json', path/name.partition('-')[2]/'counts.json') if p.is_file()), None) if path.is_dir() else None
+    file = next((p for p in (path/'counts.json', path/name.partition('-')[2]/'counts.json')
+                 if p.is_file()), None) if path.is_dir() else None
     if against == 'none': return '', None
     if against != 'auto':
-        if against in PUBLISHED: return f"{against}: {PUBLISHED[against]['source']}", PUBLISHED[against]
-        raise InputError(f"against must be auto, none or one of {', '.join(PUBLISHED)}, but got {against!r}; did you "
-                         f"mean {nearest(against, ['auto','none',*PUBLISHED])!r}?")
+        if against in PUBLISHED:
+            return f"{against}: {PUBLISHED[against]['source']}", PUBLISHED[against]
+        raise InputError(f"against must be auto, none or one of {', '.join(PUBLISHED)}, but got "
+                         f"{against!r}; did you mean "
+                         f"{nearest(against, ['auto','none',*PUBLISHED])!r}?")
     if file:
         try: return f'{file.name} of the set', json.loads(file.read_text(encoding='utf-8'))
-        except ValueError as e: raise InputError(f"{file} should hold counts as JSON, but does not ({e}); mend "
-                                                 "or remove it.") from None
-    if any((p/'world.json').is_file() for p in (path, path.parent)): return '', None  # a synthetic world
-    return (f"{name}: {PUBLISHED[name]['source']}", PUBLISHED[name]) if name in PUBLISHED else ('', None)
+        except ValueError as e:
+            raise InputError(f"{file} should hold counts as JSON, but does not ({e}); mend or "
+                             "remove it.") from None
+    # a synthetic world
+    if any((p/'world.json').is_file() for p in (path, path.parent)): return '', None
+    return ((f"{name}: {PUBLISHED[name]['source']}", PUBLISHED[name]) if name in PUBLISHED
+            else ('', None))
 
 def _check_counts(splits, want, df, skipped):
     "One finding for each count that is missed, with the pictures that could explain it"
@@ -190,42 +228,62 @@ def _check_counts(splits, want, df, skipped):
             if k == 'cameras': g, v = {int(a): b for a, b in (g or {}).items()}, _by_camera(v)
             if g == v: continue
             if k == 'cameras':
-                diff = [f'camera {c} has {g.get(c, 0):,} of {v.get(c, 0):,}' for c in sorted({*g, *v}) if g.get(c, 0) != v.get(c, 0)]
-                files = lost + _suspects(df, split, [c for c in {*g, *v} if g.get(c, 0) > v.get(c, 0)])
+                diff = [f'camera {c} has {g.get(c, 0):,} of {v.get(c, 0):,}'
+                        for c in sorted({*g, *v}) if g.get(c, 0) != v.get(c, 0)]
+                files = lost + _suspects(df, split,
+                                         [c for c in {*g, *v} if g.get(c, 0) > v.get(c, 0)])
                 out.append(Finding('counts', 'fail', f"{split}: {', '.join(diff)}", files))
-            else: out.append(Finding('counts', 'fail', f"{split}: {g:,} {k.replace('_', ' ')}, but {v:,} are published", lost))
+            else:
+                out.append(Finding('counts', 'fail', f"{split}: {g:,} {k.replace('_', ' ')}, but "
+                                   f"{v:,} are published", lost))
     return out or [Finding('counts', 'ok', f'all {n} published counts are met')]
 
 # %% ../../nbs/57_data.audit.ipynb #29b53e4a
-def _by_camera(v): return {int(k): n for k, n in v.items()} if isinstance(v, dict) else {i: n for i, n in enumerate(v, 1)}
+def _by_camera(v):
+    return ({int(k): n for k, n in v.items()} if isinstance(v, dict)
+            else {i: n for i, n in enumerate(v, 1)})
 
 def _suspects(df, split, cams, n=20):
     "Of cameras that have too many: the pictures written last"
     p = df.path[(df.split == split) & df.camid.isin(cams)]
-    return sorted(p, key=lambda o: -os.path.getmtime(o) if os.path.exists(o) else 0)[:n] if 0 < len(p) < 10**5 else []
+    return (sorted(p, key=lambda o: -os.path.getmtime(o) if os.path.exists(o) else 0)[:n]
+            if 0 < len(p) < 10**5 else [])
 
 # %% ../../nbs/57_data.audit.ipynb #60e192c0
 def _check_names(df, splits):
     "Findings on people, queries and names"
-    out, train, test = [], df[(df.split == 'train') & (df.pid > 0)], df[df.split.isin(('query','gallery')) & (df.pid > 0)]
-    add = lambda check, bad, good, text, files=(), level='fail': out.append(Finding(check, level if bad else 'ok', text if bad else good, list(files)))
+    out, train, test = ([], df[(df.split == 'train') & (df.pid > 0)],
+                        df[df.split.isin(('query','gallery')) & (df.pid > 0)])
+    add = lambda check, bad, good, text, files=(), level='fail': out.append(Finding(check,
+            level if bad else 'ok', text if bad else good, list(files)))
     both = sorted(set(train.pid) & set(test.pid))
-    add('people', both, 'no person is in training and test', f"people in training and test: {len(both):,} (pid {', '.join(map(str, both[:5]))}); scores would be too good",
+    add('people', both, 'no person is in training and test', "people in training and test: "
+        f"{len(both):,} (pid {', '.join(map(str, both[:5]))}); scores would be too good",
         [*train.path[train.pid.isin(both)][:3], *test.path[test.pid.isin(both)][:3]])
     if (df.split == 'query').any() and (df.split == 'gallery').any():
         q, ok = df.path[df.split == 'query'], matched(df)
         one, none = bool(test.camid.nunique() == 1 and test.camid.iloc[0] > 0), not ok.any()
-        add('queries', (~ok).any(), 'every query has a match' + ' in another camera'*bool((test.camid > 0).any()), f'queries without a match in another camera: {(~ok).sum():,} of {len(ok):,}'
-            + f'; all test pictures are from camera {test.camid.iloc[0] if one else 0}, which can be scored with --no_cameras only'*one, q[~ok], 'fail' if none else 'note')
+        add('queries', (~ok).any(),
+            'every query has a match' + ' in another camera'*bool((test.camid > 0).any()),
+            f'queries without a match in another camera: {(~ok).sum():,} of {len(ok):,}'
+            + f'; all test pictures are from camera {test.camid.iloc[0] if one else 0}, which can '
+            'be scored with --no_cameras only'*one, q[~ok], 'fail' if none else 'note')
     nobody = (df.split == 'train') & (df.pid < 1)
-    add('people', nobody.any(), 'every training picture shows a person', f'training pictures of nobody (pid −1 or 0): {nobody.sum():,}; move them to the gallery', df.path[nobody])
+    add('people', nobody.any(), 'every training picture shows a person',
+        f'training pictures of nobody (pid −1 or 0): {nobody.sum():,}; move them to the gallery',
+        df.path[nobody])
     one = train.pid.map(train.pid.value_counts()) == 1
-    add('people', one.any(), 'every training person has two pictures', f'training people with one picture: {one.sum():,}', train.path[one], 'note')
+    add('people', one.any(), 'every training person has two pictures',
+        f'training people with one picture: {one.sum():,}', train.path[one], 'note')
     two = [p for p in df.path.unique() if len(_ends(p)) > 1]
-    add('names', two, 'no name ends twice', f'names that end twice, as .jpg.jpg: {len(two):,}; keep base names whole', two, 'note')
-    base = df.drop_duplicates('path').assign(base=[os.path.basename(p) for p in df.path.drop_duplicates()])
+    add('names', two, 'no name ends twice',
+        f'names that end twice, as .jpg.jpg: {len(two):,}; keep base names whole', two, 'note')
+    base = df.drop_duplicates('path').assign(base=[os.path.basename(p)
+                                                   for p in df.path.drop_duplicates()])
     twice = base[base.split != 'multi'].loc[lambda o: o.base.duplicated(keep=False)]
-    add('names', len(twice), 'every base name occurs once', f'pictures that share their base name with another: {len(twice):,}; a keypoint file names them with their folders', twice.path, 'note')
+    add('names', len(twice), 'every base name occurs once', 'pictures that share their base name '
+        f'with another: {len(twice):,}; a keypoint file names them with their folders',
+        twice.path, 'note')
     return out
 
 # %% ../../nbs/57_data.audit.ipynb #10d7be78
@@ -234,12 +292,16 @@ def _check_books(df, books, said, path):
     out = [Finding('folders', 'fail', s, []) for s in said]
     sums = books['read'] + books['ignored'] + books['skipped'] + sum(books['unread'].values())
     rest = ', '.join(f'{k} {v:,}' for k, v in books['unread'].items())
-    out.append(Finding('files', 'ok' if sums == books['files'] else 'fail', f"{books['files']:,} files = {books['read']:,} read + {books['ignored']:,} no pictures + {books['skipped']:,} skipped"
+    out.append(Finding('files', 'ok' if sums == books['files'] else 'fail',
+                       f"{books['files']:,} files = {books['read']:,} read + {books['ignored']:,} "
+                       f"no pictures + {books['skipped']:,} skipped"
                        + f' + elsewhere {rest}'*bool(rest), list(df.attrs.get('ignored', ()))))
     if unread := unread_kinds(df.attrs.get('ignored', ())):
-        out.append(Finding('files', 'fail', f'pictures of kinds that are not read (HEIC, AVIF, GIF, JPEG XL): {len(unread):,}; save them as JPEG or PNG', unread))
+        out.append(Finding('files', 'fail', 'pictures of kinds that are not read (HEIC, AVIF, '
+                           f'GIF, JPEG XL): {len(unread):,}; save them as JPEG or PNG', unread))
     if skipped := df.attrs.get('skipped'):
-        out.append(Finding('files', 'fail', f'pictures that cannot be read by name or link: {len(skipped):,}', [f'{p} {why}' for p, why in skipped.items()]))
+        out.append(Finding('files', 'fail', 'pictures that cannot be read by name or link: '
+                           f'{len(skipped):,}', [f'{p} {why}' for p, why in skipped.items()]))
     out += [Finding('people', 'note', o) for o in df.attrs.get('notes', ())]
     try: out.append(Finding('cameras', 'ok', camera_rule(df, str(path))))
     except InputError as e: out.append(Finding('cameras', 'fail', str(e)))
@@ -257,12 +319,16 @@ def look_at(
         if (n := os.stat(path).st_size) > MAX_BYTES: return dict(error=f'has {n/2**20:,.0f} MB')
         with open(path, 'rb') as f: raw = f.read()
         with Image.open(io.BytesIO(raw)) as im:
-            if im.size[0]*im.size[1] > MAX_PIXELS: return dict(error=f'has {im.size[0]}×{im.size[1]} pixels')
+            if im.size[0]*im.size[1] > MAX_PIXELS:
+                return dict(error=f'has {im.size[0]}×{im.size[1]} pixels')
             im = upright(im)
-            pixels = hashlib.blake2b(im.tobytes(), digest_size=12, person=f'{im.mode}{im.size}'.encode()[:16])
-            return dict(bytes=hashlib.blake2b(raw, digest_size=12).hexdigest(), pixels=pixels.hexdigest(), size=im.size, mode=im.mode)
+            pixels = hashlib.blake2b(im.tobytes(), digest_size=12,
+                                     person=f'{im.mode}{im.size}'.encode()[:16])
+            return dict(bytes=hashlib.blake2b(raw, digest_size=12).hexdigest(),
+                        pixels=pixels.hexdigest(), size=im.size, mode=im.mode)
     except Exception as e:  # Pillow's plugins raise whatever a broken file leads them to
-        return dict(error='is empty' if isinstance(e, OSError) and os.path.isfile(path) and not os.path.getsize(path) else
+        return dict(error='is empty' if isinstance(e, OSError) and os.path.isfile(path)
+                    and not os.path.getsize(path) else
                     ' '.join(f'{type(e).__name__}: {e}'.replace(path, '').split())[:120])
 
 def _look_at_all(paths, workers, watch):
@@ -274,16 +340,24 @@ def _look_at_all(paths, workers, watch):
 def _check_pictures(df, looks):
     "Findings on what was decoded; `looks` has an entry for each path"
     bad = [f"{p} {o['error']}" for p, o in looks.items() if 'error' in o]
-    out = [Finding('decoding', 'fail' if bad else 'ok', f'pictures that cannot be decoded: {len(bad):,} of {len(looks):,}' if bad else f'all {len(looks):,} pictures decode to the end', bad)]
+    out = [Finding('decoding', 'fail' if bad else 'ok',
+                   f'pictures that cannot be decoded: {len(bad):,} of {len(looks):,}' if bad
+                   else f'all {len(looks):,} pictures decode to the end', bad)]
     good = {p: o for p, o in looks.items() if 'error' not in o}
     if not good: return out
     w, h = np.array([o['size'] for o in good.values()]).T
     shapes = pd.Series([f'{a}×{b}' for a, b in zip(h, w)]).value_counts()
     odd = [f"{p} is {o['mode']}" for p, o in good.items() if o['mode'] != 'RGB']
     tiny = [f"{p} is {o['size'][1]}×{o['size'][0]}" for p, o in good.items() if min(o['size']) < 8]
-    out.append(Finding('sizes', 'ok', f'height × width {shapes.index[0]} in {shapes.iloc[0]/len(good):.0%}; heights {h.min()} to {h.max()}, widths {w.min()} to {w.max()}'))
-    if odd: out.append(Finding('modes', 'note', f'pictures that are not 8-bit RGB: {len(odd):,}; the stages ask for a conversion', odd))
-    if tiny: out.append(Finding('sizes', 'note', f'pictures with a side of less than 8 pixels: {len(tiny):,}', tiny))
+    out.append(Finding('sizes', 'ok',
+                       f'height × width {shapes.index[0]} in {shapes.iloc[0]/len(good):.0%}; '
+                       f'heights {h.min()} to {h.max()}, widths {w.min()} to {w.max()}'))
+    if odd:
+        out.append(Finding('modes', 'note', f'pictures that are not 8-bit RGB: {len(odd):,}; the '
+                           'stages ask for a conversion', odd))
+    if tiny:
+        out.append(Finding('sizes', 'note',
+                           f'pictures with a side of less than 8 pixels: {len(tiny):,}', tiny))
     return out + _check_twins(df, good)
 
 # %% ../../nbs/57_data.audit.ipynb #761d4349
@@ -292,21 +366,29 @@ def _check_twins(df, good):
     split, out, groups = dict(zip(df.path, df.split)), [], defaultdict(list)
     for p, o in good.items(): groups[o['pixels']].append(p)
     twins = [(g, {split[p] for p in g} - {'multi'}) for g in groups.values() if len(g) > 1]
-    kinds = (('fail', 'one picture in training and test', lambda g, s: 'train' in s and len(s) > 1), ('note', 'one picture in query and gallery', lambda g, s: s == {'query','gallery'}),
-             ('note', 'one picture twice or more within a split', lambda g, s: len(s) < 2 and len({split[p] for p in g}) == 1),
-             ('note', 'one picture in a split and among the hand-drawn boxes (gt_bbox)', lambda g, s: len(s) == 1 and len({split[p] for p in g}) > 1))
+    kinds = (('fail', 'one picture in training and test', lambda g, s: 'train' in s and len(s) > 1),
+             ('note', 'one picture in query and gallery', lambda g, s: s == {'query','gallery'}),
+             ('note', 'one picture twice or more within a split',
+              lambda g, s: len(s) < 2 and len({split[p] for p in g}) == 1),
+             ('note', 'one picture in a split and among the hand-drawn boxes (gt_bbox)',
+              lambda g, s: len(s) == 1 and len({split[p] for p in g}) > 1))
     for level, text, is_one in kinds:
         if not (hits := [g for g, s in twins if is_one(g, s)]): continue
         resaved = sum(len({good[p]['bytes'] for p in g}) > 1 for g in hits)
-        out.append(Finding('twins', level, f'{text}: {len(hits):,}' + f' ({resaved:,} with equal pixels in other bytes)'*bool(resaved), [' = '.join(g) for g in hits]))
+        out.append(Finding('twins', level, f'{text}: {len(hits):,}' + f' ({resaved:,} with equal '
+                           'pixels in other bytes)'*bool(resaved), [' = '.join(g) for g in hits]))
     return out or [Finding('twins', 'ok', 'no picture occurs twice')]
 
 def _check_bytes(paths):
     "Without decoding: files that are empty or gone"
     size = {p: os.path.getsize(p) if os.path.isfile(p) else -1 for p in paths}
     bad = [f"{p} {'is empty' if n == 0 else 'is gone'}" for p, n in size.items() if n <= 0]
-    if not any(size.values()): return [Finding('sizes', 'note', f'all {len(size):,} files are empty: names without pictures')]
-    return [Finding('sizes', 'fail' if bad else 'ok', f'files that are empty or gone: {len(bad):,} of {len(size):,}' if bad else f'{len(size):,} files, {sum(size.values())/1e6:,.1f} MB, none empty; not decoded', bad)]
+    if not any(size.values()):
+        return [Finding('sizes', 'note',
+                        f'all {len(size):,} files are empty: names without pictures')]
+    return [Finding('sizes', 'fail' if bad else 'ok', f'files that are empty or gone: {len(bad):,} '
+                    f'of {len(size):,}' if bad else f'{len(size):,} files, '
+                    f'{sum(size.values())/1e6:,.1f} MB, none empty; not decoded', bad)]
 
 # %% ../../nbs/57_data.audit.ipynb #45ed936d
 def _check_poses(df, file, choices, home):
@@ -314,20 +396,33 @@ def _check_poses(df, file, choices, home):
     from posereid.pose.table import match_pictures
     from posereid.pose.files import read_poses
     paths = list(df.path[df.split != 'multi'].unique())
-    t = read_poses(file, names=paths, **typed(choices, pose_choices(), 'The reader of keypoint files'))
+    t = read_poses(file, names=paths,
+                   **typed(choices, pose_choices(), 'The reader of keypoint files'))
     at, front = match_pictures(t.names, paths, home, where=file)
     n_seen = (t.joints[...,2] > 0).sum(1).numpy()
     has_row, mine, n = np.zeros(len(paths), bool), at >= 0, len(paths)
     has_row[at[mine]] = True
-    lack, empty = [paths[i] for i in np.flatnonzero(~has_row)], [paths[i] for i in at[mine & (n_seen == 0)]]
-    out = [Finding('keypoints', 'note' if lack or empty else 'ok', f'{n-len(lack):,} of {n:,} pictures have a row ({1-len(lack)/max(n,1):.1%}), {len(empty):,} of them without a joint; '
-                   f'{n_seen[mine].mean() if mine.any() else 0:.1f} of 18 joints a picture', [*lack, *empty])]
-    if front: out.append(Finding('keypoints', 'note', f'folders in front of all names are none of the set, and passed over: {front}/', []))
-    if not n_seen.any(): out.append(Finding('keypoints', 'fail', f'not one of the {len(t):,} poses has a joint', []))
-    out += [Finding('keypoints', 'note', f'{what}: {len(some):,}', list(map(str, some))) for what, some in t.notes.items() if what not in ('nobody found',)]
-    if (~mine).any(): out.append(Finding('keypoints', 'fail' if not mine.any() else 'note', f'rows of {Path(file).name} that name no picture of the set: {(~mine).sum():,} of {len(t):,}', [t.names[i] for i in np.flatnonzero(~mine)]))
+    lack, empty = ([paths[i] for i in np.flatnonzero(~has_row)],
+                   [paths[i] for i in at[mine & (n_seen == 0)]])
+    out = [Finding('keypoints', 'note' if lack or empty else 'ok', f'{n-len(lack):,} of {n:,} '
+                   f'pictures have a row ({1-len(lack)/max(n,1):.1%}), {len(empty):,} of them '
+                   f'without a joint; {n_seen[mine].mean() if mine.any() else 0:.1f} of 18 joints '
+                   'a picture', [*lack, *empty])]
+    if front:
+        out.append(Finding('keypoints', 'note', 'folders in front of all names are none of the '
+                           f'set, and passed over: {front}/', []))
+    if not n_seen.any():
+        out.append(Finding('keypoints', 'fail', f'not one of the {len(t):,} poses has a joint', []))
+    out += [Finding('keypoints', 'note', f'{what}: {len(some):,}', list(map(str, some)))
+            for what, some in t.notes.items() if what not in ('nobody found',)]
+    if (~mine).any():
+        out.append(Finding('keypoints', 'fail' if not mine.any() else 'note',
+                           f'rows of {Path(file).name} that name no picture of the set: '
+                           f'{(~mine).sum():,} of {len(t):,}',
+                           [t.names[i] for i in np.flatnonzero(~mine)]))
     return out + _check_scale(t, mine, [paths[i] for i in at[mine]])
 
+# %% ../../nbs/57_data.audit.ipynb #45ed936db
 def _sizes_of(paths):
     "Height and width of the pictures that can be opened, 0 of others"
     def one(p):
@@ -341,20 +436,27 @@ def _check_scale(t, mine, paths):
     from posereid.pose.bank import pose_heights
     from posereid.pose.table import PoseTable
     from posereid.pose.joints import inside
-    sizes, rows = torch.tensor(_sizes_of(paths)).reshape(-1,2), torch.from_numpy(np.flatnonzero(mine))
+    sizes, rows = (torch.tensor(_sizes_of(paths)).reshape(-1,2),
+                   torch.from_numpy(np.flatnonzero(mine)))
     open_, out = (sizes > 0).all(1), []
     rows, sizes, paths = rows[open_], sizes[open_], [p for p, o in zip(paths, open_.tolist()) if o]
     if not len(paths): return out
-    k = PoseTable(paths, t.joints[rows], frames=None if t.frames is None else t.frames[rows]).fitted(sizes).joints
+    k = PoseTable(paths, t.joints[rows],
+                  frames=None if t.frames is None else t.frames[rows]).fitted(sizes).joints
     seen = k[...,2] > 0
     bad, span = seen & ~inside(k, sizes), pose_heights(k, sizes)
     if bad.any():
         files = [paths[i] for i in bad.any(1).nonzero()[:,0].tolist()]
-        out.append(Finding('keypoints', 'fail' if bad.sum() > .1*seen.sum() else 'note', f'pictures with joints outside their frame: {len(files):,}', files))
+        out.append(Finding('keypoints', 'fail' if bad.sum() > .1*seen.sum() else 'note',
+                           f'pictures with joints outside their frame: {len(files):,}', files))
     low, span = [paths[i] for i in (span < 1/3).nonzero()[:,0].tolist()], span[~span.isnan()]
     if len(span) and span.median() < .5:
-        out.append(Finding('keypoints', 'fail', f'poses are far smaller than their pictures: the median pose spans {span.median():.0%} of the height; are the joints those of pictures of another size?', low))
-    elif low: out.append(Finding('keypoints', 'note', f'poses that span less than a third of the height of their picture: {len(low):,}', low))
+        out.append(Finding('keypoints', 'fail', 'poses are far smaller than their pictures: the '
+                           f'median pose spans {span.median():.0%} of the height; are the joints '
+                           'those of pictures of another size?', low))
+    elif low:
+        out.append(Finding('keypoints', 'note', 'poses that span less than a third of the height '
+                           f'of their picture: {len(low):,}', low))
     return out
 
 # %% ../../nbs/57_data.audit.ipynb #ba491db3
@@ -372,16 +474,20 @@ def audit(
     "Count what is in a data set and look for faults"
     t0 = time.time()
     if name is None: name, root = find_layout(root)
-    if name not in READERS: raise InputError(f"No reader is called {name!r} but {', '.join(READERS)}; did you mean "
-                                             f"{nearest(str(name), list(READERS))!r}?")
+    if name not in READERS:
+        raise InputError(f"No reader is called {name!r} but {', '.join(READERS)}; did you mean "
+                         f"{nearest(str(name), list(READERS))!r}?")
     path = Path(os.path.abspath(os.path.expanduser(root)))
     df, said = _read(name, path, read or {})
     dataset = str(df.dataset.iloc[0]) if 'dataset' in df and len(df) else name
     said_against, want = _published(dataset, path, against)
-    splits, books, paths = count_splits(df), account(df, path if path.is_dir() else path.parent), list(df.path.unique())
+    splits, books, paths = (count_splits(df), account(df, path if path.is_dir() else path.parent),
+                            list(df.path.unique()))
     looks = dict(zip(paths, _look_at_all(paths, workers, watch))) if decode else {}
     findings = _check_counts(splits, want, df, df.attrs.get('skipped', {})) if want else []
     findings += _check_books(df, books, said, path) + _check_names(df, splits)
     findings += _check_pictures(df, looks) if decode else _check_bytes(paths)
-    if poses is not None: findings += _check_poses(df, poses, pose_read or {}, path if path.is_dir() else path.parent)
-    return Audit(str(path), df.attrs.get('layout', name), dataset, said_against, splits, findings, books, decode, round(time.time()-t0, 2))
+    if poses is not None:
+        findings += _check_poses(df, poses, pose_read or {}, path if path.is_dir() else path.parent)
+    return Audit(str(path), df.attrs.get('layout', name), dataset, said_against, splits, findings,
+                 books, decode, round(time.time()-t0, 2))

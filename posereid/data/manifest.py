@@ -29,20 +29,21 @@ def _int_column(df, name, where):
     bad = num.isna() | (num % 1 != 0) | (num.abs() > 2**53)
     empty = df[name].isna() | (df[name].astype(str).str.strip() == '')
     if empty.any():
-        raise InputError(f"{where}: `{name}` of {empty.sum()} rows is empty, first of row {int(np.argmax(empty))} "
-                         f"({df.path.iloc[int(np.argmax(empty))]}); fill "
+        raise InputError(f"{where}: `{name}` of {empty.sum()} rows is empty, first of row "
+                         f"{int(np.argmax(empty))} ({df.path.iloc[int(np.argmax(empty))]}); fill "
                          f"{'it' if name == 'pid' else 'it, with 0 where it is not known'}.")
     if bad.any():
-        raise InputError(f"{where}: `{name}` must hold whole numbers, but row {int(np.argmax(bad))} "
-                         f"({df.path.iloc[int(np.argmax(bad))]}) has {df[name][bad].iloc[0]!r}; correct that row.")
+        raise InputError(f"{where}: `{name}` must hold whole numbers, but row "
+                         f"{int(np.argmax(bad))} ({df.path.iloc[int(np.argmax(bad))]}) has "
+                         f"{df[name][bad].iloc[0]!r}; correct that row.")
     return num.astype('int64')
 
 def _bool_column(df, name, where):
     "Column `name` as bool; `True`, `true`, `1` and their opposites are understood"
     words = df[name].astype(str).str.lower().map(_WORDS)
     if words.isna().any():
-        raise InputError(f"{where}: `{name}` must be True or False, but {df[name][words.isna()].iloc[0]!r} was "
-                         f"found; correct that row.")
+        raise InputError(f"{where}: `{name}` must be True or False, but "
+                         f"{df[name][words.isna()].iloc[0]!r} was found; correct that row.")
     return words.astype(bool)
 
 # %% ../../nbs/50_data.manifest.ipynb #c008
@@ -52,8 +53,9 @@ def check_manifest(
 ) -> DataFrame:               # Copy of the table with checked types, rows numbered from 0
     "Check a table: the five columns, whole numbers, known splits, no picture twice"
     if lack := [c for c in COLUMNS if c not in df]:
-        raise InputError(f"{where}: columns {', '.join(COLUMNS)} are needed, but {', '.join(lack)} is missing among "
-                         f"{', '.join(map(str, df.columns)) or 'none'}; add it or rename a column.")
+        raise InputError(f"{where}: columns {', '.join(COLUMNS)} are needed, but {', '.join(lack)} "
+                         f"is missing among {', '.join(map(str, df.columns)) or 'none'}; add it or "
+                         "rename a column.")
     df = df.reset_index(drop=True).copy()
     df['path'] = df.path.astype(str)
     for c in ('pid', 'camid'): df[c] = _int_column(df, c, where)
@@ -61,31 +63,37 @@ def check_manifest(
     _check_values(df, where)
     return df
 
+# %% ../../nbs/50_data.manifest.ipynb #c008b
 def _check_values(df, where):
     "Ranges of pid, camid and split; paths that are there and occur once"
     if (bad := df.path.isin(('', 'nan', 'None'))).any():
-        raise InputError(f"{where}: `path` must name a picture, but row {int(np.argmax(bad))} has none; fill it or "
-                         f"remove the row.")
+        raise InputError(f"{where}: `path` must name a picture, but row {int(np.argmax(bad))} has "
+                         "none; fill it or remove the row.")
     if (bad := ~df.split.isin(SPLITS)).any():
         word = df.split[bad].iloc[0]
         if str(word).lower() in ('test','testing','val','valid','validation','probe'):
-            raise InputError(f"{where}: split must be one of {', '.join(SPLITS)}, but {word!r} was found; of test "
-                             "pictures, those that are asked about are query, the others gallery.")
-        raise InputError(f"{where}: split must be one of {', '.join(SPLITS)}, but {word!r} was found; "
-                         f"did you mean {nearest(str(word), SPLITS)!r}?")
+            raise InputError(f"{where}: split must be one of {', '.join(SPLITS)}, but {word!r} was "
+                             "found; of test pictures, those that are asked about are query, the "
+                             "others gallery.")
+        raise InputError(f"{where}: split must be one of {', '.join(SPLITS)}, but {word!r} was "
+                         f"found; did you mean {nearest(str(word), SPLITS)!r}?")
     if (bad := (df.pid < -1) | (df.camid < 0)).any():
-        raise InputError(f"{where}: pid must be -1 or more and camid 0 or more, but {df.path[bad].iloc[0]} "
-                         f"has pid {df.pid[bad].iloc[0]}, camid {df.camid[bad].iloc[0]}; correct that row.")
+        raise InputError(f"{where}: pid must be -1 or more and camid 0 or more, but "
+                         f"{df.path[bad].iloc[0]} has pid {df.pid[bad].iloc[0]}, camid "
+                         f"{df.camid[bad].iloc[0]}; correct that row.")
     if (bad := _twice(df)).any():
-        raise InputError(f"{where}: a picture may be listed once, but {df.path[bad].iloc[0]} occurs twice; remove "
-                         f"one row.")
+        raise InputError(f"{where}: a picture may be listed once, but {df.path[bad].iloc[0]} "
+                         "occurs twice; remove one row.")
 
 def _twice(df):
     "Rows whose path came before; a query of known camera may be in the gallery as well"
     bad = df.path.duplicated()
     if not bad.any(): return bad
-    rows = df[df.path.isin(df.path[bad])].assign(test=lambda o: o.split.isin(('query','gallery')) & (o.camid > 0))
-    g = rows.groupby('path').agg(n=('split','size'), splits=('split','nunique'), pids=('pid','nunique'), cams=('camid','nunique'), test=('test','all'))
+    rows = df[df.path.isin(df.path[bad])].assign(test=lambda o: o.split.isin(('query','gallery'))
+                                                 & (o.camid > 0))
+    g = rows.groupby('path').agg(n=('split','size'), splits=('split','nunique'),
+                                 pids=('pid','nunique'), cams=('camid','nunique'),
+                                 test=('test','all'))
     fine = g.index[(g.n == 2) & (g.splits == 2) & (g.pids == 1) & (g.cams == 1) & g.test]
     return bad & ~df.path.isin(fine)
 
@@ -113,8 +121,8 @@ def pick(
     keep = np.ones(len(df), bool)
     for c, v in eq.items():
         if c not in df:
-            raise InputError(f"The manifest has no column {c!r} but {', '.join(df.columns)}; did you mean "
-                             f"{nearest(c, list(df.columns))!r}?")
+            raise InputError(f"The manifest has no column {c!r} but {', '.join(df.columns)}; did "
+                             f"you mean {nearest(c, list(df.columns))!r}?")
         several = isinstance(v, (list, tuple, set, np.ndarray, pd.Series))
         keep &= (df[c].isin(list(v)) if several else df[c] == v).to_numpy(bool)
     return df[keep].reset_index(drop=True)
@@ -148,9 +156,8 @@ def train_labels(
     "Rank of each pid among the sorted training identities"
     pids = np.unique(df.pid[(df.split == 'train') & (df.pid > 0)])
     if not len(pids):
-        raise InputError("No row of the manifest is a training picture of an identity (split 'train', pid 1 or "
-                         "more); "
-                         "check that the set has a training folder.")
+        raise InputError("No row of the manifest is a training picture of an identity (split "
+                         "'train', pid 1 or more); check that the set has a training folder.")
     return {int(p): i for i, p in enumerate(pids)}
 
 # %% ../../nbs/50_data.manifest.ipynb #c024
@@ -161,9 +168,9 @@ def label_of(
     "Class index of each row's pid"
     lab = df.pid.map(labels)
     if lab.isna().any():
-        raise InputError(f"pid {df.pid[lab.isna()].iloc[0]} ({df.path[lab.isna()].iloc[0]}) is none of the "
-                         f"{len(labels)} training identities; "
-                         "take the labels and the pictures from the same training set.")
+        raise InputError(f"pid {df.pid[lab.isna()].iloc[0]} ({df.path[lab.isna()].iloc[0]}) is "
+                         f"none of the {len(labels)} training identities; take the labels and the "
+                         "pictures from the same training set.")
     return lab.to_numpy(np.int64, copy=True)
 
 # %% ../../nbs/50_data.manifest.ipynb #c027
@@ -175,7 +182,9 @@ def write_manifest(
     folder = Path(folder).absolute()
     df, out = check_manifest(df), folder/'manifest.csv'
     for c in _PATHS:
-        if c in df: df[c] = ['' if pd.isna(p) or not p else Path(os.path.relpath(p, folder)).as_posix() for p in df[c]]
+        if c in df:
+            df[c] = ['' if pd.isna(p) or not p else Path(os.path.relpath(p, folder)).as_posix()
+                     for p in df[c]]
     with write_beside(out) as tmp: df.to_csv(tmp, index=False, lineterminator='\n')
     return out
 
@@ -187,8 +196,8 @@ def read_manifest(
     folder = Path(folder).absolute()
     file = folder/'manifest.csv'
     if not file.is_file():
-        raise InputError(f"{folder} holds no manifest.csv; give the folder that `write_manifest` or a generating "
-                         f"command wrote.")
+        raise InputError(f"{folder} holds no manifest.csv; give the folder that `write_manifest` "
+                         "or a generating command wrote.")
     df = check_manifest(read_table(file), str(file))
     for c in _PATHS:
         if c in df: df[c] = absolute(df[c], folder)
@@ -198,7 +207,8 @@ def read_manifest(
 def _separator(file):
     "Separator between the names in the first line: a comma, else a semicolon, tab or bar"
     with open(file, encoding='utf-8-sig', errors='replace') as f: line = f.readline(10_000)
-    return next((c for c in ',;\t|' if 'path' in [o.strip(' "\'\r\n') for o in line.split(c)] and c in line), ',')
+    return next((c for c in ',;\t|'
+                 if 'path' in [o.strip(' "\'\r\n') for o in line.split(c)] and c in line), ',')
 
 def read_table(
     file:Path,     # CSV file with a header, separated by commas, semicolons, tabs or bars
@@ -206,16 +216,18 @@ def read_table(
 ) -> DataFrame:    # Table of its rows, not checked
     "Read a CSV as a table, or say in a sentence why it is none"
     try:
-        df = pd.read_csv(file, dtype={c: str for c in (*_TEXT, *text)}, encoding='utf-8-sig', sep=_separator(file), skipinitialspace=True)
+        df = pd.read_csv(file, dtype={c: str for c in (*_TEXT, *text)}, encoding='utf-8-sig',
+                         sep=_separator(file), skipinitialspace=True)
         df.columns = [str(c).strip() for c in df.columns]
     except FileNotFoundError:
-        raise InputError(f"{file} does not exist; give the path of a CSV with a header line.") from None
+        raise InputError(f"{file} does not exist; give the path of a CSV with a "
+                         "header line.") from None
     except IsADirectoryError:
         raise InputError(f"{file} is a folder; give the CSV file itself.") from None
-    except (ValueError, OverflowError) as e:  # the errors of pandas' parser and of the encoding are ValueErrors
-        raise InputError(f"{file} is no CSV with a header line ({str(e).strip().splitlines()[0]}); write one row a "
-                         f"picture, with "
-                         f"columns {', '.join(COLUMNS)}.") from None
+    # the errors of pandas' parser and of the encoding are ValueErrors
+    except (ValueError, OverflowError) as e:
+        raise InputError(f"{file} is no CSV with a header line ({str(e).strip().splitlines()[0]}); "
+                         f"write one row a picture, with columns {', '.join(COLUMNS)}.") from None
     for c in df.columns.intersection([*_TEXT, *text]): df[c] = df[c].fillna('')
     return df
 

@@ -25,11 +25,12 @@ def open_picture(
     "Decode one picture, or say in a sentence what is wrong with the file"
     im = open_upright(path)
     if im.mode == 'RGB' or convert and im.mode != 'F': return to_rgb(im)
-    if im.mode == 'F': raise InputError(f"{path} must be an 8-bit RGB picture but its mode is F, floating point, whose "
-                                        "range is not "
-                                        "known; scale it to 0…255 and save it again.")
-    raise InputError(f"{path} must be an 8-bit RGB picture but its mode is {im.mode}; save it again with Pillow's "
-                     "`convert('RGB')`, or read the set with `PictureStore(convert=True)` (commands: --convert).")
+    if im.mode == 'F':
+        raise InputError(f"{path} must be an 8-bit RGB picture but its mode is F, floating point, "
+                         "whose range is not known; scale it to 0…255 and save it again.")
+    raise InputError(f"{path} must be an 8-bit RGB picture but its mode is {im.mode}; save it "
+                     "again with Pillow's `convert('RGB')`, or read the set with "
+                     "`PictureStore(convert=True)` (commands: --convert).")
 
 # %% ../../nbs/58_data.pictures.ipynb #e1635e7e
 def to_rgb(
@@ -55,7 +56,8 @@ class PictureStore:
     ):
         self.size, self.max_bytes, self.convert = tuple(size), max_bytes, convert
         self.threads = threads or min(os.cpu_count() or 1, 8)
-        self._rows, self._sizes, self._data = {}, {}, torch.empty(0, 3, *self.size, dtype=torch.uint8)
+        self._rows, self._sizes, self._data = ({}, {},
+                                               torch.empty(0, 3, *self.size, dtype=torch.uint8))
 
     def __len__(self): return len(self._rows)
     def __contains__(self, path): return str(path) in self._rows

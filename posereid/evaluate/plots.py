@@ -19,7 +19,8 @@ from ..pose.joints import check_joints
 def _axes(n_rows, n_cols, size, **kwargs):
     "A figure that is closed already, so that nothing shows it a second time"
     from matplotlib import pyplot as plt
-    fig,axs = plt.subplots(n_rows, n_cols, figsize=size, squeeze=False, layout='constrained', **kwargs)
+    fig,axs = plt.subplots(n_rows, n_cols, figsize=size, squeeze=False,
+                           layout='constrained', **kwargs)
     plt.close(fig)
     return fig, axs
 
@@ -47,11 +48,14 @@ def plot_grid(
     if first is None: raise InputError('There is nothing to plot: the grid has no picture in it.')
     with figure_style():
         width = height*(first.shape[-1]/first.shape[-2]+.08)
-        fig,axs = _axes(n_rows, n_cols, (width*n_cols+.7*bool(row_titles), (height+.06)*n_rows+.25*bool(col_titles)))
+        fig,axs = _axes(n_rows, n_cols, (width*n_cols+.7*bool(row_titles),
+                                         (height+.06)*n_rows+.25*bool(col_titles)))
         for i,row in enumerate(pictures):
-            for j in range(n_cols): _show(axs[i,j], row[j] if j<len(row) else None, colours[i][j] if colours else None)
+            for j in range(n_cols):
+                _show(axs[i,j], row[j] if j<len(row) else None, colours[i][j] if colours else None)
         for ax,t in zip(axs[0], col_titles or []): ax.set_title(t)
-        for ax,t in zip(axs[:,0], row_titles or []): ax.set_ylabel(t, rotation=0, ha='right', va='center')
+        for ax,t in zip(axs[:,0], row_titles or []):
+            ax.set_ylabel(t, rotation=0, ha='right', va='center')
     return fig
 
 # %% ../../nbs/71_evaluate.plots.ipynb #c014
@@ -67,7 +71,8 @@ def plot_ranking(
     rows = [[q, *r] for q,r in zip(queries, ranked)]
     frames = [[None] + [COLORS[2] if o else COLORS[3] for o in c] for c in np.asarray(correct)]
     n = max(map(len, rows), default=1)-1
-    fig = plot_grid(rows, row_titles=titles, col_titles=['query', *range(1, n+1)], height=height, colours=frames)
+    fig = plot_grid(rows, row_titles=titles, col_titles=['query', *range(1, n+1)], height=height,
+                    colours=frames)
     if dist is None: return fig
     with figure_style():
         fig.set_figheight(fig.get_figheight()+.14*len(rows))
@@ -77,9 +82,11 @@ def plot_ranking(
 
 def _written(dist, rows, n):
     "What stands below each picture of a grid, and whether there is one"
-    if dist.shape!=(len(rows), n): raise InputError('`dist` must have one number for each ranked picture, '
-                                                    f'{(len(rows), n)}, but its shape is {dist.shape}.')
-    return [['', *(f'{o:.2f}' for o in d)] for d in dist], [[j>0 and j<len(r) and r[j] is not None for j in range(n+1)] for r in rows]
+    if dist.shape!=(len(rows), n):
+        raise InputError(f'`dist` must have one number for each ranked picture, {(len(rows), n)}, '
+                         f'but its shape is {dist.shape}.')
+    return ([['', *(f'{o:.2f}' for o in d)] for d in dist],
+            [[j>0 and j<len(r) and r[j] is not None for j in range(n+1)] for r in rows])
 
 # %% ../../nbs/71_evaluate.plots.ipynb #2221e702
 def ranked_pictures(
@@ -93,16 +100,18 @@ def ranked_pictures(
     "First pictures of some ranked lists, ready for `plot_ranking(**...)`"
     dist = np.asarray(dist.cpu() if hasattr(dist, 'cpu') else dist)
     if dist.shape!=(len(query), len(gallery)):
-        raise InputError(f'Distances of {len(query)} queries to {len(gallery)} gallery pictures are wanted, but their '
-                         f'shape is {dist.shape}.')
+        raise InputError(f'Distances of {len(query)} queries to {len(gallery)} gallery pictures '
+                         f'are wanted, but their shape is {dist.shape}.')
     rows = np.arange(min(8, len(query))) if rows is None else np.asarray(rows)
-    if not len(rows) or rows.min()<0 or rows.max()>=len(query): raise InputError('`rows` must be positions from 0 to '
-        f'{len(query)-1}, but they are {rows}.')
+    if not len(rows) or rows.min()<0 or rows.max()>=len(query):
+        raise InputError(f'`rows` must be positions from 0 to {len(query)-1}, but they are {rows}.')
     q,d = query.iloc[rows], dist[rows]
-    idxs,right = top_matches(d, q.pid.to_numpy(), gallery.pid.to_numpy(), q.camid.to_numpy(), gallery.camid.to_numpy(), k)
+    idxs,right = top_matches(d, q.pid.to_numpy(), gallery.pid.to_numpy(), q.camid.to_numpy(),
+                             gallery.camid.to_numpy(), k)
     pics = [store.get(list(gallery.path.iloc[o[o>=0]])) for o in idxs]
-    return dict(queries=store.get(list(q.path)), ranked=[[*p, *[None]*(k-len(p))] for p in pics], correct=right,
-                titles=[f'{p} · c{c}' for p,c in zip(q.pid, q.camid)], dist=np.take_along_axis(d, idxs, 1))
+    return dict(queries=store.get(list(q.path)), ranked=[[*p, *[None]*(k-len(p))] for p in pics],
+                correct=right, titles=[f'{p} · c{c}' for p,c in zip(q.pid, q.camid)],
+                dist=np.take_along_axis(d, idxs, 1))
 
 # %% ../../nbs/71_evaluate.plots.ipynb #c020
 def plot_cmc(
@@ -114,8 +123,10 @@ def plot_cmc(
         fig,((ax,),) = _axes(1, 1, (4,2.6))
         for name,r in results.items():
             ks = np.arange(1, max_rank+1)
-            ax.plot(ks, [100*r.rank(k) for k in ks], marker='.', ms=4, label=f'{name} ({100*r.rank(1):.1f})')
-        ax.set(xlabel='rank k', ylabel='queries with a hit (%)', xlim=(.5, max_rank+.5), ylim=(None, 101))
+            ax.plot(ks, [100*r.rank(k) for k in ks], marker='.', ms=4,
+                    label=f'{name} ({100*r.rank(1):.1f})')
+        ax.set(xlabel='rank k', ylabel='queries with a hit (%)', xlim=(.5, max_rank+.5),
+               ylim=(None, 101))
         ax.locator_params(axis='x', integer=True)
         ax.legend(title='rank-1', loc='lower right', title_fontsize=7)
     return fig
@@ -129,14 +140,18 @@ def plot_intervals(
     "Means and intervals as dots with whiskers around zero, hollow where the interval holds 0"
     import seaborn as sns
     if not isinstance(df, pd.DataFrame) or not {'title','value'}<=set(df):
-        raise InputError('Intervals are drawn of a table with `title` and `value`, a line for each seed, but got '
-                         f'{list(df)}; `evaluate.results.differences` makes one.')
-    titles,kind = list(dict.fromkeys(df.title)),{t: _decided(ends(x)) for t,x in df.groupby('title').value}
+        raise InputError('Intervals are drawn of a table with `title` and `value`, a line for '
+                         f'each seed, but got {list(df)}; `evaluate.results.differences` '
+                         'makes one.')
+    titles,kind = list(dict.fromkeys(df.title)),{t: _decided(ends(x))
+                                                 for t,x in df.groupby('title').value}
     with figure_style():
-        fig,((ax,),) = _axes(1, 1, (max(5, 3+.06*max(map(len, titles), default=0)), .7+.28*len(titles)))
+        fig,((ax,),) = _axes(1, 1,
+                             (max(5, 3+.06*max(map(len, titles), default=0)), .7+.28*len(titles)))
         for fill,part in df.groupby(df.title.map(kind)):
-            sns.pointplot(part, x='value', y='title', order=titles, errorbar=ends, linestyle='none', ax=ax,
-                          color=COLORS[0], markersize=5, mfc=COLORS[0] if fill else 'white', err_kws={'lw':2, 'zorder':1})
+            sns.pointplot(part, x='value', y='title', order=titles, errorbar=ends, linestyle='none',
+                          ax=ax, color=COLORS[0], markersize=5, mfc=COLORS[0] if fill else 'white',
+                          err_kws={'lw':2, 'zorder':1})
         ax.axvline(0, color=COLORS[5], lw=.8, zorder=0)
         ax.set(xlabel=xlabel, ylabel='', ylim=(len(titles)-.5, -.5))
     return fig
@@ -147,7 +162,8 @@ def _decided(ends): return bool(ends[0]>0 or ends[1]<0)
 def _ranking(dist, ids):
     "Distances as an array and ids as arrays, checked by the one who knows"
     top_matches(dist, *ids, k=1)
-    return np.asarray(dist.cpu() if hasattr(dist, 'cpu') else dist), *(np.asarray(o.cpu() if hasattr(o, 'cpu') else o) for o in ids)
+    return (np.asarray(dist.cpu() if hasattr(dist, 'cpu') else dist),
+            *(np.asarray(o.cpu() if hasattr(o, 'cpu') else o) for o in ids))
 
 def plot_distances(
     dist,       # `(q, g)` distances
@@ -160,16 +176,19 @@ def plot_distances(
     "Histograms of the distances to the same identity and to others, each with area 1"
     import seaborn as sns
     dist,*ids = _ranking(dist, (q_pids, g_pids, q_camids, g_camids))
-    edges,counts = np.linspace(dist.min(), max(dist.max(), dist.min()+1e-9), bins+1), np.zeros((2, bins), dtype=np.int64)
+    edges,counts = (np.linspace(dist.min(), max(dist.max(), dist.min()+1e-9), bins+1),
+                    np.zeros((2, bins), dtype=np.int64))
     for d,pid,camid in zip(dist, ids[0], ids[2]):
         good,removed = gallery_masks(pid, camid, ids[1], ids[3])
-        for row,mask in zip(counts, (good, ~good & ~removed)): row += np.histogram(d[mask], edges)[0]
+        for row,mask in zip(counts, (good, ~good & ~removed)):
+            row += np.histogram(d[mask], edges)[0]
     pairs = [f'{name} ({n.sum():,})' for name,n in zip(('same person','others'), counts)]
-    df = pd.DataFrame(dict(distance=np.tile((edges[:-1]+edges[1:])/2, 2), pairs=np.repeat(pairs, bins), n=counts.ravel()))
+    df = pd.DataFrame(dict(distance=np.tile((edges[:-1]+edges[1:])/2, 2),
+                           pairs=np.repeat(pairs, bins), n=counts.ravel()))
     with figure_style():
         fig,((ax,),) = _axes(1, 1, (4,2.4))
-        sns.histplot(df, x='distance', weights='n', hue='pairs', bins=list(edges), stat='density', common_norm=False,
-                     element='step', alpha=.35, palette=COLORS[:2], ax=ax)
+        sns.histplot(df, x='distance', weights='n', hue='pairs', bins=list(edges), stat='density',
+                     common_norm=False, element='step', alpha=.35, palette=COLORS[:2], ax=ax)
         ax.set(ylabel='density')
     return fig
 
@@ -183,10 +202,11 @@ def pose_differences(
     g_camids, # `(g,)` cameras of the gallery
 ) -> np.ndarray: # `(q,)` distances; NaN without a positive of enough joints
     "Mean pose distance from each query to the pictures it should find"
-    q,g,ids = check_joints(q_kpts), check_joints(g_kpts), [np.asarray(o) for o in (q_pids, g_pids, q_camids, g_camids)]
+    q,g,ids = (check_joints(q_kpts), check_joints(g_kpts),
+               [np.asarray(o) for o in (q_pids, g_pids, q_camids, g_camids)])
     if [len(o) for o in ids]!=[len(q), len(g)]*2:
-        raise InputError(f'{len(q)} and {len(g)} poses need as many persons and cameras, but there are '
-                         f'{[len(o) for o in ids]}.')
+        raise InputError(f'{len(q)} and {len(g)} poses need as many persons and cameras, but there '
+                         f'are {[len(o) for o in ids]}.')
     res = np.full(len(q), np.nan)
     for i in range(len(q)):
         good = torch.as_tensor(gallery_masks(ids[0][i], ids[2][i], ids[1], ids[3])[0])
@@ -211,31 +231,39 @@ def plot_ap_by_pose(
     "Mean AP, with intervals, against the pose difference of query and positives"
     import seaborn as sns
     x = np.asarray(differences, dtype=np.float64)
-    if not results or ap not in ('ap_trap','ap_mean','inp'): raise InputError("At least one result is needed, and `ap` "
-                                                                              "ap_trap, ap_mean or inp; got "
-                                                                              f"{len(results)} and {ap!r}.")
+    if not results or ap not in ('ap_trap','ap_mean','inp'):
+        raise InputError("At least one result is needed, and `ap` ap_trap, ap_mean or inp; got "
+                         f"{len(results)} and {ap!r}.")
     wrong = [k for k,r in results.items() if x.shape!=(r.n_query,)]
-    if wrong: raise InputError(f'`differences` must have one number a query, but its shape is {x.shape} and {wrong[0]} '
-                               f'has {results[wrong[0]].n_query}.')
+    if wrong:
+        raise InputError(f'`differences` must have one number a query, but its shape is {x.shape} '
+                         f'and {wrong[0]} has {results[wrong[0]].n_query}.')
     keep = np.isfinite(x) & np.logical_and.reduce([r.n_good>0 for r in results.values()])
-    if not 1<=bins<=keep.sum(): raise InputError(f'`bins` must be from 1 to the {keep.sum()} queries with a pose '
-                                                 f'difference, but it is {bins}.')
-    df = _ap_by_pose(results, x, np.arange(len(x)) if pids is None else np.asarray(pids), keep, bins, ap)
+    if not 1<=bins<=keep.sum():
+        raise InputError(f'`bins` must be from 1 to the {keep.sum()} queries with a pose '
+                         f'difference, but it is {bins}.')
+    df = _ap_by_pose(results, x, np.arange(len(x)) if pids is None else np.asarray(pids),
+                     keep, bins, ap)
     ends = lambda ap: bootstrap_interval(ap, df.pid[ap.index])[1:3]
     with figure_style():
         fig,((ax,),) = _axes(1, 1, (4,2.6))
-        sns.lineplot(df, x='at', y='ap', hue='result', style='result', markers=list('os^D'*len(results))[:len(results)],
-                     dashes=False, err_style='bars', errorbar=ends, err_kws=dict(capsize=2), palette=_palette(len(results)), ax=ax)
-        ax.set(xlabel=f'pose difference of query and positives\n({keep.sum():,} of {len(x):,} queries)', ylabel=f'mean {dict(inp="INP").get(ap, "AP")} (%)')
+        sns.lineplot(df, x='at', y='ap', hue='result', style='result',
+                     markers=list('os^D'*len(results))[:len(results)],
+                     dashes=False, err_style='bars', errorbar=ends, err_kws=dict(capsize=2),
+                     palette=_palette(len(results)), ax=ax)
+        ax.set(xlabel=f'pose difference of query and positives\n({keep.sum():,} of {len(x):,} '
+               'queries)', ylabel=f'mean {dict(inp="INP").get(ap, "AP")} (%)')
         ax.legend(title='mean')
     return fig
 
+# %% ../../nbs/71_evaluate.plots.ipynb #9731bcc1b
 def _ap_by_pose(results, x, pids, keep, bins, ap):
     "A line for each result and query: its AP in percent and where its bin is drawn, each result a little beside the others"
     bin_,aside = _bins(x[keep], bins),np.ptp(x[keep])/100
     at = pd.Series(x[keep]).groupby(bin_).transform('mean')
-    return pd.concat([pd.DataFrame(dict(result=f'{name} ({100*getattr(r, ap)[keep].mean():.1f})', at=at+(i-(len(results)-1)/2)*aside,
-        ap=100*getattr(r, ap)[keep], pid=pids[keep])) for i,(name,r) in enumerate(results.items())], ignore_index=True)
+    return pd.concat([pd.DataFrame(dict(result=f'{name} ({100*getattr(r, ap)[keep].mean():.1f})',
+        at=at+(i-(len(results)-1)/2)*aside, ap=100*getattr(r, ap)[keep], pid=pids[keep]))
+                      for i,(name,r) in enumerate(results.items())], ignore_index=True)
 
 def _palette(n): return [COLORS[i%len(COLORS)] for i in range(n)]
 
@@ -249,13 +277,15 @@ def camera_matrix(
     score:str='map_trap', # `map_trap`, `map_mean`, `minp` or `rank1`
 ) -> tuple:               # Cameras of rows and of columns, `(r, c)` scores, `(r, c)` numbers of queries
     "The score of each camera's queries in each camera's gallery"
-    if score not in ('map_trap','map_mean','minp','rank1'): raise InputError('`score` must be map_trap, map_mean, minp '
-                                                                             f'or rank1, but it is {score!r}.')
+    if score not in ('map_trap','map_mean','minp','rank1'):
+        raise InputError(f'`score` must be map_trap, map_mean, minp or rank1, but it is {score!r}.')
     dist,qp,gp,qc,gc = _ranking(dist, (q_pids, g_pids, q_camids, g_camids))
-    if (qc==0).any() or (gc==0).any(): raise InputError(f'Every camera must be known, but {(qc==0).sum()+(gc==0).sum()} '
-                                                        'pictures have camera 0; leave them out.')
+    if (qc==0).any() or (gc==0).any():
+        raise InputError(f'Every camera must be known, but {(qc==0).sum()+(gc==0).sum()} pictures '
+                         'have camera 0; leave them out.')
     rows,cols = np.unique(qc), np.unique(gc)
-    res,n = np.full((len(rows), len(cols)), np.nan), np.zeros((len(rows), len(cols)), dtype=np.int64)
+    res,n = (np.full((len(rows), len(cols)), np.nan),
+             np.zeros((len(rows), len(cols)), dtype=np.int64))
     for i,a in enumerate(rows):
         for j,b in enumerate(cols):
             q,g = np.flatnonzero(qc==a), np.flatnonzero(gc==b)
@@ -264,6 +294,7 @@ def camera_matrix(
             res[i,j],n[i,j] = r.rank(1) if score=='rank1' else getattr(r, score), r.n_valid
     return rows, cols, res, n
 
+# %% ../../nbs/71_evaluate.plots.ipynb #52758db1b
 def plot_cameras(
     dist,                 # `(q, g)` distances
     q_pids,               # `(q,)` identities of the queries
@@ -278,9 +309,12 @@ def plot_cameras(
     text = [[f'{100*o:.0f}\n$_{{{k}}}$' for o,k in zip(*line)] for line in zip(np.nan_to_num(v), n)]
     with figure_style():
         fig,((ax,),) = _axes(1, 1, (.9+.5*len(cols), .7+.42*len(rows)))
-        sns.heatmap(pd.DataFrame(100*v, rows, cols), annot=np.array(text), fmt='', annot_kws={'fontsize':7}, cmap='Blues', vmin=0, vmax=100, cbar=False, ax=ax)
-        for i,j in np.argwhere(np.isnan(v)): ax.text(j+.5, i+.5, '–', ha='center', va='center', fontsize=7)
-        name = dict(map_trap='mAP, trapezoid', map_mean='mAP, mean precision', minp='mINP', rank1='rank-1')[score]
+        sns.heatmap(pd.DataFrame(100*v, rows, cols), annot=np.array(text), fmt='',
+                    annot_kws={'fontsize':7}, cmap='Blues', vmin=0, vmax=100, cbar=False, ax=ax)
+        for i,j in np.argwhere(np.isnan(v)):
+            ax.text(j+.5, i+.5, '–', ha='center', va='center', fontsize=7)
+        name = dict(map_trap='mAP, trapezoid', map_mean='mAP, mean precision', minp='mINP',
+                    rank1='rank-1')[score]
         ax.grid(False); ax.tick_params(length=0); ax.tick_params('y', rotation=0)
         ax.set(xlabel='camera of the gallery', ylabel='camera of the query', title=f'{name} (%)')
     return fig
@@ -293,18 +327,22 @@ def project_features(
 ) -> np.ndarray:       # `(n, 2)` coordinates
     "Features in the plane"
     x = torch.as_tensor(features).detach().float().cpu()
-    if method not in ('tsne','pca'): raise InputError(f"`method` must be 'tsne' or 'pca', but it is {method!r}.")
+    if method not in ('tsne','pca'):
+        raise InputError(f"`method` must be 'tsne' or 'pca', but it is {method!r}.")
     if x.ndim!=2 or len(x)<4 or x.shape[1]<2 or not x.isfinite().all():
-        raise InputError(f'Features must be (n, d), at least four of them, finite, but their shape is {tuple(x.shape)}.')
+        raise InputError('Features must be (n, d), at least four of them, finite, but their shape '
+                         f'is {tuple(x.shape)}.')
     if method=='pca':
         x = x-x.mean(0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return (x@torch.pca_lowrank(x, q=min(6, *x.shape), center=False)[2][:,:2]).numpy()
     try: from sklearn.manifold import TSNE
-    except ImportError: raise InputError("t-SNE needs scikit-learn; `pip install scikit-learn`, or take "
-                                         "method='pca'.") from None
-    return TSNE(perplexity=min(30, (len(x)-1)/3), init='pca', random_state=seed).fit_transform(x.numpy())
+    except ImportError:
+        raise InputError("t-SNE needs scikit-learn; `pip install scikit-learn`, or take "
+                         "method='pca'.") from None
+    return TSNE(perplexity=min(30, (len(x)-1)/3), init='pca',
+                random_state=seed).fit_transform(x.numpy())
 
 # %% ../../nbs/71_evaluate.plots.ipynb #00478600
 def plot_embedding(
@@ -316,15 +354,20 @@ def plot_embedding(
 ):                     # Matplotlib figure
     "Features in the plane, a colour and a shape for each person"
     xy,pids = project_features(features, method, seed), np.asarray(pids)
-    if pids.shape!=(len(xy),): raise InputError(f'Each of {len(xy)} features needs a person, but `pids` has shape '
-                                                f'{pids.shape}.')
+    if pids.shape!=(len(xy),):
+        raise InputError(f'Each of {len(xy)} features needs a person, but `pids` has shape '
+                         f'{pids.shape}.')
     ids,counts = np.unique(pids[pids>0], return_counts=True)
     shown = np.sort(ids[np.argsort(-counts, kind='stable')[:people]])
     with figure_style():
         fig,((ax,),) = _axes(1, 1, (4,3))
         rest = ~np.isin(pids, shown)
-        if rest.any(): ax.scatter(*xy[rest].T, s=6, color='#c8c8c8', label=f'others ({rest.sum():,})', marker='.')
-        for i,p in enumerate(shown): ax.scatter(*xy[pids==p].T, s=16, color=COLORS[i%5], marker='os^DvP'[i//5%6], label=p, lw=0)
+        if rest.any():
+            ax.scatter(*xy[rest].T, s=6, color='#c8c8c8', label=f'others ({rest.sum():,})',
+                       marker='.')
+        for i,p in enumerate(shown):
+            ax.scatter(*xy[pids==p].T, s=16, color=COLORS[i%5], marker='os^DvP'[i//5%6],
+                       label=p, lw=0)
         ax.set(xticks=[], yticks=[], title=dict(tsne='t-SNE', pca='PCA')[method]); ax.grid(False)
         ax.legend(title='person', loc='center left', bbox_to_anchor=(1,.5))
     return fig

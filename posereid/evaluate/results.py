@@ -69,10 +69,14 @@ def differences(
     "The paired differences of several rows, a line for each seed"
     wide,t = by_seed(df, value, part),df.groupby('row').title.first()
     for o in {o for pair in pairs for o in pair}-{*wide}: _no_row(o, wide)
-    one = lambda a, b: (wide[a]-wide[b]).dropna().rename('value').reset_index().assign(row=a, ref=b, title=f'{t[a]} − {t[b]}')
-    return pd.concat([one(*o) for o in pairs], ignore_index=True)[['row','ref','title','seed','value']]
+    one = lambda a, b: (wide[a]-wide[b]).dropna().rename('value').reset_index().assign(row=a, ref=b,
+        title=f'{t[a]} − {t[b]}')
+    return pd.concat([one(*o) for o in pairs],
+                     ignore_index=True)[['row','ref','title','seed','value']]
 
-def _no_row(o, wide): raise InputError(f"There is no row '{o}' to compare; there are {', '.join(map(str, wide.columns))}.")
+def _no_row(o, wide):
+    raise InputError(f"There is no row '{o}' to compare; there are "
+                     f"{', '.join(map(str, wide.columns))}.")
 
 # %% ../../nbs/72_evaluate.results.ipynb #4cf50e48
 def verdict(
@@ -82,9 +86,14 @@ def verdict(
     unit:str='mAP' # Unit of the numbers
 ) -> str:          # Sentence
     "What the interval of a difference allows to say"
-    if not np.isfinite(i.lo): return f"{a} differs from {b} by {i.mean:+.1f} {unit} in one seed, of which nothing follows."
-    size,range_ = f"{abs(i.mean):.1f} {unit}",f"(95 % interval {i.lo:+.1f} to {i.hi:+.1f}, {i.n} seeds)"
-    return by_interval(i, f"{a} is {size} above {b} {range_}.", f"{a} is {size} below {b} {range_}.", f"{a} cannot be told from {b}: {i.mean:+.1f} {unit} {range_}.")
+    if not np.isfinite(i.lo):
+        return (f"{a} differs from {b} by {i.mean:+.1f} {unit} in one seed, of which nothing "
+                "follows.")
+    size,range_ = (f"{abs(i.mean):.1f} {unit}",
+                   f"(95 % interval {i.lo:+.1f} to {i.hi:+.1f}, {i.n} seeds)")
+    return by_interval(i, f"{a} is {size} above {b} {range_}.",
+                       f"{a} is {size} below {b} {range_}.",
+                       f"{a} cannot be told from {b}: {i.mean:+.1f} {unit} {range_}.")
 
 def verdicts(
     df:pd.DataFrame, # Lines of a CSV, one for each row and seed
@@ -93,12 +102,15 @@ def verdicts(
 ) -> str:            # Markdown list
     "What the intervals of several differences allow to say, in mAP (trapezoid) and in rank-1"
     titles,run = df.groupby('row', sort=False).title.first(),set(by_seed(df, part=part))
-    return '\n'.join(f"- {verdict(f'“{titles[a]}”', f'“{titles[b]}”', difference(df, a, b, part=part))} {_beside(difference(df, a, b, 'rank1', part))}"
-                     for a,b in pairs if {a,b}<=run)
+    return '\n'.join(
+        f"- {verdict(f'“{titles[a]}”', f'“{titles[b]}”', difference(df, a, b, part=part))} "
+        f"{_beside(difference(df, a, b, 'rank1', part))}"
+        for a,b in pairs if {a,b}<=run)
 
 def _beside(i):
     "The same pair in rank-1, decided or not"
-    return f"In rank-1: {interval_text(i, sign='+')}" + (f", {by_interval(i, 'above', 'below', 'not decided')}." if np.isfinite(i.lo) else '.')
+    return f"In rank-1: {interval_text(i, sign='+')}" + (
+        f", {by_interval(i, 'above', 'below', 'not decided')}." if np.isfinite(i.lo) else '.')
 
 # %% ../../nbs/72_evaluate.results.ipynb #dea38c31
 def finding(
@@ -111,7 +123,8 @@ def finding(
     "Sentence on where a row stands among others, by its paired differences"
     titles,run,said = df.groupby('row', sort=False).title.first(),set(by_seed(df, value, part)),{}
     for b in [o for o in refs if {a,o}<=run]:
-        said.setdefault(by_interval(difference(df, a, b, value, part), 'is above', 'is below', 'cannot be told from'), []).append(f'“{titles[b]}”')
+        said.setdefault(by_interval(difference(df, a, b, value, part), 'is above', 'is below',
+                                    'cannot be told from'), []).append(f'“{titles[b]}”')
     if not said: return ''
     return f'“{titles[a]}” ' + '; it '.join(f'{k} {_listed(v)}' for k,v in said.items()) + '.'
 
@@ -139,12 +152,18 @@ def scores_table(
 ) -> pd.DataFrame:          # Text; a line for each row
     "Table of results: means and differences with intervals over seeds, and the paper's numbers apart"
     d = df if part is None else df[df.part==part]
-    titles,steps,wide = *(d.groupby('row', sort=False)[o].first() for o in ('title','steps')), {o: by_seed(d, o) for o in ('rank1','map_trap','map_mean')}
+    titles,steps,wide = (*(d.groupby('row', sort=False)[o].first() for o in ('title','steps')),
+                         {o: by_seed(d, o) for o in ('rank1','map_trap','map_mean')})
     mean = lambda n, o: interval_text(mean_interval(wide[o][n].dropna()), within=(0,100))
     delta = lambda n, o: '–' if n==ref else interval_text(difference(d, n, ref, o), sign='+')
-    res = [{'row':titles[n], 'seeds':int(wide['map_trap'][n].count()), 'steps':int(steps[n]), 'rank-1':mean(n, 'rank1'), 'mAP (trapezoid)':mean(n, 'map_trap'), 'mAP (mean precision)':f"{wide['map_mean'][n].mean():.1f}",
-            f'Δ rank-1 to {titles.get(ref, ref)}':delta(n, 'rank1'), 'Δ mAP':delta(n, 'map_trap'), **({f'the paper, {where} (context)':paper.get(n, 'not measured there')} if paper else {})} for n in names or list(titles.index)]
-    return pd.DataFrame(res).set_index('row').rename_axis(None).rename_axis(columns='row') # one line of headings
+    res = [{'row':titles[n], 'seeds':int(wide['map_trap'][n].count()), 'steps':int(steps[n]),
+            'rank-1':mean(n, 'rank1'), 'mAP (trapezoid)':mean(n, 'map_trap'),
+            'mAP (mean precision)':f"{wide['map_mean'][n].mean():.1f}",
+            f'Δ rank-1 to {titles.get(ref, ref)}':delta(n, 'rank1'), 'Δ mAP':delta(n, 'map_trap'),
+            **({f'the paper, {where} (context)':paper.get(n, 'not measured there')} if paper
+               else {})} for n in names or list(titles.index)]
+    # one line of headings
+    return pd.DataFrame(res).set_index('row').rename_axis(None).rename_axis(columns='row')
 
 # %% ../../nbs/72_evaluate.results.ipynb #4ce0cc19
 def paper_context(
@@ -156,8 +175,9 @@ def paper_context(
     df,res = pd.read_csv(path, dtype=dict(rank1=str, map=str)),{}
     for name,(table,method) in names.items():
         rows = df[(df.table==table) & (df.method==method) & (df.dataset==dataset)]
-        if not len(rows): raise InputError(f"{path} has no row '{method}' in table {table} for {dataset}; "
-                                           "look it up there.")
+        if not len(rows):
+            raise InputError(f"{path} has no row '{method}' in table {table} for {dataset}; look "
+                             "it up there.")
         r = rows.iloc[0]
         quoted = f' (quoted from [{int(r.cite)}])' if not r.ours and pd.notna(r.cite) else ''
         res[name] = 'none' if pd.isna(r.rank1) else f"{r['rank1']} / {r['map']}{quoted}"
@@ -176,7 +196,8 @@ def plot_gains(
     wide,titles = by_seed(df, value, part),df.groupby('row', sort=False).title.first()
     pairs = [(o, ref) for o in names or wide.columns if o!=ref and o in wide]
     gains = differences(df, pairs, value, part)
-    return plot_intervals(gains.assign(title=gains.row.map(titles)), xlabel or f'difference in mAP to "{titles[ref]}" (points)')
+    return plot_intervals(gains.assign(title=gains.row.map(titles)),
+                          xlabel or f'difference in mAP to "{titles[ref]}" (points)')
 
 def sweep(
     df:pd.DataFrame,      # Lines of a CSV, one for each row and seed
@@ -187,10 +208,14 @@ def sweep(
     "Scores along a setting, from rows whose keys end in its values"
     wide = by_seed(df, value)
     if ref: wide = wide.sub(wide[ref], axis=0)
-    cols = {c: float(c.removeprefix(prefix).split('_eps_')[0]) for c in wide.columns if c.startswith(prefix)}
-    long = wide[[*cols]].rename(columns=cols).rename_axis(columns='x').reset_index().melt('seed', var_name='x')
-    return long.astype({'x':float}).dropna().sort_values(['x','seed'], ignore_index=True)[['x','seed','value']]
+    cols = {c: float(c.removeprefix(prefix).split('_eps_')[0]) for c in wide.columns
+            if c.startswith(prefix)}
+    long = (wide[[*cols]].rename(columns=cols).rename_axis(columns='x').reset_index()
+            .melt('seed', var_name='x'))
+    return (long.astype({'x':float}).dropna()
+            .sort_values(['x','seed'], ignore_index=True)[['x','seed','value']])
 
+# %% ../../nbs/72_evaluate.results.ipynb #075c5e2eb
 def plot_sweep(
     lines:dict,      # Name → table of `sweep`
     xlabel:str,      # Label of the x axis
@@ -203,28 +228,40 @@ def plot_sweep(
     with figure_style():
         fig = Figure(figsize=(4.8,3.))  # not pyplot's, which a notebook would show twice
         ax = fig.subplots()
-        sns.pointplot(df, x='x', y='value', hue='kind', errorbar=interval_ends, dodge=.06*(len(lines)-1) or False, capsize=.05,
-                      palette=COLORS[:len(lines)], markersize=4, linewidth=1.3, formatter='{:g}'.format, ax=ax)
-        for i,(k,v) in enumerate((levels or {}).items()): ax.axhline(v, color=COLORS[5], ls=('--',':','-.')[i%3], lw=1, label=k)
+        sns.pointplot(df, x='x', y='value', hue='kind', errorbar=interval_ends,
+                      dodge=.06*(len(lines)-1) or False, capsize=.05, palette=COLORS[:len(lines)],
+                      markersize=4, linewidth=1.3, formatter='{:g}'.format, ax=ax)
+        for i,(k,v) in enumerate((levels or {}).items()):
+            ax.axhline(v, color=COLORS[5], ls=('--',':','-.')[i%3], lw=1, label=k)
         ax.set(xlabel=xlabel, ylabel=ylabel)
         ax.legend(loc='upper center', bbox_to_anchor=(.5,-.2), ncol=2)
     return fig
 
 # %% ../../nbs/72_evaluate.results.ipynb #ed7815d2
-PICTURES = dict(l1=('L1',3), l1_person=('L1 on the person',3), ssim=('SSIM',3), sharpness=('sharpness',3), pose_error=('pose error (pixels)',2), pck=('PCK@0.2 (%)',0),
-                guider=('recognised by the guider (%)',0), independent=('by an independent net (%)',0), control=('by the control (%)',0))
+PICTURES = dict(l1=('L1',3), l1_person=('L1 on the person',3), ssim=('SSIM',3),
+                sharpness=('sharpness',3), pose_error=('pose error (pixels)',2),
+                pck=('PCK@0.2 (%)',0), guider=('recognised by the guider (%)',0),
+                independent=('by an independent net (%)',0), control=('by the control (%)',0))
 
 def picture_table(
     df:pd.DataFrame # Lines of a CSV of pictures
 ) -> pd.DataFrame:  # Text; a line for each generator
     "Means of each column over seeds, with intervals"
-    titles,cell = list(dict.fromkeys(df.title)),lambda x, d: interval_text(mean_interval(x), d, within=(0,100))
-    t = pd.DataFrame({v: {n: cell(df[k][df.title==n], d) for n in titles} for k,(v,d) in PICTURES.items() if k in df}).rename_axis(columns='pictures')
+    titles,cell = (list(dict.fromkeys(df.title)),
+                   lambda x, d: interval_text(mean_interval(x), d, within=(0,100)))
+    t = pd.DataFrame({v: {n: cell(df[k][df.title==n], d) for n in titles}
+                      for k,(v,d) in PICTURES.items() if k in df}).rename_axis(columns='pictures')
     t.insert(0, 'seeds', [df[df.title==n].seed.nunique() for n in titles])
     return t
 
-_words = dict(l1=('farther from the truth in all pixels', 'nearer to the truth in all pixels'), sharpness=('sharper', 'less sharp'), l1_person=('farther from the truth on the person', 'nearer to the truth on the person'), ssim=('more like the truth', 'less like the truth'), pose_error=('farther from the pose', 'nearer to the pose'),
-              independent=('recognised more often by an independent net', 'recognised less often by an independent net'), guider=('recognised more often by the guider', 'recognised less often by the guider'))
+_words = dict(l1=('farther from the truth in all pixels', 'nearer to the truth in all pixels'),
+              sharpness=('sharper', 'less sharp'),
+              l1_person=('farther from the truth on the person', 'nearer to the truth on '
+                         'the person'), ssim=('more like the truth', 'less like the truth'),
+              pose_error=('farther from the pose', 'nearer to the pose'),
+              independent=('recognised more often by an independent net',
+                           'recognised less often by an independent net'),
+              guider=('recognised more often by the guider', 'recognised less often by the guider'))
 
 def picture_verdicts(
     df:pd.DataFrame, # Lines of a CSV of pictures
@@ -236,7 +273,9 @@ def picture_verdicts(
     for k,(more,less) in _words.items():
         i,(what,d) = difference(df, a, b, k),PICTURES[k]
         size = f"{what}, {interval_text(i, max(d, 1), '+')}, {i.n} seed{'s'*(i.n!=1)}"
-        res.append('- '+by_interval(i, f'“{t[a]}” is {more} than “{t[b]}”', f'“{t[a]}” is {less} than “{t[b]}”', f'“{t[a]}” and “{t[b]}” cannot be told apart')+f': {size}.')
+        res.append('- '+by_interval(i, f'“{t[a]}” is {more} than “{t[b]}”',
+                                    f'“{t[a]}” is {less} than “{t[b]}”',
+                                    f'“{t[a]}” and “{t[b]}” cannot be told apart')+f': {size}.')
     return '\n'.join(res)
 
 # %% ../../nbs/72_evaluate.results.ipynb #e4dec8fd
@@ -247,5 +286,7 @@ def picture_finding(
     keys:list=None   # Columns to compare; all if None
 ) -> str:            # Sentence
     "In what two generators' pictures differ, without numbers"
-    t,said = df.groupby('row').title.first(),[o for k in keys or _words if (o := by_interval(difference(df, a, b, k), *_words[k], ''))]
-    return f'“{t[a]}” is {_listed(said)} than “{t[b]}”.' if said else f'“{t[a]}” and “{t[b]}” cannot be told apart.'
+    t,said = df.groupby('row').title.first(),[
+        o for k in keys or _words if (o := by_interval(difference(df, a, b, k), *_words[k], ''))]
+    return (f'“{t[a]}” is {_listed(said)} than “{t[b]}”.' if said else f'“{t[a]}” and “{t[b]}” '
+            'cannot be told apart.')

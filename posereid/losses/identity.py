@@ -20,7 +20,8 @@ def lsr_target(
     eps:float|Tensor=0., # Mass taken from the true identity: a number, or `(n,)`
 ) -> Tensor:             # `(n, K)` probabilities, each row sums to 1
     "The smoothed labels of Eq. 7"
-    eps = torch.as_tensor(eps, dtype=torch.get_default_dtype(), device=targ.device).expand(targ.shape)[:,None]
+    eps = (torch.as_tensor(eps, dtype=torch.get_default_dtype(), device=targ.device)
+           .expand(targ.shape)[:,None])
     return eps/K + (1-eps)*F.one_hot(targ, K)
 
 # %% ../../nbs/30_losses.identity.ipynb #c010
@@ -53,7 +54,8 @@ def distances(
     "Distances between all embeddings of a batch, as [29] or plain"
     if emb.dtype in (torch.float16, torch.bfloat16): emb = emb.float()
     if normalise: emb = F.normalize(emb, dim=-1)
-    d = torch.cdist(emb, emb, compute_mode='donot_use_mm_for_euclid_dist')  # by differences: 0 is exactly 0
+    # by differences: 0 is exactly 0
+    d = torch.cdist(emb, emb, compute_mode='donot_use_mm_for_euclid_dist')
     return d.pow(2) if squared else d
 
 # %% ../../nbs/30_losses.identity.ipynb #0b0b9d5b
@@ -68,16 +70,19 @@ def triplet_candidates(
     _known('anchor rule', rule, ANCHOR_RULES)
     gen,same = _generated(labels, is_generated),labels[:,None]==labels
     allowed = (gen[:,None] | ~gen) if rule=='anchor' else torch.ones_like(same)
-    return same & allowed & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device), ~same & allowed
+    return (same & allowed & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device),
+            ~same & allowed)
 
 def _generated(labels, is_generated):
     "`is_generated` as bool, all False for None"
-    return torch.zeros_like(labels, dtype=torch.bool) if is_generated is None else is_generated.bool()
+    return (torch.zeros_like(labels, dtype=torch.bool) if is_generated is None
+            else is_generated.bool())
 
 def _known(what, name, names):
     "Refuse a name that is not among `names`"
-    if name not in names: raise InputError(f"No {what} is called {name!r} but {', '.join(names)}; did you mean "
-                                           f"{nearest(name, list(names))!r}?")
+    if name not in names:
+        raise InputError(f"No {what} is called {name!r} but {', '.join(names)}; did you mean "
+                         f"{nearest(name, list(names))!r}?")
 
 # %% ../../nbs/30_losses.identity.ipynb #6bec5901
 def _pairs(pos, neg):
@@ -103,7 +108,8 @@ def _random(d, pos, neg, generator, ok=None):
     return a[some], p[some], _farthest(score, mask)[some]
 
 # %% ../../nbs/30_losses.identity.ipynb #b6b1cba1
-MINING = 'semihard','semihard_tf','semihard_random','violating','hardest','batch_hard','all','random'
+MINING = ('semihard','semihard_tf','semihard_random','violating','hardest','batch_hard',
+          'all','random')
 
 def _mine(d, labels, is_generated, margin, margin_generated, mining, rule, generator):
     "Indices of triplets from a table of distances"
@@ -119,9 +125,11 @@ def _mine(d, labels, is_generated, margin, margin_generated, mining, rule, gener
     if mining=='hardest':
         a,p = _pairs(pos, neg)
         return a, p, _closest(d[a], neg[a])
-    if mining in ('semihard','semihard_tf'): return _semihard(d, pos, neg, _farthest if mining=='semihard_tf' else _closest)
+    if mining in ('semihard','semihard_tf'):
+        return _semihard(d, pos, neg, _farthest if mining=='semihard_tf' else _closest)
     gen = _generated(labels, is_generated)
-    edge = lambda d_ap, a, p: d_ap + _margins(gen[a,None] | gen[p,None] | gen, margin, margin_generated, d)
+    edge = lambda d_ap, a, p: d_ap + _margins(gen[a,None] | gen[p,None] | gen, margin,
+                                              margin_generated, d)
     ok = dict(random=None, violating=lambda ap, an, a, p: an < edge(ap, a, p),
               semihard_random=lambda ap, an, a, p: (an > ap) & (an < edge(ap, a, p)))[mining]
     return _random(d, pos, neg, generator, ok)
@@ -165,7 +173,8 @@ def triplet_loss(
 ) -> Tensor|tuple:                 # A scalar, or `(m,)` for `none`; with `stats`, also a dict
     "Triplet loss of §3.3: the anchor rule, and a smaller margin where a picture is generated"
     d = distances(emb, normalise, squared)
-    a,p,n = _mine(d.detach(), labels, is_generated, margin, margin_generated, mining, rule, generator)
+    a,p,n = _mine(d.detach(), labels, is_generated, margin, margin_generated, mining, rule,
+                  generator)
     gen = _generated(labels, is_generated)
     alpha,d_ap,d_an = _margins(gen[a]|gen[p]|gen[n], margin, margin_generated, d),d[a,p],d[a,n]
     loss = F.relu(alpha + d_ap - d_an)
@@ -196,8 +205,8 @@ def triplet_stats(
 ) -> dict[str,Tensor]: # Scalars for a log, zeros where there is no triplet
     "`active` (share of triplets with a loss), `triplets` (their number), mean `d_ap`, `d_an` and `margin`"
     mean = lambda o: o.sum()/max(1, len(o))
-    return dict(active=mean((loss>0).to(loss.dtype)), triplets=loss.new_tensor(float(len(loss))), d_ap=mean(d_ap), d_an=mean(d_an),
-                margin=mean(alpha))
+    return dict(active=mean((loss>0).to(loss.dtype)), triplets=loss.new_tensor(float(len(loss))),
+                d_ap=mean(d_ap), d_an=mean(d_an), margin=mean(alpha))
 
 # %% ../../nbs/30_losses.identity.ipynb #a54d2dce
 def collapsed(

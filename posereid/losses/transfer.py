@@ -22,8 +22,8 @@ def check_form(
 ) -> str:     # The same form
     "Refuse a form of Eq. 1 that does not exist"
     if form in GAN_FORMS: return form
-    raise InputError(f"The adversarial loss `gan` must be one of {', '.join(GAN_FORMS)}, but got {form!r}; choose "
-                     "one of these.")
+    raise InputError(f"The adversarial loss `gan` must be one of {', '.join(GAN_FORMS)}, but got "
+                     f"{form!r}; choose one of these.")
 
 # %% ../../nbs/31_losses.transfer.ipynb #c008
 def discriminator_loss(
@@ -62,7 +62,8 @@ def guider_ce(
 ) -> Tensor:          # Scalar mean over target rows; 0 where there is none
     "Cross-entropy of the guider on generated pictures of the target set, Eq. 3"
     is_target = is_target.bool()
-    return F.cross_entropy(logits[is_target], targ[is_target], reduction='sum')/is_target.sum().clamp_min(1)
+    return F.cross_entropy(logits[is_target], targ[is_target],
+                           reduction='sum')/is_target.sum().clamp_min(1)
 
 # %% ../../nbs/31_losses.transfer.ipynb #c028
 def guider_triplet(
@@ -80,7 +81,8 @@ def guider_triplet(
     "Triplet loss of the guider on generated pictures of the target set, Eq. 4"
     rows = is_target.bool()
     fake,positive,labels = fake[rows],positive[rows],labels[rows]
-    d_an,d_ap = distances(fake, normalise, squared),_row_distance(fake, positive, normalise, squared)
+    d_an,d_ap = (distances(fake, normalise, squared),
+                 _row_distance(fake, positive, normalise, squared))
     a,b = guider_negatives(d_ap.detach(), d_an.detach(), labels, mining)
     d_ap,d_an = d_ap[a],d_an[a,b]
     loss = F.relu(margin + d_ap - d_an)
@@ -104,8 +106,10 @@ def guider_negatives(
     mining:str='all', # One of `GUIDER_MINING`
 ) -> tuple[Tensor,Tensor]: # Rows of the anchors, rows of their negatives
     "The negatives of each anchor of Eq. 4: generated pictures of other identities"
-    if mining not in GUIDER_MINING: raise InputError(
-        f"The guider's triplets are mined by one of {', '.join(GUIDER_MINING)}, but got {mining!r}; choose one of these.")
+    if mining not in GUIDER_MINING:
+        raise InputError(
+            f"The guider's triplets are mined by one of {', '.join(GUIDER_MINING)}, but got "
+            f"{mining!r}; choose one of these.")
     neg = labels[:,None]!=labels
     if mining=='all' or not neg.any(): return neg.nonzero().unbind(1)
     a = neg.any(1).nonzero()[:,0]

@@ -22,11 +22,12 @@ def unit_pictures(
 ) -> Tensor:  # `(n, c, h, w)` float32 pictures in [0,1]
     "Pictures of either form on the scale from 0 to 1"
     if x.ndim!=4:
-        raise InputError(f'Pictures must be (n, channels, h, w), but they have shape {tuple(x.shape)}; '
-                         'for one picture pass `x[None]`.')
+        raise InputError('Pictures must be (n, channels, h, w), but they have shape '
+                         f'{tuple(x.shape)}; for one picture pass `x[None]`.')
     if x.dtype==torch.uint8: return x.float()/255
     if x.is_floating_point(): return (x.float().clamp(-1, 1)+1)/2
-    raise InputError(f'Pictures must be uint8, or float in [-1,1], but they are {x.dtype}; make them uint8.')
+    raise InputError(f'Pictures must be uint8, or float in [-1,1], but they are {x.dtype}; make '
+                     'them uint8.')
 
 # %% ../../nbs/42_metrics.images.ipynb #c007
 def _pair(a, b):
@@ -47,7 +48,8 @@ def l1_error(
     if mask is None: return d.mean((1,2,3))
     area = mask.float().sum((1,2,3))
     if mask.shape!=d.shape or not (area>0).all():
-        raise InputError(f'A mask must be {tuple(d.shape)} with something in every picture; it is {tuple(mask.shape)}.')
+        raise InputError(f'A mask must be {tuple(d.shape)} with something in every picture; it is '
+                         f'{tuple(mask.shape)}.')
     return (d*mask).sum((1,2,3))/area
 
 # %% ../../nbs/42_metrics.images.ipynb #c013
@@ -67,8 +69,8 @@ def _window(sigma=1.5, radius=5):
 def _ssim_map(a, b):
     "SSIM of every whole window and channel, `(n, c, (h-10)(w-10))`, of pictures in [0,1]"
     if min(a.shape[2:])<11:
-        raise InputError(f'SSIM needs pictures of at least 11×11 pixels, but they are {a.shape[2]}×{a.shape[3]}; '
-                         'enlarge them.')
+        raise InputError(f'SSIM needs pictures of at least 11×11 pixels, but they are {a.shape[2]}×'
+                         f'{a.shape[3]}; enlarge them.')
     n,c,w = *a.shape[:2], _window().to(a.device)
     x = torch.stack([a, b, a*a, b*b, a*b]).flatten(0, 2)[:,None]
     mu = F.conv2d(F.conv2d(x, w.view(1,1,-1,1)), w.view(1,1,1,-1)).view(5, n, c, -1)
@@ -86,9 +88,8 @@ def ssim(
 # %% ../../nbs/42_metrics.images.ipynb #793718ab
 def _check_mask(mask, a):
     if mask.shape!=(len(a), 1, *a.shape[2:]) or not ((mask>=0) & (mask<=1)).all():
-        raise InputError(f'A mask must be {(len(a), 1, *a.shape[2:])} with numbers from 0 to 1; it is '
-                         f'{tuple(mask.shape)}. '
-                         '`stick_masks` makes one from joints.')
+        raise InputError(f'A mask must be {(len(a), 1, *a.shape[2:])} with numbers from 0 to 1; it '
+                         f'is {tuple(mask.shape)}. `stick_masks` makes one from joints.')
     return mask.float()
 
 # %% ../../nbs/42_metrics.images.ipynb #365e456b
@@ -99,19 +100,21 @@ def mask_ssim(
     background:str='counts', # Role of the background: `counts`, as published, or `left_out`
 ) -> Tensor:                 # `(n,)` similarities, at most 1
     "SSIM of the person, in the published dialect or without the background"
-    if background not in ('counts','left_out'): raise InputError("`background` must be 'counts' or 'left_out', but it "
-                                                                 f"is {background!r}.")
+    if background not in ('counts','left_out'):
+        raise InputError(f"`background` must be 'counts' or 'left_out', but it is {background!r}.")
     a,b = _pair(a, b)
     m = _check_mask(mask, a)
     if background=='counts': return _ssim_map(a*m, b*m).mean((1,2))
     s,w = _ssim_map(a, b).mean(1), m[:,0,5:-5,5:-5].flatten(1)
-    if not (w.sum(1)>0).all(): raise InputError('A mask has nothing in a picture, five pixels from its edge; leave such '
-                                                'pictures out.')
+    if not (w.sum(1)>0).all():
+        raise InputError('A mask has nothing in a picture, five pixels from its edge; leave such '
+                         'pictures out.')
     return (s*w).sum(1)/w.sum(1)
 
 # %% ../../nbs/42_metrics.images.ipynb #c020
-DIALECT = ('L1 on [-1,1] (mean over pixels and channels); PSNR with data range 255; SSIM 11×11 Gaussian window σ=1.5, '
-           'data range 255, population covariance, whole windows, mean over RGB; means over pictures')
+DIALECT = ('L1 on [-1,1] (mean over pixels and channels); PSNR with data range 255; SSIM 11×11 '
+           'Gaussian window σ=1.5, data range 255, population covariance, whole windows, mean over '
+           'RGB; means over pictures')
 
 @dataclass
 class ImageScores:
@@ -135,16 +138,20 @@ def score_pictures(
 
 # %% ../../nbs/42_metrics.images.ipynb #1f8f56be
 DIALECTS = dict(
-    l1='mean over pixels and channels on [-1,1]', psnr='data range 255',
-    ssim='11×11 Gaussian window σ=1.5, data range 255, population covariance, whole windows, mean over RGB',
+    l1='mean over pixels and channels on [-1,1]', psnr='data range 255', ssim='11×11 Gaussian '
+    'window σ=1.5, data range 255, population covariance, whole windows, mean over RGB',
     mask_ssim='both pictures × mask, then SSIM as above: the background scores 1',
-    pckh='head box of known joints 0,1,14-17; error below 0.5 of it in x and in y; missing joints wrong; pooled over joints of all pictures',
-    identity='features of one net at length 1; cosine distance, mean over pairs of each generated picture; ties to the first real picture',
-    inception='torchmetrics: Inception of TensorFlow 2015 at 299×299 with antialiasing, unbiased logits, mean of {splits} splits, pictures shuffled by seed {seed}',
-    fid='torchmetrics: Inception of TensorFlow 2015 at 299×299 with antialiasing, 2048 features, all pictures of both sets',
+    pckh='head box of known joints 0,1,14-17; error below 0.5 of it in x and in y; missing joints '
+    'wrong; pooled over joints of all pictures', identity='features of one net at length 1; cosine '
+    'distance, mean over pairs of each generated picture; ties to the first real picture',
+    inception='torchmetrics: Inception of TensorFlow 2015 at 299×299 with antialiasing, unbiased '
+    'logits, mean of {splits} splits, pictures shuffled by seed {seed}',
+    fid='torchmetrics: Inception of TensorFlow 2015 at 299×299 with antialiasing, 2048 features, '
+    'all pictures of both sets',
     lpips='torchmetrics: LPIPS v0.1, {net}, at {h}×{w}, mean over pictures')
 INCEPTION = 'weights-inception-2015-12-05-6726825d.pth'
-LPIPS_NETS = dict(alex='alexnet-owt-7be5be79.pth', vgg='vgg16-397923af.pth', squeeze='squeezenet1_1-b8a52dc0.pth')
+LPIPS_NETS = dict(alex='alexnet-owt-7be5be79.pth', vgg='vgg16-397923af.pth',
+                  squeeze='squeezenet1_1-b8a52dc0.pth')
 
 # %% ../../nbs/42_metrics.images.ipynb #c5e66604
 _HEAD = [0,1,14,15,16,17]
@@ -152,8 +159,8 @@ _HEAD = [0,1,14,15,16,17]
 def _skeletons(k, what):
     k = torch.as_tensor(k, dtype=torch.float32)
     if k.ndim!=3 or k.shape[1:]!=(18,3) or not k[~(k[...,2]<=0)].isfinite().all():
-        raise InputError(f'{what} must be (n, 18, 3): finite x, y and a confidence that is 0 where a joint is missing; '
-                         f'got {tuple(k.shape)}.')
+        raise InputError(f'{what} must be (n, 18, 3): finite x, y and a confidence that is 0 where '
+                         f'a joint is missing; got {tuple(k.shape)}.')
     return k
 
 def pckh(
@@ -162,17 +169,19 @@ def pckh(
     alpha:float=.5, # Tolerance, as a share of the head box
 ) -> dict:          # `pckh` from 0 to 1 or NaN; counts `joints`, `n`, `left_out`; `dialect`
     "Share of joints within α of a head box of where they belong, both axes separately"
-    kpts,known = _skeletons(kpts, 'Joints that were found'), _skeletons(known, 'Joints that are known')
-    if len(kpts)!=len(known): raise InputError(f'{len(kpts)} poses to compare with {len(known)}; give one for each '
-                                               'picture, in one order.')
+    kpts,known = (_skeletons(kpts, 'Joints that were found'),
+                  _skeletons(known, 'Joints that are known'))
+    if len(kpts)!=len(known):
+        raise InputError(f'{len(kpts)} poses to compare with {len(known)}; give one for each '
+                         'picture, in one order.')
     there,head = known[...,2]>0, known[:,_HEAD]
     far = torch.where(head[...,2:]>0, head[...,:2], torch.nan).nan_to_num(-torch.inf).amax(1)
     near = torch.where(head[...,2:]>0, head[...,:2], torch.nan).nan_to_num(torch.inf).amin(1)
     box,ok = far-near, there[:,_HEAD].sum(1)>=2
     right = there & (kpts[...,2]>0) & ((kpts-known)[...,:2].abs()<alpha*box[:,None]).all(-1)
     n = int(there[ok].sum())
-    return dict(pckh=int(right[ok].sum())/n if n else float('nan'), joints=n, n=int(ok.sum()), left_out=int((~ok).sum()),
-                dialect=DIALECTS['pckh'].replace('0.5', f'{alpha:g}'))
+    return dict(pckh=int(right[ok].sum())/n if n else float('nan'), joints=n, n=int(ok.sum()),
+                left_out=int((~ok).sum()), dialect=DIALECTS['pckh'].replace('0.5', f'{alpha:g}'))
 
 # %% ../../nbs/42_metrics.images.ipynb #916e2252
 @dataclass(repr=False)
@@ -191,13 +200,14 @@ class IdentityUtility:
 
 # %% ../../nbs/42_metrics.images.ipynb #0c41522b
 def _features(x, pids, what):
-    x,pids = torch.as_tensor(x).detach().float().cpu(), np.asarray(pids.cpu() if isinstance(pids, Tensor) else pids)
+    x,pids = (torch.as_tensor(x).detach().float().cpu(),
+              np.asarray(pids.cpu() if isinstance(pids, Tensor) else pids))
     if x.ndim!=2 or not len(x) or not x.isfinite().all():
-        raise InputError(f'Features of {what} pictures must be (n, d), finite and at least one, but their shape is '
-                         f'{tuple(x.shape)}.')
+        raise InputError(f'Features of {what} pictures must be (n, d), finite and at least one, '
+                         f'but their shape is {tuple(x.shape)}.')
     if pids.shape!=(len(x),) or pids.dtype.kind not in 'iu' or (pids<0).any():
-        raise InputError(f'Each of {len(x)} {what} pictures needs a person, an integer from 0 on (junk, −1, is nobody); '
-                         f'got {pids.dtype} of shape {pids.shape}.')
+        raise InputError(f'Each of {len(x)} {what} pictures needs a person, an integer from 0 on '
+                         f'(junk, −1, is nobody); got {pids.dtype} of shape {pids.shape}.')
     return F.normalize(x, dim=1), pids
 
 def _nearest(a, b, itself=False, bs=1024):
@@ -214,8 +224,8 @@ def _top1(scores, labels, n, whose):
     if scores is None: return float('nan')
     scores = torch.as_tensor(scores)
     if scores.ndim!=2 or len(scores)!=n or labels is None or len(labels)!=n:
-        raise InputError(f'The scores of {whose} must be ({n}, K) with {n} `labels`, but their shape is '
-                         f'{tuple(scores.shape)}.')
+        raise InputError(f'The scores of {whose} must be ({n}, K) with {n} `labels`, but their '
+                         f'shape is {tuple(scores.shape)}.')
     return (scores.argmax(1).cpu()==torch.as_tensor(np.asarray(labels))).float().mean().item()
 
 def identity_utility(
@@ -229,46 +239,59 @@ def identity_utility(
 ) -> IdentityUtility:              # Shares from 0 to 1, distances from 0 to 2
     "Top-1, nearest real picture, and feature distance of generated pictures, beside real ones"
     (f,fp),(r,rp) = _features(fake, fake_pids, 'generated'), _features(real, real_pids, 'real')
-    if f.shape[1]!=r.shape[1]: raise InputError(f'Features must be of one net, but have {f.shape[1]} and {r.shape[1]} '
-                                                'numbers per picture; take both from the same model.')
+    if f.shape[1]!=r.shape[1]:
+        raise InputError(f'Features must be of one net, but have {f.shape[1]} and {r.shape[1]} '
+                         'numbers per picture; take both from the same model.')
     people,at = np.unique(rp, return_inverse=True)
-    if not np.isin(fp, people).all(): raise InputError(f'Person {fp[~np.isin(fp, people)][0]} is generated but has no '
-                                                       'real picture; give the real training set.')
-    sums = torch.zeros(len(people), r.shape[1], dtype=torch.float64).index_add_(0, torch.as_tensor(at), r.double())
+    if not np.isin(fp, people).all():
+        raise InputError(f'Person {fp[~np.isin(fp, people)][0]} is generated but has no real '
+                         'picture; give the real training set.')
+    sums = (torch.zeros(len(people), r.shape[1], dtype=torch.float64)
+            .index_add_(0, torch.as_tensor(at), r.double()))
     counts,own = torch.as_tensor(np.bincount(at)), np.searchsorted(people, fp)
-    same,every = (f.double()*sums[own]).sum(1), f.double()@sums.sum(0)         # sums of cosines: no matrix of pairs is needed
+    # sums of cosines: no matrix of pairs is needed
+    same,every = (f.double()*sums[own]).sum(1), f.double()@sums.sum(0)
     paired = torch.as_tensor(np.bincount(at)[at]>1)
-    real_same = ((r.double()*sums[at]).sum(1)-r.double().square().sum(1))[paired]/(counts[at][paired]-1)
+    real_same = ((r.double()*sums[at]).sum(1)-r.double().square()
+                 .sum(1))[paired]/(counts[at][paired]-1)
     hit_real = torch.as_tensor(rp[_nearest(r, r, itself=True)]==rp)[paired]
-    return IdentityUtility(_top1(scores, labels, len(f), 'the net'), _top1(guider_scores, labels, len(f), 'the guider'),
-        float((rp[_nearest(f, r)]==fp).mean()), hit_real.float().mean().item(), 1-(same/counts[own]).mean().item(), 1-real_same.mean().item(),
+    return IdentityUtility(_top1(scores, labels, len(f), 'the net'),
+        _top1(guider_scores, labels, len(f), 'the guider'),
+        float((rp[_nearest(f, r)]==fp).mean()), hit_real.float().mean().item(),
+        1-(same/counts[own]).mean().item(), 1-real_same.mean().item(),
         1-((every-same)/(len(r)-counts[own])).mean().item(), len(f), len(r), DIALECTS['identity'])
 
+# %% ../../nbs/42_metrics.images.ipynb #21f0d1c7b
 @patch
 def _repr_markdown_(self:IdentityUtility):
     share = lambda v: '–' if v!=v else f'{100*v:.1f} %'
-    rows = [('generated', share(self.top1), share(self.seen_by_g), share(self.nearest), f'{self.distance:.3f}', f'{self.others:.3f}', f'{self.n:,}'),
-            ('real', '', '', share(self.nearest_real), f'{self.distance_real:.3f}', '', f'{self.n_real:,}')]
+    rows = [('generated', share(self.top1), share(self.seen_by_g), share(self.nearest),
+             f'{self.distance:.3f}', f'{self.others:.3f}', f'{self.n:,}'),
+            ('real', '', '', share(self.nearest_real), f'{self.distance_real:.3f}', '',
+             f'{self.n_real:,}')]
     cols = ['', 'top-1', 'seen by G', 'nearest is the person', 'distance', 'to others', 'pictures']
-    return '\n'.join(f'| {" | ".join(o)} |' for o in [cols, ['---:']*len(cols), *rows]) + f'\n\n{self.dialect}'
+    return ('\n'.join(f'| {" | ".join(o)} |' for o in [cols, ['---:']*len(cols), *rows])
+            + f'\n\n{self.dialect}')
 
 # %% ../../nbs/42_metrics.images.ipynb #2eb8eedd
 def _published(what, module, name, file, **kwargs):
     "A metric of torchmetrics, or a sentence that says how to get it"
-    cure = InputError(f'{what} needs torchmetrics and torch-fidelity; `pip install "torchmetrics[image]"`.')
+    cure = InputError(f'{what} needs torchmetrics and torch-fidelity; `pip install '
+                      '"torchmetrics[image]"`.')
     try: make = getattr(importlib.import_module(f'torchmetrics.image.{module}'), name)
     except ImportError: raise cure from None
     try: return make(**kwargs).eval()
     except ModuleNotFoundError: raise cure from None
     except (OSError, RuntimeError) as e:
         place = Path(torch.hub.get_dir())/'checkpoints'
-        raise InputError(f'{what} needs the weights {file}, which could not be fetched ({e}); put that file '
-                         f'into {place}.') from e
+        raise InputError(f'{what} needs the weights {file}, which could not be fetched ({e}); put '
+                         f'that file into {place}.') from e
 
 def _bytes(x, what, least=2):
     x = unit_pictures(x)
-    if len(x)<least or x.shape[1]!=3: raise InputError(f'{what} needs at least {least} pictures of 3 channels, but got '
-                                                       f'{tuple(x.shape)}.')
+    if len(x)<least or x.shape[1]!=3:
+        raise InputError(f'{what} needs at least {least} pictures of 3 channels, but got '
+                         f'{tuple(x.shape)}.')
     return (255*x).round().byte()
 
 # %% ../../nbs/42_metrics.images.ipynb #49c31fa6
@@ -286,7 +309,8 @@ def inception_score(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         value,sd = m.compute()
-    return dict(value=float(value), sd=float(sd), n=len(x), dialect=DIALECTS['inception'].format(splits=splits, seed=seed))
+    return dict(value=float(value), sd=float(sd), n=len(x),
+                dialect=DIALECTS['inception'].format(splits=splits, seed=seed))
 
 @torch.no_grad()
 def fid(
@@ -301,6 +325,7 @@ def fid(
         for o in x.split(bs): m.update(o, real=is_real)
     return dict(value=float(m.compute()), n=len(fake), n_real=len(real), dialect=DIALECTS['fid'])
 
+# %% ../../nbs/42_metrics.images.ipynb #49c31fa6b
 @torch.no_grad()
 def lpips(
     a:Tensor,       # `(n, 3, h, w)` pictures, uint8 or float in [−1,1], at least 32×32
@@ -309,10 +334,14 @@ def lpips(
     bs:int=64,      # Batch size
 ) -> dict:          # Score `value`, `n` pictures, `dialect`
     "LPIPS by torchmetrics; small is good"
-    if net not in LPIPS_NETS: raise InputError(f'`net` must be one of {", ".join(LPIPS_NETS)}, but it is {net!r}.')
+    if net not in LPIPS_NETS:
+        raise InputError(f'`net` must be one of {", ".join(LPIPS_NETS)}, but it is {net!r}.')
     a,b = _pair(a, b)
-    if a.shape[1]!=3 or not len(a) or min(a.shape[2:])<32: raise InputError('LPIPS needs pictures of 3 channels from '
-                                                                            f'32×32 on, but got {tuple(a.shape)}.')
-    m = _published('LPIPS', 'lpip', 'LearnedPerceptualImagePatchSimilarity', LPIPS_NETS[net], net_type=net, normalize=True)
+    if a.shape[1]!=3 or not len(a) or min(a.shape[2:])<32:
+        raise InputError('LPIPS needs pictures of 3 channels from 32×32 on, but got '
+                         f'{tuple(a.shape)}.')
+    m = _published('LPIPS', 'lpip', 'LearnedPerceptualImagePatchSimilarity', LPIPS_NETS[net],
+                   net_type=net, normalize=True)
     for x,y in zip(a.split(bs), b.split(bs)): m.update(x, y)
-    return dict(value=float(m.compute()), n=len(a), dialect=DIALECTS['lpips'].format(net=net, h=a.shape[2], w=a.shape[3]))
+    return dict(value=float(m.compute()), n=len(a),
+                dialect=DIALECTS['lpips'].format(net=net, h=a.shape[2], w=a.shape[3]))

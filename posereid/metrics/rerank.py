@@ -17,13 +17,15 @@ def _nearest(d, k, ties):
     k = min(k, d.shape[1])
     vals,idx = d.topk(min(k+1, d.shape[1]), largest=False)
     tied,idx = (vals[:,1:]==vals[:,:-1]).any(1).nonzero()[:,0].cpu(), idx[:,:k].cpu().numpy()
-    for i in tied.tolist(): idx[i] = np.argsort(d[i].cpu().numpy(), kind='stable' if ties=='stable' else None)[:k]
+    for i in tied.tolist():
+        idx[i] = np.argsort(d[i].cpu().numpy(), kind='stable' if ties=='stable' else None)[:k]
     return idx
 
 # %% ../../nbs/41_metrics.rerank.ipynb #9e631ff2
 class _FromDistances:
     "Rows of D from the distances query×gallery, query×query and gallery×gallery"
-    def __init__(self, qg, qq, gg): self.qg,self.qq,self.gg,self.n_query,self.n = qg,qq,gg,len(qg),sum(qg.shape)
+    def __init__(self, qg, qq, gg):
+        self.qg,self.qq,self.gg,self.n_query,self.n = qg,qq,gg,len(qg),sum(qg.shape)
 
     def rows(self, s):
         q = self.n_query
@@ -45,19 +47,24 @@ class _FromDistances:
 # %% ../../nbs/41_metrics.rerank.ipynb #fc2bd063
 class _FromFeatures:
     "Rows of D from the features of queries and gallery"
-    def __init__(self, f, n_query): self.f,self.n_query,self.n,self.sq = f,n_query,len(f),f.square().sum(1)
+    def __init__(self, f, n_query):
+        self.f,self.n_query,self.n,self.sq = f,n_query,len(f),f.square().sum(1)
 
-    def rows(self, s): return (self.sq[s,None] + self.sq - 2*self.f[s]@self.f.T).clamp_min_(0).float()
+    def rows(self, s):
+        return (self.sq[s,None] + self.sq - 2*self.f[s]@self.f.T).clamp_min_(0).float()
 
     def entries(self, i, j):
-        i,j = (torch.as_tensor(o, device=self.f.device).split(2**22//self.f.shape[1]+1) for o in (i,j))
-        return torch.cat([(self.sq[a]+self.sq[b]-2*(self.f[a]*self.f[b]).sum(1)).clamp_min(0).float() for a,b in zip(i,j)])
+        i,j = (torch.as_tensor(o, device=self.f.device).split(2**22//self.f.shape[1]+1)
+               for o in (i,j))
+        return torch.cat([(self.sq[a]+self.sq[b]-2*(self.f[a]*self.f[b]).sum(1)).clamp_min(0)
+                          .float() for a,b in zip(i,j)])
 
 # %% ../../nbs/41_metrics.rerank.ipynb #84cea66c
 def _neighbours(source, k, ties, chunk):
     "The first `k` columns and the largest value of each row of D, and its query × gallery block"
     q,n = source.n_query, source.n
-    D,top,rank = torch.empty(q, n-q), torch.empty(n), np.empty((n, min(k, n)), dtype=np.int64)  # beforehand, so that nothing small lies between the blocks
+    # beforehand, so that nothing small lies between the blocks
+    D,top,rank = torch.empty(q, n-q), torch.empty(n), np.empty((n, min(k, n)), dtype=np.int64)
     edges = [*range(0, q, chunk), *range(q, n, chunk), n]
     for a,b in zip(edges, edges[1:]):
         d = source.rows(slice(a,b))
@@ -67,14 +74,15 @@ def _neighbours(source, k, ties, chunk):
         rank[a:b] = _nearest(d, k, ties)
         if b<=q: D[a:b] = d[:,q:]
     if top.isfinite().all(): return rank, top, D
-    raise InputError('Some distances are not finite when they are squared, because they are too large; normalise '
-                     'the features.')
+    raise InputError('Some distances are not finite when they are squared, because they are too '
+                     'large; normalise the features.')
 
 # %% ../../nbs/41_metrics.rerank.ipynb #36222b98
 def _reciprocal(rank):
     "True where `rank[i,j]` has `i` among its own neighbours"
     own = np.arange(len(rank))[:,None,None]
-    return np.concatenate([(rank[rank[i:i+1024]]==own[i:i+1024]).any(2) for i in range(0, len(rank), 1024)])
+    return np.concatenate([(rank[rank[i:i+1024]]==own[i:i+1024]).any(2)
+                           for i in range(0, len(rank), 1024)])
 
 def _expanded(rank, k1):
     "Pairs i·N + j with j in R*(i), ascending"
@@ -105,7 +113,8 @@ class _Rows(NamedTuple):
         "Entries of some rows, one row after the other: which of `rows`, and the index of the entry"
         size = self.start[rows+1]-self.start[rows]
         which = np.repeat(np.arange(len(rows)), size)
-        return which, np.arange(len(which)) + np.repeat(self.start[rows]-(np.cumsum(size)-size), size)
+        return (which,
+                np.arange(len(which)) + np.repeat(self.start[rows]-(np.cumsum(size)-size), size))
 
 # %% ../../nbs/41_metrics.rerank.ipynb #bb6ca84a
 def _encode(source, rank, top, k1, k2):
@@ -140,7 +149,8 @@ def _overlap(V, n_query, n):
         mine = slice(V.start[a], V.start[b])
         which,e = by_col.take(V.col[mine])
         least = np.minimum(V.val[mine][which], by_col.val[e])
-        s[a:b] = np.bincount((row[mine][which]-a)*g + by_col.col[e], least, minlength=(b-a)*g).reshape(b-a, g)
+        s[a:b] = (np.bincount((row[mine][which]-a)*g + by_col.col[e], least, minlength=(b-a)*g)
+                  .reshape(b-a, g))
     return s
 
 # %% ../../nbs/41_metrics.rerank.ipynb #0d5a72a3
@@ -154,17 +164,25 @@ def _rerank(source, k1, k2, lam, ties, chunk):
 
 def _check_settings(k1, k2, lam, ties):
     for name,k in (('k1',k1), ('k2',k2)):
-        if int(k)!=k or k<1: raise InputError(f'`{name}` must be a whole number from 1, but it is {k!r}; the authors '
-                                              'take k1=20, k2=6.')
-    if not 0<=lam<=1: raise InputError(f'`lam` must lie between 0 and 1, but it is {lam!r}; the authors take 0.3.')
-    if ties not in ('argsort','stable'): raise InputError(f"`ties` must be 'argsort' or 'stable', but it is {ties!r}.")
+        if int(k)!=k or k<1:
+            raise InputError(f'`{name}` must be a whole number from 1, but it is {k!r}; the '
+                             'authors take k1=20, k2=6.')
+    if not 0<=lam<=1:
+        raise InputError(f'`lam` must lie between 0 and 1, but it is {lam!r}; the authors '
+                         'take 0.3.')
+    if ties not in ('argsort','stable'):
+        raise InputError(f"`ties` must be 'argsort' or 'stable', but it is {ties!r}.")
 
 def _as_tensor(x, what):
-    x = (torch.as_tensor(x) if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))).detach()
+    x = (torch.as_tensor(x) if isinstance(x, Tensor)
+         else torch.from_numpy(np.ascontiguousarray(x))).detach()
     if x.dtype not in (torch.float32,torch.float64): x = x.float()
-    if x.ndim!=2 or 0 in x.shape: raise InputError(f'{what} must be a matrix, but have shape {tuple(x.shape)}; pass one row per picture.')
-    if not np.isfinite([float(x.min()), float(x.max())]).all(): raise InputError(f'{what} must be finite, but some are '
-        'NaN or infinite; check the model that made them.')
+    if x.ndim!=2 or 0 in x.shape:
+        raise InputError(f'{what} must be a matrix, but have shape {tuple(x.shape)}; pass one row '
+                         'per picture.')
+    if not np.isfinite([float(x.min()), float(x.max())]).all():
+        raise InputError(f'{what} must be finite, but some are NaN or infinite; check the model '
+                         'that made them.')
     return x
 
 # %% ../../nbs/41_metrics.rerank.ipynb #1d0fec70
@@ -181,12 +199,13 @@ def rerank(
 ) -> Tensor:              # `(q, g)` float32 distances on the CPU
     "k-reciprocal re-ranking from distances, equal to the authors' code"
     _check_settings(k1, k2, lam, ties)
-    qg,qq,gg = (_as_tensor(o, f'The distances {n}') for o,n in ((qg,'query × gallery'), (qq,'query × query'), (gg,'gallery × gallery')))
+    qg,qq,gg = (_as_tensor(o, f'The distances {n}')
+                for o,n in ((qg,'query × gallery'), (qq,'query × query'), (gg,'gallery × gallery')))
     q,g = qg.shape
     if qq.shape!=(q,q) or gg.shape!=(g,g):
-        raise InputError(f'Distances of {q} queries and {g} gallery pictures must be ({q}, {g}), ({q}, {q}) and ({g}, '
-                         f'{g}), but they are '
-                         f'{tuple(qg.shape)}, {tuple(qq.shape)} and {tuple(gg.shape)}.')
+        raise InputError(f'Distances of {q} queries and {g} gallery pictures must be ({q}, {g}), ('
+                         f'{q}, {q}) and ({g}, {g}), but they are {tuple(qg.shape)}, '
+                         f'{tuple(qq.shape)} and {tuple(gg.shape)}.')
     return _rerank(_FromDistances(qg, qq, gg), int(k1), int(k2), lam, ties, chunk)
 
 # %% ../../nbs/41_metrics.rerank.ipynb #d8c70077
@@ -204,6 +223,8 @@ def rerank_features(
     _check_settings(k1, k2, lam, ties)
     q,g = _as_tensor(q, 'The features of the queries'), _as_tensor(g, 'The features of the gallery')
     if q.shape[1]!=g.shape[1]:
-        raise InputError(f'Queries and gallery must have features of one length, but they have {q.shape[1]} and '
-                         f'{g.shape[1]} numbers per picture; take both from the same model.')
-    return _rerank(_FromFeatures(torch.cat([q.to(g), g]), len(q)), int(k1), int(k2), lam, ties, chunk)
+        raise InputError('Queries and gallery must have features of one length, but they have '
+                         f'{q.shape[1]} and {g.shape[1]} numbers per picture; take both from the '
+                         'same model.')
+    return _rerank(_FromFeatures(torch.cat([q.to(g), g]), len(q)), int(k1), int(k2), lam,
+                   ties, chunk)

@@ -31,11 +31,14 @@ class Interval(NamedTuple):
 def _sample(x, level, least=1):
     x = np.asarray(x, dtype=np.float64)
     if x.ndim!=1 or len(x)<least:
-        raise InputError(f'A sample must be at least {least} number(s) in a row, but it has shape {x.shape}.')
+        raise InputError(f'A sample must be at least {least} number(s) in a row, but it has shape '
+                         f'{x.shape}.')
     if not np.isfinite(x).all():
-        raise InputError(f'A sample must be finite, but entry {np.flatnonzero(~np.isfinite(x))[0]} is not; '
-                         'drop failed runs first.')
-    if not 0<level<1: raise InputError(f'`level` must lie between 0 and 1, but it is {level}; write 0.95 for 95 %.')
+        raise InputError(f'A sample must be finite, but entry {np.flatnonzero(~np.isfinite(x))[0]} '
+                         'is not; drop failed runs first.')
+    if not 0<level<1:
+        raise InputError(f'`level` must lie between 0 and 1, but it is {level}; write 0.95 '
+                         'for 95 %.')
     return x
 
 # %% ../../nbs/43_metrics.stats.ipynb #c007
@@ -70,16 +73,18 @@ def paired_interval(
     "Mean difference of paired samples with its Student t-interval"
     a,b = _sample(a, level), _sample(b, level)
     if len(a)!=len(b):
-        raise InputError(f'Paired samples must be equally long, but they have {len(a)} and {len(b)} entries; '
-                         'keep the seeds both have.')
+        raise InputError(f'Paired samples must be equally long, but they have {len(a)} and '
+                         f'{len(b)} entries; keep the seeds both have.')
     return mean_interval(a-b, level)
 
 # %% ../../nbs/43_metrics.stats.ipynb #c015
 def _by_person(x, groups):
     "Sum and number of queries of each person"
-    ids = np.unique(np.arange(len(x)) if groups is None else np.asarray(groups), return_inverse=True)[1]
+    ids = np.unique(np.arange(len(x)) if groups is None else np.asarray(groups),
+                    return_inverse=True)[1]
     if ids.shape!=x.shape:
-        raise InputError(f'`groups` must name the person of each of {len(x)} queries, but it has shape {ids.shape}.')
+        raise InputError(f'`groups` must name the person of each of {len(x)} queries, but it has '
+                         f'shape {ids.shape}.')
     return np.bincount(ids, x), np.bincount(ids)
 
 def _expand(level, n):
@@ -99,11 +104,14 @@ def bootstrap_interval(
     x = _sample(x, level)
     sums,counts = _by_person(x, groups)
     if len(counts)==1: return Interval(float(x.mean()), *[float('nan')]*2, 1, *[float('nan')]*2)
-    draws = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1/len(counts)), size=n_boot)
+    draws = np.random.default_rng(seed).multinomial(len(counts),
+                                                    np.full(len(counts), 1/len(counts)),
+                                                    size=n_boot)
     means,tail = draws@sums/(draws@counts), _expand(level, len(counts))
     lo,hi = np.quantile(means, [tail, 1-tail])
     p = min(1., 2*(min((means<=0).sum(), (means>=0).sum())+1)/(n_boot+1))
-    return Interval(float(x.mean()), float(lo), float(hi), len(counts), float(means.std(ddof=1)), float(p))
+    return Interval(float(x.mean()), float(lo), float(hi), len(counts),
+                    float(means.std(ddof=1)), float(p))
 
 # %% ../../nbs/43_metrics.stats.ipynb #ac93d6f4
 def permutation_p(
@@ -115,7 +123,8 @@ def permutation_p(
     "Permutation test: p-value of no difference, the runs exchanged identity by identity"
     sums,_ = _by_person(_sample(diff, .95), groups)
     rng,seen,found = np.random.default_rng(seed), abs(sums.sum())*(1-1e-12), 0
-    for m in np.diff(np.r_[0:n_perm:1000, n_perm]): found += (abs((2*rng.integers(0, 2, (m,len(sums)))-1)@sums)>=seen).sum()
+    for m in np.diff(np.r_[0:n_perm:1000, n_perm]):
+        found += (abs((2*rng.integers(0, 2, (m,len(sums)))-1)@sums)>=seen).sum()
     return float((found+1)/(n_perm+1))
 
 # %% ../../nbs/43_metrics.stats.ipynb #8ce60803
@@ -130,8 +139,8 @@ def per_query(
     "Scores of every query"
     names = _short([str(o).replace('\\','/') for o in names])
     if len(names)!=result.n_query or len(set(names))<len(names):
-        raise InputError(f'Each of {result.n_query} queries needs a name of its own, but there are {len(names)}, '
-                         f'{len(set(names))} different.')
+        raise InputError(f'Each of {result.n_query} queries needs a name of its own, but there are '
+                         f'{len(names)}, {len(set(names))} different.')
     cols = dict(query=names, pid=np.asarray(pids), camid=np.asarray(camids))
     df = pd.DataFrame(cols | {k: getattr(result, k) for k in PER_QUERY[3:]})
     return df.sort_values('query', ignore_index=True)
@@ -151,10 +160,13 @@ def write_per_query(
     "Write the scores of every query, and their protocol in a .json of the same name"
     path = Path(path)
     result.write_json(path.with_suffix('.json'))
-    with write_beside(path) as p: per_query(result, names, pids, camids).to_csv(p, index=False, float_format='%.6f', lineterminator='\n')
+    with write_beside(path) as p:
+        per_query(result, names, pids, camids).to_csv(p, index=False, float_format='%.6f',
+                                                      lineterminator='\n')
 
 # %% ../../nbs/43_metrics.stats.ipynb #d8df5792
-SCORES = dict(rank1='rank-1', map_trap='mAP (trapezoid)', map_mean='mAP (mean precision)', minp='mINP')
+SCORES = dict(rank1='rank-1', map_trap='mAP (trapezoid)', map_mean='mAP (mean precision)',
+              minp='mINP')
 
 @dataclass(repr=False)
 class Comparison:
@@ -167,8 +179,12 @@ class Comparison:
     level:float       # Confidence level
     protocol:str      # Protocol of the scores; both if the runs differ
 
-    def __repr__(self): return '\n'.join([f'{self.b} − {self.a}: {self._basis()}', *self._lines(), *([self.protocol] if self.protocol else [])])
-    def _basis(self): return f'{self.n_query:,} queries of {self.n_people:,} people, {100*self.level:g} % intervals over people'
+    def __repr__(self):
+        return '\n'.join([f'{self.b} − {self.a}: {self._basis()}', *self._lines(),
+                          *([self.protocol] if self.protocol else [])])
+    def _basis(self):
+        return (f'{self.n_query:,} queries of {self.n_people:,} people, {100*self.level:g} % '
+                'intervals over people')
 
 # %% ../../nbs/43_metrics.stats.ipynb #bb4c0838
 def _p(p): return '<0.001' if p<.001 else f'{p:.3f}'
@@ -176,27 +192,33 @@ def _p(p): return '<0.001' if p<.001 else f'{p:.3f}'
 @patch
 def _lines(self:Comparison):
     "One sentence a score"
-    return [f'{SCORES[k]}: {r.a:.1f} → {r.b:.1f}, Δ {r.delta:+.1f} [{r.lo:+.1f}, {r.hi:+.1f}], p {_p(r.p)}: '
+    return [f'{SCORES[k]}: {r.a:.1f} → {r.b:.1f}, Δ {r.delta:+.1f} [{r.lo:+.1f}, {r.hi:+.1f}], p '
+            f'{_p(r.p)}: '
             + 'not '*(not r.distinguishable) + 'distinguishable' for k,r in self.table.iterrows()]
 
 @patch
 def _repr_markdown_(self:Comparison):
     head = ['', self.a, self.b, 'Δ', f'{100*self.level:g} % interval', 'p', 'distinguishable']
-    rows = [[SCORES[k], f'{r.a:.1f}', f'{r.b:.1f}', f'{r.delta:+.1f}', f'{r.lo:+.1f} to {r.hi:+.1f}', _p(r.p), 'yes' if r.distinguishable else 'no']
+    rows = [[SCORES[k], f'{r.a:.1f}', f'{r.b:.1f}', f'{r.delta:+.1f}',
+             f'{r.lo:+.1f} to {r.hi:+.1f}', _p(r.p), 'yes' if r.distinguishable else 'no']
             for k,r in self.table.iterrows()]
-    return '\n'.join(f'| {" | ".join(o)} |' for o in [head, [':---']+['---:']*6, *rows]) + f'\n\n{self._basis()}. {self.protocol}'
+    return ('\n'.join(f'| {" | ".join(o)} |' for o in [head, [':---']+['---:']*6, *rows])
+            + f'\n\n{self._basis()}. {self.protocol}')
 
 # %% ../../nbs/43_metrics.stats.ipynb #c6b9dbec
 def _read_per_query(path):
     path = Path(path)
     file = path/'per_query.csv' if path.is_dir() else path
     if not file.exists():
-        raise InputError(f'{path} has no per_query.csv, which every scored run writes; score it again, or name the '
-                         'folder of a ReID model.')
+        raise InputError(f'{path} has no per_query.csv, which every scored run writes; score it '
+                         'again, or name the folder of a ReID model.')
     df,how = pd.read_csv(file, dtype={'query':str}), file.with_suffix('.json')
     lost = set(PER_QUERY)-set(df)
-    if lost: raise InputError(f'{file} lacks the columns {sorted(lost)}; it must be written by `write_per_query`.')
-    return df.set_index('query'), json.loads(how.read_text(encoding='utf-8'))['protocol'] if how.exists() else ''
+    if lost:
+        raise InputError(f'{file} lacks the columns {sorted(lost)}; it must be written by '
+                         '`write_per_query`.')
+    return (df.set_index('query'),
+            json.loads(how.read_text(encoding='utf-8'))['protocol'] if how.exists() else '')
 
 # %% ../../nbs/43_metrics.stats.ipynb #24cf341a
 def compare_runs(
@@ -211,25 +233,31 @@ def compare_runs(
     "Paired comparison of two runs over the people of their queries"
     (x,said_a),(y,said_b) = _read_per_query(a), _read_per_query(b)
     if set(x.index)!=set(y.index) or (x.pid!=y.pid[x.index]).any():
-        raise InputError(f'Runs are compared on the same queries, but of {len(x)} and {len(y)} they share '
-                         f'{len(set(x.index)&set(y.index))}; '
-                         'score both on one test set.')
+        raise InputError(f'Runs are compared on the same queries, but of {len(x)} and {len(y)} '
+                         f'they share {len(set(x.index)&set(y.index))}; score both on one '
+                         'test set.')
     y = y.loc[x.index]
     if empty=='skip': x,y = x[x.n_good>0], y[x.n_good>0]
-    rows = {k: _difference(*(_score_of(o, k) for o in (x,y)), x.pid, level, n_boot, n_perm, seed) for k in SCORES}
-    said = said_a if said_a==said_b else f'Measured differently. {Path(a).name}: {said_a}. {Path(b).name}: {said_b}'
-    return Comparison(*_two_names(a, b), pd.DataFrame.from_dict(rows, orient='index'), len(x), x.pid.nunique(), level, said)
+    rows = {k: _difference(*(_score_of(o, k) for o in (x,y)), x.pid, level, n_boot, n_perm, seed)
+            for k in SCORES}
+    said = (said_a if said_a==said_b else f'Measured differently. {Path(a).name}: {said_a}. '
+            f'{Path(b).name}: {said_b}')
+    return Comparison(*_two_names(a, b), pd.DataFrame.from_dict(rows, orient='index'), len(x),
+                      x.pid.nunique(), level, said)
 
 def _two_names(a, b):
     a,b = (Path(o).parent if Path(o).suffix=='.csv' else Path(o) for o in (a,b))
     return (a.name, b.name) if a.name!=b.name else (a.as_posix(), b.as_posix())
 
-def _score_of(df, k): return ((df.first_rank==1)*1. if k=='rank1' else df[dict(minp='inp').get(k, k.replace('map', 'ap'))]).to_numpy()
+def _score_of(df, k):
+    return ((df.first_rank==1)*1. if k=='rank1'
+            else df[dict(minp='inp').get(k, k.replace('map', 'ap'))]).to_numpy()
 
 def _difference(x, y, pids, level, n_boot, n_perm, seed):
     d = 100*(y-x)
     ci,p = bootstrap_interval(d, pids, level, n_boot, seed), permutation_p(d, pids, n_perm, seed)
-    return dict(a=100*x.mean(), b=100*y.mean(), delta=ci.mean, lo=ci.lo, hi=ci.hi, p=p, distinguishable=bool((ci.lo>0 or ci.hi<0) and p<1-level))
+    return dict(a=100*x.mean(), b=100*y.mean(), delta=ci.mean, lo=ci.lo, hi=ci.hi, p=p,
+                distinguishable=bool((ci.lo>0 or ci.hi<0) and p<1-level))
 
 # %% ../../nbs/43_metrics.stats.ipynb #c019
 def paired_table(
@@ -243,13 +271,15 @@ def paired_table(
     "Every row's mean over seeds, and its paired difference to the control with a t-interval"
     wide = df.pivot(index=seed, columns=row, values=value)
     if control not in wide:
-        raise InputError(f'No row is called {control!r}; there are {", ".join(map(repr, wide.columns))}.')
+        raise InputError(f'No row is called {control!r}; there are '
+                         f'{", ".join(map(repr, wide.columns))}.')
     names = pd.Index(df[row].unique(), name=row)
     return pd.DataFrame([_compare(wide, r, control, level) for r in names], index=names)
 
 # %% ../../nbs/43_metrics.stats.ipynb #c020
 def _compare(wide, r, control, level):
     x,both = mean_interval(wide[r].dropna(), level), wide[[r]].assign(_c=wide[control]).dropna()
-    same,none = Interval(0., 0., 0., len(both), 0., 1.), Interval(*[float('nan')]*3, 0, *[float('nan')]*2)
+    same,none = (Interval(0., 0., 0., len(both), 0., 1.),
+                 Interval(*[float('nan')]*3, 0, *[float('nan')]*2))
     d = same if r==control else paired_interval(both[r], both['_c'], level) if len(both) else none
     return dict(n_seeds=x.n, mean=x.mean, sd=x.sd, delta=d.mean, lo=d.lo, hi=d.hi, p=d.p)

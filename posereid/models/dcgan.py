@@ -20,9 +20,9 @@ def dcgan_base(
     (h,w),n = size,0
     while max(h,w)>4 and h%2==0 and w%2==0: h,w,n = h//2,w//2,n+1
     if n>=2 and max(h,w)<=8: return (h,w),n
-    raise InputError(f"A DCGAN halves its pictures down to a side of 4 to 8, but {size[0]} × {size[1]} ends "
-                     f"at {h} × {w}; "
-                     "choose sides of powers of two, such as 64 × 32 or 128 × 64.")
+    raise InputError(f"A DCGAN halves its pictures down to a side of 4 to 8, but {size[0]} × "
+                     f"{size[1]} ends at {h} × {w}; choose sides of powers of two, such as 64 × 32 "
+                     "or 128 × 64.")
 
 # %% ../../nbs/23_models.dcgan.ipynb #d6caf7a0
 class DCGANGenerator(nn.Module):
@@ -36,8 +36,11 @@ class DCGANGenerator(nn.Module):
         base,n = dcgan_base(size)
         cs = [width*min(2**i, 8) for i in range(n)][::-1]
         self.z,self.size = z,tuple(size)
-        layers = [nn.ConvTranspose2d(z, cs[0], base, bias=False), nn.BatchNorm2d(cs[0]), nn.ReLU(True)]
-        for a,b in zip(cs, cs[1:]): layers += [nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU(True)]
+        layers = [nn.ConvTranspose2d(z, cs[0], base, bias=False), nn.BatchNorm2d(cs[0]),
+                  nn.ReLU(True)]
+        for a,b in zip(cs, cs[1:]):
+            layers += [nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False), nn.BatchNorm2d(b),
+                       nn.ReLU(True)]
         self.stack = nn.Sequential(*layers, nn.ConvTranspose2d(cs[-1], 3, 4, 2, 1), nn.Tanh())
         self.apply(init_dcgan).to(memory_format=torch.channels_last)
 
@@ -52,7 +55,8 @@ class DCGANDiscriminator(nn.Module):
         cs = [3] + [width*min(2**i, 8) for i in range(n)]
         layers = []
         for i,(a,b) in enumerate(zip(cs, cs[1:])):
-            layers += [nn.Conv2d(a, b, 4, 2, 1, bias=i==0), *([nn.BatchNorm2d(b)] if i else []), nn.LeakyReLU(.2, True)]
+            layers += [nn.Conv2d(a, b, 4, 2, 1, bias=i==0), *([nn.BatchNorm2d(b)] if i else []),
+                       nn.LeakyReLU(.2, True)]
         self.stack = nn.Sequential(*layers, nn.Conv2d(cs[-1], 1, base))
         self.apply(init_dcgan).to(memory_format=torch.channels_last)
 

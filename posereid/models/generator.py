@@ -50,8 +50,8 @@ def unet_depth(
     while min(h,w) > smallest and h%2==0 and w%2==0: h,w,depth = h//2,w//2,depth+1
     if depth and min(h,w) <= 4*smallest: return depth
     near = ' × '.join(str(max(16, round(o/16)*16)) for o in size)
-    raise InputError(f"A U-Net halves its pictures, but {size[0]} × {size[1]} can be halved {depth} times only; "
-                     f"choose sides that are multiples of 16, such as {near}.")
+    raise InputError(f"A U-Net halves its pictures, but {size[0]} × {size[1]} can be halved "
+                     f"{depth} times only; choose sides that are multiples of 16, such as {near}.")
 
 # %% ../../nbs/21_models.generator.ipynb #c019
 def check_depth(
@@ -60,9 +60,9 @@ def check_depth(
 ) -> int:                # The same depth
     "Refuse a size that cannot be halved `depth` times"
     if depth>=1 and not any(o % 2**depth for o in size): return depth
-    raise InputError(f"A U-Net of depth {depth} needs sides that are multiples of {2**max(depth,1)}, but got {size[0]} "
-                     f"× {size[1]}; "
-                     f"change the size, or set the depth to {unet_depth(size)}.")
+    raise InputError(f"A U-Net of depth {depth} needs sides that are multiples of "
+                     f"{2**max(depth,1)}, but got {size[0]} × {size[1]}; change the size, or set "
+                     f"the depth to {unet_depth(size)}.")
 
 # %% ../../nbs/21_models.generator.ipynb #0271bbc5
 class Decoder(nn.Module):
@@ -115,7 +115,8 @@ class SiameseUNet(nn.Module):
         self.appearance = Encoder(cs, norm)
         self.skeleton = None if shared else Encoder(cs, norm)
         k = 2 if skips=='both' else 1
-        self.decoder = Decoder([(1+k)*c for c in cs[:-1]] + [2*cs[-1]], [head or 3+blend]+cs[:-1], norm, up, dropout)
+        self.decoder = Decoder([(1+k)*c for c in cs[:-1]] + [2*cs[-1]], [head or 3+blend]+cs[:-1],
+                               norm, up, dropout)
         self.head = nn.Conv2d(head+6, 3+blend, 3, padding=1) if head else None
         self.apply(init_gan).to(memory_format=torch.channels_last)
 
@@ -126,8 +127,9 @@ def check_choices(
     "Refuse a variant of the generator that does not exist"
     known = dict(norm=tuple(NORMS), up=('resize','transposed'), skips=('both','appearance'))
     for k,v in kwargs.items():
-        if v not in known[k]: raise InputError(f"`{k}` must be one of {', '.join(known[k])}, but got {v!r}; choose "
-                                               "one of these.")
+        if v not in known[k]:
+            raise InputError(f"`{k}` must be one of {', '.join(known[k])}, but got {v!r}; choose "
+                             "one of these.")
 
 def init_gan(
     m:nn.Module, # Any layer

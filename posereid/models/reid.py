@@ -29,7 +29,8 @@ class Block(nn.Module):
         self.conv1,self.bn1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False),nn.BatchNorm2d(c_out)
         self.conv2,self.bn2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False),nn.BatchNorm2d(c_out)
         same = stride==1 and c_in==c_out
-        self.short = nn.Identity() if same else nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+        self.short = nn.Identity() if same else nn.Sequential(
+            nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
 
     def forward(self,
         x:Tensor # `(n, c_in, h, w)` maps
@@ -42,7 +43,8 @@ def small_body(
 ) -> tuple[nn.Module,int]: # Module from pictures to maps, and its number of channels
     "A residual net for small pictures, quick on two cores"
     stem = [nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(True)]
-    return nn.Sequential(*stem, Block(width, 2*width, 2), Block(2*width, 4*width, 2), Block(4*width, 8*width, 2)), 8*width
+    return nn.Sequential(*stem, Block(width, 2*width, 2), Block(2*width, 4*width, 2),
+                         Block(4*width, 8*width, 2)), 8*width
 
 # %% ../../nbs/20_models.reid.ipynb #4f54d05a
 class DenseLayer(nn.Module):
@@ -69,7 +71,8 @@ def small_dense_body(
     layers:tuple[int,...]=(3,3,3) # Layers of each dense block
 ) -> tuple[nn.Module,int]:        # Module from pictures to maps, and its number of channels
     "A densely connected net for small pictures, quick on two cores"
-    c,parts = 2*width,[nn.Conv2d(3, 2*width, 3, 2, 1, bias=False), nn.BatchNorm2d(2*width), nn.ReLU(True), nn.AvgPool2d(2)]
+    c,parts = 2*width,[nn.Conv2d(3, 2*width, 3, 2, 1, bias=False), nn.BatchNorm2d(2*width),
+                       nn.ReLU(True), nn.AvgPool2d(2)]
     for i,n in enumerate(layers):
         if i: parts,c = parts+_transition(c),c//2
         parts,c = parts+[DenseLayer(c+2*width*j, 2*width) for j in range(n)],c+2*width*n
@@ -82,8 +85,11 @@ def _torchvision_body(net, arch):
     layers = kids.get('features', kids.get('layers'))
     if layers is None and 'fc' in kids and not {'aux1','AuxLogits'}&set(kids):
         return nn.Sequential(*[o for name,o in kids.items() if name not in ('avgpool','fc')])
-    if layers is None: raise InputError(f"`arch` {arch!r} has no body that can be cut out; nets with `features` or `layers` have one (DenseNet, MobileNet, "
-        "EfficientNet, ConvNeXt, Swin, VGG, MNASNet), and plain ones that end in `fc` (ResNet, RegNet, ShuffleNet): choose one of these.")
+    if layers is None:
+        raise InputError(f"`arch` {arch!r} has no body that can be cut out; nets with `features` "
+                         "or `layers` have one (DenseNet, MobileNet, EfficientNet, ConvNeXt, "
+                         "Swin, VGG, MNASNet), and plain ones that end in `fc` (ResNet, RegNet, "
+                         "ShuffleNet): choose one of these.")
     if arch.startswith('densenet'): return nn.Sequential(layers, nn.ReLU(True))
     return nn.Sequential(layers, kids['norm'], kids['permute']) if 'permute' in kids else layers
 
@@ -91,7 +97,9 @@ def _torchvision_body(net, arch):
 def _timm():
     "The optional package"
     try: import timm
-    except ImportError as e: raise InputError("An `arch` that begins with timm: needs the package timm; pip install timm.") from e
+    except ImportError as e:
+        raise InputError("An `arch` that begins with timm: needs the package timm; pip "
+                         "install timm.") from e
     return timm
 
 def _timm_body(net, arch, size):
@@ -107,8 +115,10 @@ def _channels(body, arch, size):
     "Channels of the last map, which must be one"
     with torch.no_grad(): shape = tuple(body.eval()(torch.zeros(1, 3, *size)).shape)
     body.train()
-    if len(shape)!=4: raise InputError(f"`arch` {arch!r} ends in a tensor of shape {shape} and not in a map (n, channels, h, w), so there is nothing to average; "
-                                       "choose a convolutional net, or a Swin.")
+    if len(shape)!=4:
+        raise InputError(f"`arch` {arch!r} ends in a tensor of shape {shape} and not in a map (n, "
+                         "channels, h, w), so there is nothing to average; choose a convolutional "
+                         "net, or a Swin.")
     return shape[1]
 
 # %% ../../nbs/20_models.reid.ipynb #078bd13f
@@ -120,28 +130,35 @@ def check_arch(
 ) -> str:                  # The name without `torchvision:`
     "Refuse nets and weights that do not exist"
     name = arch.removeprefix('torchvision:')
-    if name.startswith('timm:') and not _timm().is_model(name[5:]): raise InputError(
-        f"timm has no net {name[5:]!r}; the nearest is {nearest(name[5:], _timm().list_models())!r}.")
+    if name.startswith('timm:') and not _timm().is_model(name[5:]):
+        raise InputError(
+            f"timm has no net {name[5:]!r}; the nearest is "
+            f"{nearest(name[5:], _timm().list_models())!r}.")
     if name not in SMALL and not name.startswith('timm:'):
         import torchvision
         known = torchvision.models.list_models(module=torchvision.models)
-        if name not in known: raise InputError("`arch` must be small, small_dense, a classification net of torchvision "
-                                               f"or timm:NAME, but got {arch!r}; "
-                                               f"the nearest is {nearest(name, [*SMALL, *known])!r}.")
-    if weights and name in SMALL: raise InputError(f"`weights` must be left out for {name}, which is trained from "
-                                                   f"scratch, but got {weights!r}.")
+        if name not in known:
+            raise InputError("`arch` must be small, small_dense, a classification net of "
+                             f"torchvision or timm:NAME, but got {arch!r}; the nearest is "
+                             f"{nearest(name, [*SMALL, *known])!r}.")
+    if weights and name in SMALL:
+        raise InputError(f"`weights` must be left out for {name}, which is trained from scratch, "
+                         f"but got {weights!r}.")
     if weights and weights!='imagenet': _check_file(weights)
     return name
 
 def _check_file(path):
-    if Path(path).suffix not in ('.safetensors','.pth','.pt'): raise InputError(
-        f"`weights` must be left out, or be `imagenet` or a file .safetensors, .pth or .pt, but got {str(path)!r}; "
-        "choose one of these.")
-    if not Path(path).expanduser().is_file(): raise InputError(f"There is no file of weights at {path}; give the path of "
-                                                               "one, or `imagenet`, or leave `weights` out.")
+    if Path(path).suffix not in ('.safetensors','.pth','.pt'):
+        raise InputError(
+            "`weights` must be left out, or be `imagenet` or a file .safetensors, .pth or .pt, "
+            f"but got {str(path)!r}; choose one of these.")
+    if not Path(path).expanduser().is_file():
+        raise InputError(f"There is no file of weights at {path}; give the path of one, or "
+                         "`imagenet`, or leave `weights` out.")
 
 # %% ../../nbs/20_models.reid.ipynb #94ec8c51
-FLAT = dict(zip('013467', ('0.0','0.1','1.0','1.1','2','3'))) # Layers of a flat block of MobileNetV2
+# Layers of a flat block of MobileNetV2
+FLAT = dict(zip('013467', ('0.0','0.1','1.0','1.1','2','3')))
 FIRST = dict(zip('0134', ('0.0','0.1','1','2')))              # Its first block does not expand
 
 def _rename(state):
@@ -167,15 +184,21 @@ def read_state(
     from safetensors.torch import load_file
     _check_file(path)
     path = Path(path).expanduser()
-    try: state = load_file(path) if path.suffix=='.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as e: raise InputError(
-        f"{path} is no whole file of tensors alone ({str(e).splitlines()[0] if str(e) else type(e).__name__}); save a "
-        "state_dict with safetensors or torch.save.") from e
+    try:
+        state = load_file(path) if path.suffix=='.safetensors' else torch.load(path,
+            map_location='cpu', weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as e:
+        raise InputError(
+            f"{path} is no whole file of tensors alone ("
+            f"{str(e).splitlines()[0] if str(e) else type(e).__name__}); save a state_dict with "
+            "safetensors or torch.save.") from e
     state = _unwrap(state)
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"{path} must hold a state_dict, tensors by name, but holds something else; save "
-                         "`net.state_dict()`.")
-    if all(k.startswith('module.') for k in state): state = {k.removeprefix('module.'):v for k,v in state.items()}
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor)
+            for v in state.values()):
+        raise InputError(f"{path} must hold a state_dict, tensors by name, but holds something "
+                         "else; save `net.state_dict()`.")
+    if all(k.startswith('module.') for k in state):
+        state = {k.removeprefix('module.'):v for k,v in state.items()}
     return _rename(state)
 
 # %% ../../nbs/20_models.reid.ipynb #a8b0e24e
@@ -196,9 +219,10 @@ def fit_state(
     odd = [k for k in over if k not in left]
     lost = [k for k in want if k not in state and not k.endswith('num_batches_tracked')]
     bad = [k for k in want if k in state and state[k].shape!=want[k].shape]
-    if lost or bad or odd: raise InputError(f"{what} do not fit: {len(lost)} of {len(want)} names are missing, "
-                                            f"{len(bad)} have another shape and {len(odd)} are "
-        f"unknown, first {(lost+bad+odd)[0]!r}; use weights of the same net.")
+    if lost or bad or odd:
+        raise InputError(f"{what} do not fit: {len(lost)} of {len(want)} names are missing, "
+                         f"{len(bad)} have another shape and {len(odd)} are unknown, first "
+                         f"{(lost+bad+odd)[0]!r}; use weights of the same net.")
     with torch.no_grad():
         for k,v in want.items(): v.copy_(state.get(k, v))
     return left
@@ -213,9 +237,13 @@ def _imagenet_file(arch):
     if path.exists(): return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=re.search(r'-([a-f0-9]+)\.', path.name)[1], progress=False)
-    except (OSError, RuntimeError) as e: raise InputError(f"The ImageNet weights of {arch} could not be fetched ({e}); put the file {path.name} into "
-        f"{path.parent}, give the path of a file as `weights`, or leave `weights` out.") from e
+        torch.hub.download_url_to_file(url, str(path),
+                                       hash_prefix=re.search(r'-([a-f0-9]+)\.', path.name)[1],
+                                       progress=False)
+    except (OSError, RuntimeError) as e:
+        raise InputError(f"The ImageNet weights of {arch} could not be fetched ({e}); put the file "
+                         f"{path.name} into {path.parent}, give the path of a file as `weights`, "
+                         "or leave `weights` out.") from e
     return path
 
 def _made(make):
@@ -237,7 +265,9 @@ def _build(arch, weights):
 def _start(net, body, path, arch, heads=CLASSIFIERS, quiet=False):
     "Weights of a file, with a word on what is not used of it"
     left = fit_state(net, body, read_state(path), f'{path}: the weights for {arch}', heads)
-    if left and not quiet: warnings.warn(f"{path}: not used for {arch}: {', '.join(left)}, the classifier of other classes.", stacklevel=4)
+    if left and not quiet:
+        warnings.warn(f"{path}: not used for {arch}: {', '.join(left)}, the classifier of other "
+                      "classes.", stacklevel=4)
 
 # %% ../../nbs/20_models.reid.ipynb #58edb6e9
 IMAGENET = (.485,.456,.406),(.229,.224,.225)
@@ -248,9 +278,11 @@ def _timm_net(name, fetch):
     except Exception as e:
         if not fetch: raise
         cfg = _timm().get_pretrained_cfg(name)
-        place = cfg and (cfg.hf_hub_id and f'model.safetensors of {cfg.hf_hub_id}' or cfg.url) or 'its weights'
-        raise InputError(f"The pretrained weights of timm:{name} could not be fetched ({str(e).splitlines()[0][:120]}); "
-                         f"get the file {place} and give its path as `weights`, or leave `weights` out.") from e
+        place = (cfg and (cfg.hf_hub_id and f'model.safetensors of {cfg.hf_hub_id}' or cfg.url)
+                 or 'its weights')
+        raise InputError(f"The pretrained weights of timm:{name} could not be fetched ("
+                         f"{str(e).splitlines()[0][:120]}); get the file {place} and give its path "
+                         "as `weights`, or leave `weights` out.") from e
 
 def _build_timm(arch, weights):
     "The same for timm"
@@ -258,7 +290,9 @@ def _build_timm(arch, weights):
     cfg = net.default_cfg
     size,heads = cfg['input_size'][-2:],cfg.get('classifier') or ()
     body = _timm_body(net, arch, size)
-    if weights and weights!='imagenet': _start(net, body, weights, arch, (*CLASSIFIERS, *([heads] if isinstance(heads, str) else heads)))
+    if weights and weights!='imagenet':
+        _start(net, body, weights, arch,
+               (*CLASSIFIERS, *([heads] if isinstance(heads, str) else heads)))
     return body, _channels(body, arch, size), (cfg['mean'], cfg['std'])
 
 # %% ../../nbs/20_models.reid.ipynb #c015
@@ -274,7 +308,8 @@ class ReIDNet(nn.Module):
         self.body,self.n_features,self.drop = body,n_features,nn.Dropout(dropout)
         self.head = nn.Linear(n_features, n_ids) if n_ids else None
         if n_ids: nn.init.normal_(self.head.weight, std=.001); nn.init.zeros_(self.head.bias)
-        self.register_buffer('mean', torch.zeros(1,3,1,1)); self.register_buffer('std', torch.ones(1,3,1,1))
+        self.register_buffer('mean', torch.zeros(1,3,1,1))
+        self.register_buffer('std', torch.ones(1,3,1,1))
 
 # %% ../../nbs/20_models.reid.ipynb #c017
 @patch
@@ -285,8 +320,8 @@ def embed(self:ReIDNet,
     try: return self.body((x-self.mean)/self.std).mean((2,3))
     except (RuntimeError, AssertionError) as e:
         if not re.search(r"too small|greater than actual input|n.t match model", str(e)): raise
-        raise InputError(f"Pictures of {x.shape[-2]}×{x.shape[-1]} do not fit this net ({e}); make them larger, or "
-                         "choose another `arch`.") from e
+        raise InputError(f"Pictures of {x.shape[-2]}×{x.shape[-1]} do not fit this net ({e}); make "
+                         "them larger, or choose another `arch`.") from e
 
 @patch
 def forward(self:ReIDNet,
@@ -318,7 +353,8 @@ def set_stats(
     std:tuple[float,...]=(.229,.224,.225),  # Standard deviation of each channel; ImageNet's
 ) -> ReIDNet:                           # The same net
     "Let a net that was trained on other statistics take pictures in [−1, 1]"
-    net.mean.copy_(2*torch.tensor(mean).view(1,3,1,1)-1); net.std.copy_(2*torch.tensor(std).view(1,3,1,1))
+    net.mean.copy_(2*torch.tensor(mean).view(1,3,1,1)-1)
+    net.std.copy_(2*torch.tensor(std).view(1,3,1,1))
     return net
 
 # %% ../../nbs/20_models.reid.ipynb #6a18f607

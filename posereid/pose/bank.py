@@ -23,9 +23,9 @@ def choose_poses(
     "For every picture `n_each` different poses of the bank, each as likely as any other (§4.2)"
     good = has_pose(bank, min_joints).nonzero()[:,0]
     if len(good)<n_each:
-        raise InputError(f"{len(good)} of {len(bank)} poses have at least {min_joints} joints, but each picture "
-                         f"wants {n_each} "
-                         "different ones; lower `min_joints`, or give more poses.")
+        raise InputError(f"{len(good)} of {len(bank)} poses have at least {min_joints} joints, but "
+                         f"each picture wants {n_each} different ones; lower `min_joints`, or give "
+                         "more poses.")
     chosen = torch.zeros(n_pictures, 0, dtype=torch.long)
     for k in range(n_each):
         g = torch.Generator().manual_seed(seed*1009+k)
@@ -59,7 +59,8 @@ def pose_distance(
     wa,wb = (a[...,2]>0).double(), (b[...,2]>0).double()
     shared = wa@wb.T
     total = u.square().sum(-1)@wb.T + wa@v.square().sum(-1).T - 2*u.flatten(1)@v.flatten(1).T
-    return torch.where(shared>=min_shared, (total.clamp_min(0)/shared.clamp_min(1)).sqrt(), float('inf')).float()
+    return torch.where(shared>=min_shared, (total.clamp_min(0)/shared.clamp_min(1)).sqrt(),
+                       float('inf')).float()
 
 # %% ../../nbs/17_pose.bank.ipynb #c021
 def pose_coverage(
@@ -105,7 +106,8 @@ def coverage_gained(
     radius:float=.15, # Distance up to which two poses are alike
 ) -> tuple: # Shares before and after, between 0 and 1
     "Share of a bank's poses that a data set covers, without and with the poses added to it"
-    return covered_share(bank, poses, radius), covered_share(bank, torch.cat([poses, added]), radius)
+    return (covered_share(bank, poses, radius),
+            covered_share(bank, torch.cat([poses, added]), radius))
 
 # %% ../../nbs/17_pose.bank.ipynb #cf747e85
 def pose_heights(
@@ -151,10 +153,11 @@ def diverse_poses(
     min_shared:int=8, # Least number of shared joints of poses that are compared
 ) -> Tensor: # `(n,)` different rows of `bank`
     "Rows of a bank that cover it evenly"
-    if not 0<n<=len(bank): raise InputError(f"{n} poses wanted of a bank of {len(bank)}; ask for between 1 "
-                                            f"and {len(bank)}.")
-    if method not in ('farthest','cluster'): raise InputError(f"There is no method '{method}'; choose 'farthest' "
-                                                              "or 'cluster'.")
+    if not 0<n<=len(bank):
+        raise InputError(f"{n} poses wanted of a bank of {len(bank)}; ask for between 1 and "
+                         f"{len(bank)}.")
+    if method not in ('farthest','cluster'):
+        raise InputError(f"There is no method '{method}'; choose 'farthest' or 'cluster'.")
     g = torch.Generator().manual_seed(seed)
     first = torch.randint(len(bank), (1,), generator=g).item()
     rows = _farthest(bank, n, first, min_shared)
@@ -185,7 +188,8 @@ def _medoids(bank, rows, min_shared, n_iter=10):
     d,out = pose_distance(centres, bank, min_shared), []
     for row in d:
         row[out] = float('inf')
-        out.append(row.argmin().item() if row.isfinite().any() else next(i for i in range(len(bank)) if i not in out))
+        out.append(row.argmin().item() if row.isfinite().any()
+                   else next(i for i in range(len(bank)) if i not in out))
     return torch.tensor(out)
 
 # %% ../../nbs/17_pose.bank.ipynb #b61ec102
@@ -200,7 +204,9 @@ def bank_rows(
     good = good_poses(bank, **kwargs).nonzero()[:,0]
     n = len(good) if n is None else n
     if len(good)<max(n,1):
-        raise InputError(f"{len(good)} of {len(bank)} poses are good enough, but {n} are wanted; loosen the filter, or "
-                         "give more poses.")
-    if method=='uniform': return good[torch.randperm(len(good), generator=torch.Generator().manual_seed(seed))[:n]] if n<len(good) else good
+        raise InputError(f"{len(good)} of {len(bank)} poses are good enough, but {n} are wanted; "
+                         "loosen the filter, or give more poses.")
+    if method=='uniform':
+        return (good[torch.randperm(len(good), generator=torch.Generator().manual_seed(seed))[:n]]
+                if n<len(good) else good)
     return good[diverse_poses(bank[good], n, method, seed)]

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..core import InputError, locked, progress, sha12, to_json, write_beside
 from ..imagefiles import list_images, open_upright
-from .draw import COLORS, LIMBS
+from .draw import JOINT_COLORS, LIMBS
 from .table import PoseTable, match_pictures
 from .formats import from_mediapipe
 from .files import read_market_csv, read_poses, write_market_csv
@@ -37,7 +37,8 @@ class KnownPoses:
         sizes = None if some.frames is None else [tuple(pictures[i].shape[1:]) for i in there]
         out[there] = some.fitted(sizes).joints
         return out
-    def __repr__(self): return f"KnownPoses({', '.join([str(len(self.table))] + [self.source]*bool(self.source))})"
+    def __repr__(self):
+        return f"KnownPoses({', '.join([str(len(self.table))] + [self.source]*bool(self.source))})"
 
 # %% ../../nbs/16_pose.estimate.ipynb #2ec61690
 _RCNN = 'keypointrcnn_resnet50_fpn_coco-fc266e95.pth'
@@ -45,17 +46,19 @@ _RCNN = 'keypointrcnn_resnet50_fpn_coco-fc266e95.pth'
 def _rcnn_state(path):
     "Weights from a file, or from torchvision's server through torch's cache"
     folder = Path(torch.hub.get_dir())/'checkpoints'
-    if path is not None and not Path(path).is_file(): raise InputError(f"{path}: no such file; Keypoint R-CNN's weights "
-                                                                       f"are called {_RCNN}.")
+    if path is not None and not Path(path).is_file():
+        raise InputError(f"{path}: no such file; Keypoint R-CNN's weights are called {_RCNN}.")
     try:
-        if path is None: return torch.hub.load_state_dict_from_url(f'https://download.pytorch.org/models/{_RCNN}', progress=False, check_hash=True)
+        if path is None:
+            return torch.hub.load_state_dict_from_url(
+                f'https://download.pytorch.org/models/{_RCNN}', progress=False, check_hash=True)
         return torch.load(path, map_location='cpu', weights_only=True)
     except (OSError, urllib.error.URLError) as e:
-        raise InputError(f"{_RCNN} could not be fetched ({e}); put that file into {folder}, or give its path "
-                         "as `weights`.") from None
+        raise InputError(f"{_RCNN} could not be fetched ({e}); put that file into {folder}, or "
+                         "give its path as `weights`.") from None
     except Exception as e:
-        raise InputError(f"{path or folder/_RCNN}: these are no whole weights ({type(e).__name__}); copy "
-                         f"{_RCNN} again.") from None
+        raise InputError(f"{path or folder/_RCNN}: these are no whole weights ("
+                         f"{type(e).__name__}); copy {_RCNN} again.") from None
 
 class KeypointRCNN:
     "torchvision's Keypoint R-CNN: the best person of each picture"
@@ -67,15 +70,21 @@ class KeypointRCNN:
         size:int=320, # Shorter side to which pictures are enlarged, in pixels
     ):
         from torchvision.models.detection import keypointrcnn_resnet50_fpn
-        self.device,self.min_person,self.min_score,self.size = torch.device(device),min_person,min_score,size
+        self.device,self.min_person,self.min_score,self.size = (torch.device(device),min_person,
+            min_score,size)
         state = _rcnn_state(weights)
-        self.net = keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None, min_size=size, max_size=4*size,
-                                            box_score_thresh=min_person, box_detections_per_img=4)  # a crop holds few people
+        # a crop holds few people
+        self.net = keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None, min_size=size,
+                                            max_size=4*size,
+                                            box_score_thresh=min_person, box_detections_per_img=4)
         try: self.net.load_state_dict(state)
         except (RuntimeError, AttributeError, TypeError):
-            raise InputError(f"{weights}: weights of another network than Keypoint R-CNN with ResNet-50 FPN.") from None
+            raise InputError(f"{weights}: weights of another network than Keypoint R-CNN with "
+                             "ResNet-50 FPN.") from None
         self.net.eval().to(self.device)
-    def __repr__(self): return f'KeypointRCNN(min_person={self.min_person}, min_score={self.min_score}, size={self.size})'
+    def __repr__(self):
+        return (f'KeypointRCNN(min_person={self.min_person}, min_score={self.min_score}, size='
+                f'{self.size})')
 
 # %% ../../nbs/16_pose.estimate.ipynb #f0b9a40a
 @patch
@@ -92,7 +101,8 @@ def decode(self:KeypointRCNN,
     best = found['scores'].argmax()
     conf = found['keypoints_scores'][best].sigmoid()
     xy = found['keypoints'][best,:,:2]-.5  # torchvision counts from the picture's edge
-    return to_openpose(torch.cat([xy, torch.where(conf>=self.min_score, conf, 0.)[:,None]], -1)[None].cpu(), 'coco17')
+    return to_openpose(torch.cat([xy, torch.where(conf>=self.min_score, conf, 0.)[:,None]],
+                                 -1)[None].cpu(), 'coco17')
 
 # %% ../../nbs/16_pose.estimate.ipynb #3263f9d6
 class BlazePose:
@@ -104,19 +114,23 @@ class BlazePose:
         min_presence:float=.5, # Least probability of a joint in the picture; others are missing
         threads:int=1, # Number of threads of the runtime
     ):
-        self.path,self.margin,self.min_person,self.min_presence = Path(path),margin,min_person,min_presence
-        if not self.path.is_file(): raise InputError(f"{path}: no such file; BlazePose needs the path of a .tflite file "
-                                                     "of pose landmarks.")
+        self.path,self.margin,self.min_person,self.min_presence = (Path(path),margin,min_person,
+            min_presence)
+        if not self.path.is_file():
+            raise InputError(f"{path}: no such file; BlazePose needs the path of a .tflite file of "
+                             "pose landmarks.")
         try: litert = importlib.import_module('ai_edge_litert.interpreter')
-        except ImportError: raise InputError("BlazePose needs the package ai-edge-litert; `pip install "
-                                             "ai-edge-litert`.") from None
+        except ImportError:
+            raise InputError("BlazePose needs the package ai-edge-litert; `pip install "
+                             "ai-edge-litert`.") from None
         try: self.net = litert.Interpreter(model_path=str(path), num_threads=threads)
         except ValueError as e: raise InputError(f"{path}: this is no .tflite file that can be run "
                                                  f"({str(e)[:80]}).") from None
         self.net.allocate_tensors()
         self._find_ends()
     def __repr__(self):
-        return f'BlazePose({sha12(self.path)}, margin={self.margin}, min_person={self.min_person}, min_presence={self.min_presence})'
+        return (f'BlazePose({sha12(self.path)}, margin={self.margin}, min_person='
+                f'{self.min_person}, min_presence={self.min_presence})')
 
 # %% ../../nbs/16_pose.estimate.ipynb #3c4c9cd7
 @patch
@@ -126,22 +140,25 @@ def _find_ends(self:BlazePose):
     numel = lambda o: torch.tensor(list(o['shape'])).prod().item()
     points,flags = ([o['index'] for o in outs if numel(o)==n] for n in (195,1))
     if len(ins)!=1 or len(ins[0]['shape'])!=4 or not points or not flags:
-        raise InputError(f"{self.path}: not the landmark network of BlazePose, which takes one picture and gives 195 "
-                         "numbers and a score; "
-                         f"this gives {[tuple(map(int, o['shape'])) for o in outs]}.")
+        raise InputError(f"{self.path}: not the landmark network of BlazePose, which takes one "
+                         "picture and gives 195 numbers and a score; this gives "
+                         f"{[tuple(map(int, o['shape'])) for o in outs]}.")
     self._in,self._points,self._flag = ins[0]['index'],points[0],flags[0]
     self.side = int(ins[0]['shape'][1])
 
 @patch
-def __call__(self:BlazePose, pictures, names=None): return torch.cat([self._one(p) for p in pictures])
+def __call__(self:BlazePose, pictures, names=None):
+    return torch.cat([self._one(p) for p in pictures])
 
 @patch
 def _one(self:BlazePose, picture):
     h,w = picture.shape[1:]
     square = max(h,w)*self.margin
-    self.net.set_tensor(self._in, _letterbox(picture, square, self.side).permute(1,2,0)[None].contiguous().numpy())
+    self.net.set_tensor(self._in, _letterbox(picture, square, self.side).permute(1,2,0)[None]
+                        .contiguous().numpy())
     self.net.invoke()
-    points,flag = (torch.from_numpy(self.net.get_tensor(i).copy()).flatten() for i in (self._points,self._flag))
+    points,flag = (torch.from_numpy(self.net.get_tensor(i).copy()).flatten()
+                   for i in (self._points,self._flag))
     if flag.item()<self.min_person: return torch.zeros(1,18,3)
     return decode_blazepose(points, (h,w), square, self.side, self.min_presence)
 
@@ -151,7 +168,8 @@ def _letterbox(picture, square, side):
     h,w = picture.shape[1:]
     s = side/square
     size = max(1, round(h*s)), max(1, round(w*s))
-    small = torch.nn.functional.interpolate(picture[None].float()/255, size, mode='bilinear', antialias=True)[0]
+    small = torch.nn.functional.interpolate(picture[None].float()/255, size, mode='bilinear',
+                                            antialias=True)[0]
     out = torch.zeros(3, side, side)
     top,left = (side-size[0])//2, (side-size[1])//2
     out[:,top:top+size[0],left:left+size[1]] = small
@@ -172,7 +190,8 @@ def decode_blazepose(
     left_top = (side-small)//2
     share = (p[:,:2]-left_top)/small
     visible,present = p[:,3:].sigmoid().unbind(1)
-    return from_mediapipe(torch.cat([share, torch.where(present>=min_presence, visible, 0.)[:,None]], 1)[None], size)
+    return from_mediapipe(
+        torch.cat([share, torch.where(present>=min_presence, visible, 0.)[:,None]], 1)[None], size)
 
 # %% ../../nbs/16_pose.estimate.ipynb #f5379abe
 def make_estimator(
@@ -184,13 +203,15 @@ def make_estimator(
 ) -> Callable: # Estimator, from pictures and names to `(n, 18, 3)`
     "An estimator by its name"
     if name=='rcnn': return KeypointRCNN(weights, device)
-    if name not in ('blazepose','known'): raise InputError(f"There is no estimator '{name}'; choose 'rcnn', "
-                                                           "'blazepose' or 'known'.")
+    if name not in ('blazepose','known'):
+        raise InputError(f"There is no estimator '{name}'; choose 'rcnn', 'blazepose' or 'known'.")
     what = dict(blazepose='a .tflite of pose landmarks', known='poses in any format')[name]
-    if weights is None: raise InputError(f"The estimator '{name}' needs a file: {what}; give its path.")
+    if weights is None:
+        raise InputError(f"The estimator '{name}' needs a file: {what}; give its path.")
     if name=='blazepose': return BlazePose(weights)
     paths = [str(o) for o in (names.values() if isinstance(names, dict) else names)]
-    return KnownPoses(_named_as(read_poses(weights, names=sorted(paths) or None, **choices), list(names), paths, weights), Path(weights).name)
+    return KnownPoses(_named_as(read_poses(weights, names=sorted(paths) or None, **choices),
+                                list(names), paths, weights), Path(weights).name)
 
 def _named_as(table, names, paths, where):
     "The rows that belong to pictures, under the names of these"
@@ -198,9 +219,9 @@ def _named_as(table, names, paths, where):
     at,_ = match_pictures(table.names, paths, where=where)
     rows = (at>=0).nonzero()[0]
     if len(table) and not len(rows):
-        raise InputError(f"{where}: none of its {len(table)} poses, {table.names[0]} being the first, belongs to one of "
-                         f"the {len(names)} "
-                         f"pictures, of which {names[0]} is the first; is it the file of another folder?")
+        raise InputError(f"{where}: none of its {len(table)} poses, {table.names[0]} being the "
+                         f"first, belongs to one of the {len(names)} pictures, of which {names[0]} "
+                         "is the first; is it the file of another folder?")
     return table.take(rows, [names[at[i]] for i in rows])
 
 # %% ../../nbs/16_pose.estimate.ipynb #71bb37dd
@@ -213,9 +234,11 @@ def list_pictures_in(
     if not root.is_dir(): raise InputError(f"{root}: no such folder of pictures.")
     lost = [o for o in folders or () if not (root/o).is_dir()]
     have = sorted(o.name for o in root.iterdir() if o.is_dir())
-    if lost: raise InputError(f"{root} has no folder {lost[0]}; it has {', '.join(have) or 'none'}.")
+    if lost:
+        raise InputError(f"{root} has no folder {lost[0]}; it has {', '.join(have) or 'none'}.")
     paths = sorted({Path(p) for o in (folders or ['.']) for p in list_images(root/o)})
-    if not paths: raise InputError(f"{root}: no pictures below it; give the folder that holds them.")
+    if not paths:
+        raise InputError(f"{root}: no pictures below it; give the folder that holds them.")
     if len({p.name for p in paths})==len(paths): return {p.name: p for p in paths}
     return {p.relative_to(root).as_posix(): p for p in paths}
 
@@ -227,7 +250,9 @@ def read_picture(
     im = open_upright(path)
     deep = im.mode.startswith('I') or im.mode=='F'
     a = np.array(im) if deep else np.array(im.convert('RGB'))
-    if deep: a = np.repeat((a.astype('float64')/257).clip(0,255).round().astype('uint8')[...,None], 3, -1)
+    if deep:
+        a = np.repeat((a.astype('float64')/257).clip(0,255).round().astype('uint8')[...,None], 3,
+                      -1)
     return torch.from_numpy(a).permute(2,0,1).contiguous()
 
 # %% ../../nbs/16_pose.estimate.ipynb #3a58b4ba
@@ -239,15 +264,19 @@ def _resume(out, settings, fresh):
     if fresh:
         for o in (out, part, info): o.unlink(missing_ok=True)
     if out.is_file() and not info.is_file():
-        raise InputError(f"{out} is there, but was not made here (it has no {info.name}); choose another, or `fresh`.")
+        raise InputError(f"{out} is there, but was not made here (it has no {info.name}); choose "
+                         "another, or `fresh`.")
     if info.is_file():
         old = json.loads(info.read_text(encoding='utf-8')).get('estimator')
-        if old!=settings: raise InputError(f"{out} was made by {old}, not by {settings}; choose another file, or `fresh` "
-                                           "to start over.")
+        if old!=settings:
+            raise InputError(f"{out} was made by {old}, not by {settings}; choose another file, or "
+                             "`fresh` to start over.")
     done = read_market_csv(out) if out.is_file() else PoseTable([], torch.zeros(0,18,3))
     rows,bad = dict(zip(done.names, done.joints)),{}
-    for line in part.read_text(encoding='utf-8').splitlines(keepends=True) if part.is_file() else ():
-        try: o = json.loads(line) if line.endswith('\n') else None  # the last line may have been cut
+    for line in (part.read_text(encoding='utf-8').splitlines(keepends=True)
+                 if part.is_file() else ()):
+        # the last line may have been cut
+        try: o = json.loads(line) if line.endswith('\n') else None
         except ValueError: o = None
         if o is None: continue
         if o['joints'] is None: bad[o['name']] = o['why']
@@ -285,11 +314,14 @@ def estimate_folder(
         for i in progress(range(0, len(todo), batch), desc='poses'):
             pics,gone = _read_batch(todo[i:i+batch], skip_unreadable)
             k = check_joints(estimator(list(pics.values()), list(pics))) if pics else ()
-            if len(k)!=len(pics): raise InputError(f"{estimator} gave {len(k)} poses for {len(pics)} pictures; it must "
-                                                   "give one for each.")
+            if len(k)!=len(pics):
+                raise InputError(f"{estimator} gave {len(k)} poses for {len(pics)} pictures; it "
+                                 "must give one for each.")
             new = dict(zip(pics, k)); rows |= new; bad |= gone
             _append(out, new, gone)
-        table = PoseTable([n for n in files if n in rows], torch.stack([rows[n] for n in files if n in rows]) if rows else torch.zeros(0,18,3))
+        table = PoseTable([n for n in files if n in rows],
+                          torch.stack([rows[n] for n in files if n in rows]) if rows
+                          else torch.zeros(0,18,3))
         write_market_csv(out, table)
         table.notes = _note(out, estimator, rows, bad, done=True)
         _part(out).unlink(missing_ok=True)
@@ -299,7 +331,8 @@ def estimate_folder(
 # %% ../../nbs/16_pose.estimate.ipynb #4fac34f6
 def _append(out, rows, bad):
     "Put a batch on disk at once"
-    lines = [dict(name=n, joints=k.tolist()) for n,k in rows.items()] + [dict(name=n, joints=None, why=w) for n,w in bad.items()]
+    lines = ([dict(name=n, joints=k.tolist()) for n,k in rows.items()]
+             + [dict(name=n, joints=None, why=w) for n,w in bad.items()])
     part = _part(out)
     cut = part.is_file() and part.stat().st_size and part.open('rb').read()[-1:]!=b'\n'
     with part.open('a', encoding='utf-8') as f:
@@ -309,12 +342,15 @@ def _append(out, rows, bad):
 def _note(out, estimator, rows, bad, done):
     "Write what made the file beside it; the notes of the table"
     empty = [n for n,k in rows.items() if not (k[:,2]>0).any()]
-    info = dict(estimator=str(estimator), done=done, pictures=len(rows)+len(bad), without_pose=len(empty), unreadable=bad)
-    with write_beside(out.with_name(out.name+'.json')) as p: p.write_text(to_json(info), encoding='utf-8')
+    info = dict(estimator=str(estimator), done=done, pictures=len(rows)+len(bad),
+                without_pose=len(empty), unreadable=bad)
+    with write_beside(out.with_name(out.name+'.json')) as p:
+        p.write_text(to_json(info), encoding='utf-8')
     return {k: v for k,v in {'nobody found':empty, 'unreadable':list(bad)}.items() if v}
 
 def _write_sheet(out, files, table, n=48):
-    some = [table.names[i] for i in torch.linspace(0, len(table)-1, min(n, len(table))).long().tolist()]
+    some = [table.names[i]
+            for i in torch.linspace(0, len(table)-1, min(n, len(table))).long().tolist()]
     sheet = contact_sheet([read_picture(files[o]) for o in some], table.get(some))
     with write_beside(out.with_suffix('.png')) as p: sheet.save(p, format='PNG')
 
@@ -334,11 +370,12 @@ def contact_sheet(
 
 def _overlay(picture, k, height):
     s = height/picture.shape[1]
-    im = Image.fromarray(picture.permute(1,2,0).numpy()).resize((max(1, round(picture.shape[2]*s)), height))
+    im = (Image.fromarray(picture.permute(1,2,0).numpy())
+          .resize((max(1, round(picture.shape[2]*s)), height)))
     xy,seen,ink = ((k[:,:2]+.5)*s).tolist(), (k[:,2]>0).tolist(), ImageDraw.Draw(im)
-    for (i,j),c in zip(LIMBS[:17], COLORS):
+    for (i,j),c in zip(LIMBS[:17], JOINT_COLORS):
         if seen[i] and seen[j]: ink.line([*xy[i],*xy[j]], fill=c, width=2)
-    for (x,y),c,there in zip(xy, COLORS, seen):
+    for (x,y),c,there in zip(xy, JOINT_COLORS, seen):
         if there: ink.ellipse([x-2,y-2,x+2,y+2], fill=c)
     return im
 
@@ -351,8 +388,9 @@ def pck(
 ) -> dict: # `mean` over joints, `joints` by name, `found` (% of known), `n` and `left_out` pictures
     "Percentage of correct keypoints, PCK@alpha of the trunk, in percent"
     kpts,known = check_joints(kpts), check_joints(known)
-    if kpts.shape!=known.shape: raise InputError(f"{len(kpts)} poses to compare with {len(known)}; give one for each "
-                                                 "picture, in one order.")
+    if kpts.shape!=known.shape:
+        raise InputError(f"{len(kpts)} poses to compare with {len(known)}; give one for each "
+                         "picture, in one order.")
     trunk = (known[:,1,:2]-known[:,[8,11],:2].mean(1)).norm(dim=-1)
     ok = (known[:,[1,8,11],2]>0).all(1) & (trunk>0)
     there,seen = known[ok][...,2]>0, kpts[ok][...,2]>0
@@ -360,5 +398,6 @@ def pck(
     asked = there if missing_is_wrong else there & seen
     share = (100*right.sum(0)/asked.sum(0)).tolist()   # NaN where a joint is never known
     joints = {name: s for name,n,s in zip(JOINTS, asked.sum(0).tolist(), share) if n}
-    return dict(mean=sum(joints.values())/max(len(joints),1), joints=joints, found=100*(there & seen).sum().item()/max(there.sum().item(),1),
+    return dict(mean=sum(joints.values())/max(len(joints),1), joints=joints,
+                found=100*(there & seen).sum().item()/max(there.sum().item(),1),
                 n=int(ok.sum()), left_out=int((~ok).sum()))

@@ -19,7 +19,7 @@ from .formats import read_alphapose, read_coco, read_fdgan, read_market14
 from .formats import read_mediapipe, read_mmpose, read_openpifpaf, read_openpose
 from .formats import read_yolo
 from .joints import JOINT_SETS, JOINTS, from_openpose, to_openpose
-from .reading import BESIDE, RULES, scan_folder, walk_json
+from .reading import BESIDE, PERSON_RULES, scan_keypoints, walk_json
 from .table import PoseTable, base_name, list_names, stem_of
 
 # %% ../../nbs/14_pose.files.ipynb #c006
@@ -160,7 +160,7 @@ def _first(files, kind_of, empty):
 
 def _folder_formats(path):
     "The formats that files below a folder have"
-    have = [o for o in scan_folder(path) if base_name(o).lower() not in BESIDE]
+    have = [o for o in scan_keypoints(path) if base_name(o).lower() not in BESIDE]
     ends = lambda end: [o for o in have if o.lower().endswith(end)]
     if 'alphapose-results.json' in have: return {'alphapose'}
     kinds = {'openpose'} if ends('_keypoints.json') else set()
@@ -194,11 +194,11 @@ def find_format(
         elif head.startswith(b'name') or path.suffix.lower()=='.csv': kind = 'market'
         elif path.suffix.lower()=='.txt': kind = _txt_format(path) or 'fdgan'
     if kind: return kind
-    if path.is_dir() and not (have := scan_folder(path)): raise InputError(f"{path}: this folder holds no file; give the "
-                                                                     "folder of keypoint files.")
+    if path.is_dir() and not (have := scan_keypoints(path)):
+        raise InputError(f"{path}: this folder holds no file; give the folder of keypoint files.")
     if path.is_dir() and is_picture(os.path.join(path, have[0])):
-        raise InputError(f"{path}: this folder holds pictures, and no keypoints; give the keypoint file, or estimate the "
-                         "poses (posereid_pose).")
+        raise InputError(f"{path}: this folder holds pictures, and no keypoints; give the keypoint "
+                         "file, or estimate the poses (posereid_pose).")
     raise InputError(f"{path}: no format of poses that is known here; it may be "
                      f"{'; '.join(f'{k} ({v})' for k,v in FORMATS.items())}; "
                      "name one with `format` if it is.")
@@ -238,7 +238,7 @@ def read_poses(
     if kind not in FORMATS:
         raise InputError(f"There is no format '{kind}'; the formats are {', '.join(FORMATS)}.")
     if not Path(path).exists(): raise InputError(f"{path}: no such keypoint file or folder.")
-    if people not in RULES:
+    if people not in PERSON_RULES:
         raise InputError(f"`people` must be 'best', 'first' or 'error', but got '{people}'.")
     takes = _TAKES.get(kind, ('names','people'))
     if images is not None and 'images' not in takes:
@@ -283,7 +283,8 @@ def _mat_file(table, path):
     k = from_openpose(table.joints, 'market14')
     k = k[sorted(range(len(table)), key=lambda i: (base_name(table.names[i]), table.names[i]))]
     xy = torch.where(k[...,2:]>0, k[...,:2]+1, float('nan')).mT.flatten(1)
-    with path.open('wb') as f: optional_package('scipy.io', path).savemat(f, dict(pp=xy.double().numpy()))
+    with path.open('wb') as f:
+        optional_package('scipy.io', path).savemat(f, dict(pp=xy.double().numpy()))
 
 def _mediapipe_file(table, path, sizes):
     if sizes is None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core import InputError, optional_package
 from ..imagefiles import ENDINGS
 from .joints import JOINT_SETS, JOINTS, scale_joints, to_openpose
-from .reading import BODIES, COCO_SEEN, People, flat_joints, keypoint_files
+from .reading import BODIES, COCO_SEEN, FoundPeople, flat_joints, keypoint_files
 from .reading import name_keys, read_json, table_of_files, walk_json
 from .table import PoseTable, base_name, list_names, slashed, stem_of
 
@@ -39,7 +39,7 @@ def _frame_of(o, height, width):
 _OPENPOSE = {54:'openpose18', 75:'body25'}
 
 def _read_people_files(files, path, names, people, cut=stem_of):
-    found,keys,stems = People(path, people), [], []
+    found,keys,stems = FoundPeople(path, people), [], []
     for file,stem in files:
         data,some = _people_of(read_json(file), file)
         own = data.get('image')
@@ -104,10 +104,9 @@ def _by_number(numbers, names):
     for i,where in numbers:
         if None in by or len(by.get(i, ()))!=1:
             raise InputError(f"{where}: this names its picture by the number {i} alone; give "
-                             "`images`, the annotation file that holds "
-                             "`images` (commands: --pose_read images=FILE), or `names` of pictures that are "
-                             "all called by "
-                             f"their numbers, such as {i:06d}.jpg.")
+                             "`images`, the annotation file that holds `images` (commands: "
+                             "--pose_read images=FILE), or `names` of pictures that are all "
+                             f"called by their numbers, such as {i:06d}.jpg.")
     return {i: (by[i][0],None) for i,_ in numbers}
 
 def _coco_table(found, images, names):
@@ -137,7 +136,7 @@ def read_coco(
     images:str|Path=None, # Annotation file that holds `images`, for results with numbers alone
 ) -> PoseTable: # One row a picture; frames where `images` tells sizes
     "Read person keypoints as COCO writes them"
-    found,known = People(path, people), None if images is None else _coco_images(images)
+    found,known = FoundPeople(path, people), None if images is None else _coco_images(images)
     own = {}
     for key,i,v in walk_json(path):
         if key in (None,'annotations'):
@@ -164,9 +163,10 @@ def read_alphapose(
     "Read what AlphaPose writes, in its plain form, `open` or `cmu`"
     path = Path(path)
     if (path/'alphapose-results.json').is_file(): path = path/'alphapose-results.json'
-    files = lambda: _read_people_files(keypoint_files(path, '.json'), path, names, people, _first_dot)
+    files = lambda: _read_people_files(keypoint_files(path, '.json'), path, names, people,
+                                       _first_dot)
     if path.is_dir(): return files()
-    found = People(path, people)
+    found = FoundPeople(path, people)
     for key,i,v in walk_json(path):
         if key is None: return read_coco(path, names, people, images)
         if key in ('people','bodies'): return files()
@@ -185,8 +185,8 @@ def _instances(data, file):
         theirs = [str(joints.get(str(i), o)) for i,o in enumerate(JOINT_SETS['coco17'])]
         odd = [a for a,b in zip(theirs, JOINT_SETS['coco17']) if a.replace('_', ' ')!=b]
         if odd:
-            raise InputError(f"{file}: its joints are not COCO's, {odd[0]} being among the first 17; "
-                             "take a model of people's 17, 26 or 133 joints.")
+            raise InputError(f"{file}: its joints are not COCO's, {odd[0]} being among the first "
+                             "17; take a model of people's 17, 26 or 133 joints.")
         data = data['instance_info']
     if isinstance(data, list) and [type(o) for o in data]==[list]: data = data[0]  # a batch of one
     if not isinstance(data, list) or not all(isinstance(o, dict) for o in data):
@@ -211,7 +211,7 @@ def read_mmpose(
     people:str='best', # Choice of person: `best` (highest sum of confidences), `first`, `error`
 ) -> PoseTable: # One row a file
     "Read what MMPose's inferencer and demos write"
-    found,keys = People(path, people), []
+    found,keys = FoundPeople(path, people), []
     for file,stem in keypoint_files(path, '.json'):
         some,demo = _instances(read_json(file), file)
         folder,base = stem[:len(stem)-len(base_name(stem))], base_name(stem)
@@ -229,7 +229,7 @@ def read_openpifpaf(
     people:str='best', # Choice of person: `best` (highest sum of confidences), `first`, `error`
 ) -> PoseTable: # One row a file
     "Read what OpenPifPaf's `--json-output` writes"
-    found,keys = People(path, people), []
+    found,keys = FoundPeople(path, people), []
     for file,stem in keypoint_files(path, '.predictions.json', '.json'):
         data = read_json(file)
         if not isinstance(data, list) or not all(isinstance(o, dict) for o in data):
@@ -241,7 +241,8 @@ def read_openpifpaf(
             flat = flat_joints(o.get('keypoints'), (17,133), file)
             found.add(file, flat, 'coco17', file)
     known = None if names is None else {base_name(slashed(o)) for o in names}
-    whole = [base_name(k) in known if known is not None else k.lower().endswith(ENDINGS) for k in keys]
+    whole = [base_name(k) in known if known is not None else k.lower().endswith(ENDINGS)
+             for k in keys]
     return table_of_files(found, keys, names, [not w for w in whole])
 
 # %% ../../nbs/13_pose.formats.ipynb #c038
@@ -275,7 +276,7 @@ def read_yolo(
     people:str='best', # Choice of person: `best` (surest box, else most joints), `first`, `error`
 ) -> PoseTable: # One row a file, in shares: `fitted` gives pixels
     "Read YOLO-pose's text files, predictions or labels"
-    found,keys,top = People(path, people), [], 0.
+    found,keys,top = FoundPeople(path, people), [], 0.
     for file,stem in keypoint_files(path, '.txt'):
         keys.append(stem)
         found.picture(file, file, (1.,1.))
@@ -312,7 +313,7 @@ def read_fdgan(
     names:list=None, # Names or paths of the pictures; `None`: stems with `.jpg`
 ) -> PoseTable: # Confidence 1, or 0 where a number is negative
     "Read FD-GAN's text files: eighteen lines `y x`, negative where a joint is missing"
-    found,keys = People(path, 'best'), []
+    found,keys = FoundPeople(path, 'best'), []
     for file,stem in keypoint_files(path, '.txt'):
         k = _fdgan_file(file)
         keys.append(stem)
@@ -414,7 +415,7 @@ def read_mediapipe(
     min_visible:float=.5, # Least visibility and presence of a landmark; others are missing
 ) -> PoseTable: # One row a picture; frames as the file says them
     "Read MediaPipe's landmarks, with the sizes of their pictures if they are there"
-    found = People(path, people)
+    found = FoundPeople(path, people)
     for i,o in _entries(path):
         where = found.say(i)
         try:

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..core import InputError
 
 # %% ../../nbs/10_pose.joints.ipynb #c005
-JOINTS = ('nose','neck', 'right shoulder','right elbow','right wrist', 'left shoulder','left elbow','left wrist',
-          'right hip','right knee','right ankle', 'left hip','left knee','left ankle',
+JOINTS = ('nose','neck', 'right shoulder','right elbow','right wrist', 'left shoulder','left elbow',
+          'left wrist', 'right hip','right knee','right ankle', 'left hip','left knee','left ankle',
           'right eye','left eye','right ear','left ear')
 LIMBS = ((1,2),(1,5),(2,3),(3,4),(5,6),(6,7),(1,8),(8,9),(9,10),(1,11),(11,12),(12,13),
          (1,0),(0,14),(14,16),(0,15),(15,17),(2,16),(5,17))
@@ -25,14 +25,14 @@ def check_joints(
     "Joints as all of this library expects them, or an error that says what is wrong"
     kpts = torch.as_tensor(kpts, dtype=torch.float32)
     if kpts.ndim!=3 or kpts.shape[1:]!=(18,3):
-        raise InputError(f"Joints must be (n, 18, 3), i.e. x, y, confidence, but got {tuple(kpts.shape)}. "
-                         "For one skeleton pass `kpts[None]`; give joints without a confidence one of 1, or "
-                         "0 if missing.")
+        raise InputError("Joints must be (n, 18, 3), i.e. x, y, confidence, but got "
+                         f"{tuple(kpts.shape)}. For one skeleton pass `kpts[None]`; give joints "
+                         "without a confidence one of 1, or 0 if missing.")
     kpts = torch.where(kpts[...,2:]>0, kpts, 0.)
     if not kpts.isfinite().all():
         i,j = (~kpts.isfinite()).any(-1).nonzero()[0].tolist()
-        raise InputError(f"The {JOINTS[j]} of pose {i} is {kpts[i,j].tolist()}: joints must be finite; "
-                         "missing ones have confidence 0.")
+        raise InputError(f"The {JOINTS[j]} of pose {i} is {kpts[i,j].tolist()}: joints must be "
+                         "finite; missing ones have confidence 0.")
     return kpts
 
 # %% ../../nbs/10_pose.joints.ipynb #c015
@@ -56,7 +56,8 @@ def inside(
 # %% ../../nbs/10_pose.joints.ipynb #c021
 # Each joint's place to the person's left and from the top, and its swing, in picture heights
 _BODY = torch.tensor([
-    [0,.11,0],[0,.20,0], [-.085,.21,0],[-.10,.34,.06],[-.10,.46,.13], [.085,.21,0],[.10,.34,-.06],[.10,.46,-.13],
+    [0,.11,0],[0,.20,0], [-.085,.21,0],[-.10,.34,.06],[-.10,.46,.13],
+    [.085,.21,0],[.10,.34,-.06],[.10,.46,-.13],
     [-.055,.50,0],[-.06,.70,-.07],[-.06,.91,-.16], [.055,.50,0],[.06,.70,.07],[.06,.91,.16],
     [-.02,.09,0],[.02,.09,0],[-.04,.10,0],[.04,.10,0]])
 
@@ -66,7 +67,8 @@ def walking_pose(
     size:tuple=(64,32), # Height and width of the picture
 ) -> Tensor: # `(n, 18, 3)` joints, all seen
     "A walking stick figure, for examples and tests"
-    phase,turn = torch.broadcast_tensors(*(torch.as_tensor(a, dtype=torch.float32).reshape(-1,1) for a in (phase,turn)))
+    phase,turn = torch.broadcast_tensors(*(torch.as_tensor(a, dtype=torch.float32).reshape(-1,1)
+                                           for a in (phase,turn)))
     left,down,swing = _BODY.T
     x = turn.cos()*left + turn.sin()*swing*phase.sin()
     y = down.expand(len(x), -1)
@@ -92,24 +94,30 @@ def scale_joints(
     new:tuple|Tensor, # Height and width after resizing: two numbers, or `(n, 2)`
 ) -> Tensor: # `(n, 18, 3)` joints in pixels of the new size
     "Joints of pictures that are resized from `old` to `new`"
-    old,new = (torch.as_tensor(s, dtype=kpts.dtype, device=kpts.device).reshape(-1,1,2).flip(-1) for s in (old,new))
+    old,new = (torch.as_tensor(s, dtype=kpts.dtype, device=kpts.device).reshape(-1,1,2).flip(-1)
+               for s in (old,new))
     xy = torch.where(kpts[...,2:]>0, (kpts[...,:2]+.5)*(new/old)-.5, kpts[...,:2])
     return torch.cat([xy, kpts[...,2:]], -1)
 
 # %% ../../nbs/10_pose.joints.ipynb #c0f7f521
-def _sides(names): return [f'{side} {o[2:]}' if o[:2]=='? ' else o for o in names for side in (('left','right') if o[:2]=='? ' else ('',))]
+def _sides(names):
+    return [f'{side} {o[2:]}' if o[:2]=='? ' else o for o in names
+            for side in (('left','right') if o[:2]=='? ' else ('',))]
 
 JOINT_SETS = {
     'openpose18': JOINTS,
     'body25': JOINTS[:8] + ('mid hip',) + JOINTS[8:] + ('left big toe','left small toe','left heel',
-                                                        'right big toe','right small toe','right heel'),
-    'coco17': ('nose', *_sides(['? eye','? ear','? shoulder','? elbow','? wrist','? hip','? knee','? ankle'])),
-    'halpe26': ('nose', *_sides(['? eye','? ear','? shoulder','? elbow','? wrist','? hip','? knee','? ankle']),
-                'head top','neck','mid hip', *_sides(['? big toe','? small toe','? heel'])),
+        'right big toe','right small toe','right heel'),
+    'coco17': ('nose', *_sides(['? eye','? ear','? shoulder','? elbow','? wrist','? hip','? knee',
+                                '? ankle'])),
+    'halpe26':
+    ('nose', *_sides(['? eye','? ear','? shoulder','? elbow','? wrist','? hip','? knee','? ankle']),
+     'head top','neck','mid hip', *_sides(['? big toe','? small toe','? heel'])),
     'market14': ('head top',) + JOINTS[1:14],
-    'mediapipe33': ('nose','left inner eye','left eye','left outer eye','right inner eye','right eye','right outer eye',
-        *_sides(['? ear','? mouth','? shoulder','? elbow','? wrist','? pinky','? index','? thumb','? hip','? knee','? ankle',
-                 '? heel','? toe']))}
+    'mediapipe33': ('nose','left inner eye','left eye','left outer eye','right inner eye',
+        'right eye','right outer eye',
+        *_sides(['? ear','? mouth','? shoulder','? elbow','? wrist','? pinky','? index','? thumb',
+                 '? hip','? knee','? ankle', '? heel','? toe']))}
 
 # %% ../../nbs/10_pose.joints.ipynb #a282adba
 def _index_of(kind):
@@ -131,8 +139,8 @@ def to_openpose(
     "Joints of another set as ours, matched by name; a missing neck lies between the shoulders"
     at,kpts = _index_of(kind), torch.as_tensor(kpts, dtype=torch.float32)
     if kpts.ndim!=3 or kpts.shape[1:]!=(len(at),3):
-        raise InputError(f"Joints of {kind} must be (n, {len(at)}, 3), i.e. x, y, confidence, but got "
-                         f"{tuple(kpts.shape)}.")
+        raise InputError(f"Joints of {kind} must be (n, {len(at)}, 3), i.e. x, y, confidence, but "
+                         f"got {tuple(kpts.shape)}.")
     ours = [at.get(name) for name in JOINTS]
     cols = [torch.zeros_like(kpts[:,0]) if i is None else kpts[:,i] for i in ours]
     if ours[1] is None: cols[1] = _between(kpts, at['right shoulder'], at['left shoulder'])

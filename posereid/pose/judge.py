@@ -14,7 +14,9 @@ from .estimate import pck
 from .joints import check_joints, flip_joints
 
 # %% ../../nbs/18_pose.judge.ipynb #cf8775df
-def _conv(a, b, stride=1): return nn.Sequential(nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU(True))
+def _conv(a, b, stride=1):
+    return nn.Sequential(nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b),
+                         nn.ReLU(True))
 def _as(x, like): return F.interpolate(x, like.shape[-2:], mode='bilinear', align_corners=False)
 
 class JointNet(nn.Module):
@@ -75,10 +77,12 @@ def fit_joints(
 ) -> JointNet:       # The trained network, in eval mode
     "A network that finds the joints of such pictures"
     kpts = check_joints(kpts)
-    if len(pictures)!=len(kpts): raise InputError(f"{len(pictures)} pictures and {len(kpts)} poses; give one pose for "
-                                                  "each picture, in one order.")
-    if len(pictures)<2: raise InputError(f"A judge of poses learns from pictures, but got {len(pictures)}; give "
-                                         "at least two.")
+    if len(pictures)!=len(kpts):
+        raise InputError(f"{len(pictures)} pictures and {len(kpts)} poses; give one pose for each "
+                         "picture, in one order.")
+    if len(pictures)<2:
+        raise InputError(f"A judge of poses learns from pictures, but got {len(pictures)}; give at "
+                         "least two.")
     seed_everything(seed)
     net,bs,wide = JointNet(width).train(),min(bs, len(pictures)),pictures.shape[-1]
     opt = torch.optim.AdamW(net.parameters(), lr)
@@ -88,7 +92,8 @@ def fit_joints(
             if len(rows)==bs: _step(net, opt, cycle, *_mirrored(pictures[rows], kpts[rows], wide))
     return net.eval()
 
-def _mirrored(x, k, width): return (x.flip(-1),flip_joints(k, width)) if torch.rand(())<.5 else (x,k)
+def _mirrored(x, k, width):
+    return (x.flip(-1),flip_joints(k, width)) if torch.rand(())<.5 else (x,k)
 
 def _step(net, opt, cycle, x, k):
     opt.zero_grad()
@@ -112,6 +117,8 @@ def pose_error(
 ) -> dict:        # `pose_error`, mean distance in pixels; `pck`, % within 0.2 of the trunk
     "How far pictures are from the poses that they were asked for"
     found,asked = check_joints(found),check_joints(asked)
-    if found.shape!=asked.shape: raise InputError(f"{len(found)} poses found and {len(asked)} asked for; give one for "
-                                                  "each picture, in one order.")
-    return dict(pose_error=joint_distance(found[...,:2], asked).item(), pck=pck(found, asked, .2)['mean'])
+    if found.shape!=asked.shape:
+        raise InputError(f"{len(found)} poses found and {len(asked)} asked for; give one for each "
+                         "picture, in one order.")
+    return dict(pose_error=joint_distance(found[...,:2], asked).item(),
+                pck=pck(found, asked, .2)['mean'])

@@ -286,6 +286,5 @@ def check_poses(
     i,j = bad[0].tolist()
     (x,y,_),(h,w) = joints[i,j].tolist(), sizes[i].tolist()
     raise InputError(f"{table.names[i]}: the {JOINTS[j]} at x={x:g}, y={y:g} lies outside the "
-                     "picture of "
-                     f"height {h:g} and width {w:g} ({len(bad)} such joints in all); scale the joints "
-                     "to the pictures, or give them confidence 0.")
+                     f"picture of height {h:g} and width {w:g} ({len(bad)} such joints in all); "
+                     "scale the joints to the pictures, or give them confidence 0.")

@@ -24,24 +24,31 @@ def check_generated(
     generated:pd.DataFrame # Manifest of the generated set
 ) -> None:
     "Refuse identities or sources that are not in the training set: they would be a leak"
-    if not len(generated): raise InputError("The generated set is empty; run posereid_generate, or leave the row out.")
+    if not len(generated):
+        raise InputError("The generated set is empty; run posereid_generate, or leave the row out.")
     plain = generated.path[~generated.is_generated]
-    if len(plain): raise InputError(f"{len(plain)} rows of the generated set are not marked as generated, the first is "
-                                    f"{plain.iloc[0]}; name a folder of posereid_generate.")
+    if len(plain):
+        raise InputError(f"{len(plain)} rows of the generated set are not marked as generated, the "
+                         f"first is {plain.iloc[0]}; name a folder of posereid_generate.")
     extra = sorted(set(generated.pid)-set(real.pid))
-    if extra: raise InputError(f"The generated set has {len(extra)} people who are not in the training set, the first is "
-                               f"{extra[0]}; name the target that it was generated from.")
+    if extra:
+        raise InputError(f"The generated set has {len(extra)} people who are not in the training "
+                         f"set, the first is {extra[0]}; name the target that it was "
+                         "generated from.")
     if 'source_path' not in generated: return
     pid = {**dict(zip(picture_keys(real.path), real.pid)), **dict(zip(real.path, real.pid))}
-    who = [pid.get(o, pid.get(k)) for o,k in zip(generated.source_path, picture_keys(generated.source_path))]
+    who = [pid.get(o, pid.get(k))
+           for o,k in zip(generated.source_path, picture_keys(generated.source_path))]
     strange = [o for o,i in zip(generated.source_path, who) if i is None]
-    if strange: raise InputError(f"{len(strange)} generated pictures come from pictures that are not in the "
-                                 "training set, "
-                                 f"the first from {strange[0]}; name the target that they were generated from.")
+    if strange:
+        raise InputError(f"{len(strange)} generated pictures come from pictures that are not in "
+                         f"the training set, the first from {strange[0]}; name the target that "
+                         "they were generated from.")
     other = [(o,i,j) for o,i,j in zip(generated.path, generated.pid, who) if i!=j]
-    if other: raise InputError("{} of the generated pictures are of another person than their source, the first, {}, of "
-                               "{} and not of {}; ".format(len(other), *other[0])
-                               + "generate the set again, from the target as it is read now.")
+    if other:
+        raise InputError("{} of the generated pictures are of another person than their source, "
+                         "the first, {}, of {} and not of {}; ".format(len(other), *other[0])
+                         + "generate the set again, from the target as it is read now.")
 
 # %% ../../nbs/84_stages.augment.ipynb #c006
 def augment(

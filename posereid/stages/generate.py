@@ -12,13 +12,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..core import (JPEG, InputError, RunFolder, default_device, hash_settings, progress, seed_everything,
-                           weights_hash, write_beside)
+from ..core import (JPEG, InputError, RunFolder, Settings, default_device, hash_settings,
+                           one_of, progress, seed_everything, weights_hash, write_beside)
 from ..data.transforms import to_float, to_uint8
 from ..data.market import read_generated
 from ..data.manifest import picture_keys, train_rows, write_manifest
@@ -28,28 +29,28 @@ from ..pose.bank import bank_rows, choose_poses
 from ..pose.draw import draw_skeletons
 from ..pose.table import PoseTable
 from .fit import at_least_one, open_run
-from ..core import one_of
 
 # %% ../../nbs/83_stages.generate.ipynb #c005
+BANKS = 'uniform','diverse','cluster' # ways to choose the poses
+
 @dataclass
-class GenerateSettings:
+class GenerateSettings(Settings):
     "Settings of the generated pictures (§4.2, step three)"
     n_each:int=2          # Number N of generated pictures for each target picture
     seed:int=0            # Seed of the draw of poses
-    mode:str='eval'       # Mode of G: `eval`, or `train` as in pix2pix, which depends on the batch
+    mode:Literal['eval','train']='eval' # Mode of G; `train`, as in pix2pix, depends on the batch
     min_joints:int=8      # Least number of visible joints of a pose that is drawn
-    bank:str='uniform'    # Pose bank: `uniform` (the whole source), `diverse` or `cluster`
+    bank:Literal[BANKS]='uniform' # Pose bank; `uniform` is the whole source
     n_bank:int=100        # Number of poses in a `diverse` or `cluster` bank
     test_poses:bool=False # Allow poses of the target's test pictures; the report then says so
     bs:int=128            # Number of pictures generated at once
 
 # %% ../../nbs/83_stages.generate.ipynb #c007
-BANKS = ('uniform','diverse','cluster')
-
 def _chosen(source, bank, settings):
     "A bank of `n_bank` poses that cover the source evenly"
     how = dict(diverse='farthest', cluster='cluster')[settings.bank]
-    rows = bank_rows(bank, settings.n_bank, how, settings.seed, min_joints=settings.min_joints).numpy()
+    rows = bank_rows(bank, settings.n_bank, how, settings.seed,
+                     min_joints=settings.min_joints).numpy()
     return source.iloc[rows].reset_index(drop=True),bank[rows]
 
 def _copies(source, test):
@@ -62,9 +63,10 @@ def _copies(source, test):
 def _refuse_test_poses(target_df, source):
     "A test picture's pose in the bank would be a leak"
     shared = _copies(source, target_df[target_df.split.isin(('query','gallery','multi'))])
-    if shared: raise InputError(f"{len(shared)} pictures of the source are test pictures of the target, such as "
-                                f"{Path(min(shared)).name}; take another source, "
-                                "or set generate.test_poses=True, which the report will say.")
+    if shared:
+        raise InputError(f"{len(shared)} pictures of the source are test pictures of the target, "
+                         f"such as {Path(min(shared)).name}; take another source, or set "
+                         "generate.test_poses=True, which the report will say.")
 
 def plan(
     target_df:pd.DataFrame,   # Manifest of the target; its real training pictures get new poses
@@ -74,11 +76,10 @@ def plan(
 ) -> pd.DataFrame:            # Row per picture to make: `source_path pose_path k pid camid own_id`
     "Which pose goes with which picture, the same for every generator that is compared"
     at_least_one('generate', settings, 'n_each', 'bs')
-    one_of('generate.mode', settings.mode, ('eval','train'))
-    one_of('generate.bank', settings.bank, BANKS)
     target,source = train_rows(target_df, real_only=True),train_rows(source_df)
-    if not len(source): raise InputError("The source has no training pictures to take poses from; name a folder "
-                                         "with bbox_train.")
+    if not len(source):
+        raise InputError("The source has no training pictures to take poses from; name a folder "
+                         "with bbox_train.")
     if not settings.test_poses: _refuse_test_poses(target_df, source)
     bank = poses.of(source)
     if settings.bank!='uniform': source,bank = _chosen(source, bank, settings)
@@ -87,7 +88,8 @@ def plan(
     k = torch.arange(settings.n_each).repeat(len(target))
     pose_path = source.path.to_numpy()[chosen.flatten().numpy()]
     own = dict(own_id=rows.own_id) if 'own_id' in rows else {}
-    return pd.DataFrame(dict(source_path=rows.path, pose_path=pose_path, k=k.numpy(), pid=rows.pid, camid=rows.camid, **own))
+    return pd.DataFrame(dict(source_path=rows.path, pose_path=pose_path, k=k.numpy(), pid=rows.pid,
+                             camid=rows.camid, **own))
 
 # %% ../../nbs/83_stages.generate.ipynb #c010
 def generated_name(
@@ -110,8 +112,10 @@ def generated_names(
     stems = [o if n in clash(plain) else n.removesuffix('_g0.jpg') for o,n in zip(keys, plain)]
     twice = clash(stems)
     groups,rank = _by_name(stems, source_paths),{}
-    for n in sorted(twice): rank.update(zip(groups[n], (i for i in count(1) if f'{n}-{i}' not in groups)))
-    return [f'{o}-{rank[p]}_g{k}.jpg' if o in twice else f'{o}_g{k}.jpg' for o,p,k in zip(stems, source_paths, ks)]
+    for n in sorted(twice):
+        rank.update(zip(groups[n], (i for i in count(1) if f'{n}-{i}' not in groups)))
+    return [f'{o}-{rank[p]}_g{k}.jpg' if o in twice else f'{o}_g{k}.jpg'
+            for o,p,k in zip(stems, source_paths, ks)]
 
 def _by_name(names, paths):
     "Different paths of each name, in order"
@@ -125,11 +129,13 @@ def market_names(
 ) -> list:            # File name of each row
     "Names in the grammar of Market-1501; the frame counts the sources, the box the poses"
     if not plan.pid.between(1, 9999).all() or not plan.camid.between(0, 9).all() or plan.k.max()>99:
-        raise InputError("Market-1501 names have people from 1 to 9999, cameras to 9 and boxes to 99, but these go to "
-                         f"{plan.pid.max()}, {plan.camid.max()} and {plan.k.max()}; "
-                         "leave the names as they are (--names source), the manifest says who is who.")
+        raise InputError("Market-1501 names have people from 1 to 9999, cameras to 9 and boxes to "
+                         f"99, but these go to {plan.pid.max()}, {plan.camid.max()} and "
+                         f"{plan.k.max()}; leave the names as they are (--names source), the "
+                         "manifest says who is who.")
     frame = {p: i for i,p in enumerate(dict.fromkeys(plan.source_path), 1)}
-    return [f'{i:04d}_c{max(c, 1)}s1_{frame[p]:06d}_{k:02d}.jpg' for p,k,i,c in zip(plan.source_path, plan.k, plan.pid, plan.camid)]
+    return [f'{i:04d}_c{max(c, 1)}s1_{frame[p]:06d}_{k:02d}.jpg'
+            for p,k,i,c in zip(plan.source_path, plan.k, plan.pid, plan.camid)]
 
 # %% ../../nbs/83_stages.generate.ipynb #c013
 def skeletons_for(
@@ -153,7 +159,8 @@ def pictures(
     "Generate batch after batch, in the order of the plan"
     seed_everything(settings.seed)
     G.to(default_device()).train(settings.mode=='train')
-    to_net = lambda o: to_float(o).to(default_device()).contiguous(memory_format=torch.channels_last)
+    to_net = (lambda o: to_float(o).to(default_device())
+              .contiguous(memory_format=torch.channels_last))
     for i in progress(range(0, len(plan), settings.bs), desc='generate'):
         rows = plan.iloc[i:i+settings.bs]
         x,s = store.get(list(rows.source_path)),skeletons_for(list(rows.pose_path), poses, store)
@@ -167,7 +174,8 @@ def save_jpegs(
 ) -> None:
     "Write pictures with the JPEG settings of all sets"
     from PIL import Image
-    for o,path in zip(batch.permute(0,2,3,1).contiguous().numpy(), paths, strict=True): Image.fromarray(o).save(path, 'jpeg', **JPEG)
+    for o,path in zip(batch.permute(0,2,3,1).contiguous().numpy(), paths, strict=True):
+        Image.fromarray(o).save(path, 'jpeg', **JPEG)
 
 # %% ../../nbs/83_stages.generate.ipynb #c019
 def write_generated(
@@ -188,10 +196,12 @@ def write_generated(
         for batch in pictures.split(256) if isinstance(pictures, Tensor) else pictures:
             save_jpegs(batch, [Path(tmp)/o for o in names[n:n+len(batch)]])
             n += len(batch)
-        if n!=len(names): raise InputError(f"{folder}: the plan has {len(names)} pictures but {n} came; pass one "
-                                           "for each row.")
-    df = pd.DataFrame(dict(path=[str(folder/o) for o in names], pid=plan.pid.values, camid=plan.camid.values, split='train',
-        is_generated=True, source_path=plan.source_path.values, pose_path=plan.pose_path.values, k=plan.k.values,
+        if n!=len(names):
+            raise InputError(f"{folder}: the plan has {len(names)} pictures but {n} came; pass one "
+                             "for each row.")
+    df = pd.DataFrame(dict(path=[str(folder/o) for o in names], pid=plan.pid.values,
+        camid=plan.camid.values, split='train', is_generated=True,
+        source_path=plan.source_path.values, pose_path=plan.pose_path.values, k=plan.k.values,
         generator=generator, seed=seed))
     if market: _write_names(plan, names, folder.parent/'names.csv')
     write_manifest(df, folder.parent)
@@ -200,7 +210,9 @@ def write_generated(
 def _write_names(plan, names, file):
     "Which picture is which, for a set in names of Market-1501"
     own = dict(own_id=plan.own_id) if 'own_id' in plan else {}
-    res = pd.DataFrame(dict(name=names, source=picture_keys(plan.source_path), pose=picture_keys(plan.pose_path), k=plan.k, pid=plan.pid, **own, camid=plan.camid))
+    res = pd.DataFrame(dict(name=names, source=picture_keys(plan.source_path),
+                            pose=picture_keys(plan.pose_path), k=plan.k, pid=plan.pid, **own,
+                            camid=plan.camid))
     with write_beside(file) as tmp: res.to_csv(tmp, index=False, lineterminator='\n')
 
 # %% ../../nbs/83_stages.generate.ipynb #c023
@@ -208,7 +220,8 @@ def plan_id(
     plan:pd.DataFrame # Plan
 ) -> str:             # Hash of 12 hex digits
     "A short name for a plan: the hash of its pictures' keys, in order"
-    return hash_settings([(a, b, int(k)) for a,b,k in zip(picture_keys(plan.source_path), picture_keys(plan.pose_path), plan.k)])
+    return hash_settings([(a, b, int(k)) for a,b,k in zip(picture_keys(plan.source_path),
+                              picture_keys(plan.pose_path), plan.k)])
 
 # %% ../../nbs/83_stages.generate.ipynb #c024
 def generate(
@@ -227,9 +240,11 @@ def generate(
     todo,by = plan(target_df, source_df, poses, settings) if todo is None else todo,weights_hash(G)
     one_of('names', names, ('source','market1501'))
     if names=='market1501': market_names(todo)  # refused before anything is painted
-    how = dict(generate=settings, generator=by, plan=plan_id(todo), **({} if names=='source' else dict(names=names)))
+    how = dict(generate=settings, generator=by, plan=plan_id(todo),
+               **({} if names=='source' else dict(names=names)))
     run = open_run(folder, how, fresh)
     if run.done: return read_generated(run.path)
-    df = write_generated(pictures(G, todo, poses, store, settings), todo, run.path, by, settings.seed, names)
+    df = write_generated(pictures(G, todo, poses, store, settings), todo, run.path, by,
+                         settings.seed, names)
     run.finish(dict(n_pictures=len(df), n_sources=int(df.source_path.nunique()), generator=by))
     return df

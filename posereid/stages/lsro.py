@@ -17,7 +17,8 @@ import torch
 from fastai.callback.core import Callback, CancelBatchException, TrainEvalCallback
 from fastcore.basics import patch
 from torch import nn
-from ..core import InputError, RunFolder, default_device, load_weights, progress, save_weights, seed_everything, to_json, weights_hash, write_beside
+from ..core import (InputError, RunFolder, default_device, load_weights, progress,
+                           save_weights, seed_everything, to_json, weights_hash, write_beside)
 from ..data.block import reid_dls
 from ..data.transforms import to_uint8
 from ..data.market import read_generated
@@ -77,7 +78,8 @@ def step_D(self:DCGANCallback,
     loss = discriminator_loss(a, b)
     loss.backward()
     self.opt.D.step()
-    self.terms.update(d_loss=loss.detach(), d_real=a.detach().sigmoid().mean(), d_fake=b.detach().sigmoid().mean())
+    self.terms.update(d_loss=loss.detach(), d_real=a.detach().sigmoid().mean(),
+                      d_fake=b.detach().sigmoid().mean())
 
 @patch
 def step_G(self:DCGANCallback,
@@ -104,19 +106,24 @@ def train_dcgan(
     "Train a DCGAN on the real training pictures"
     df,s = pick(df, split='train', is_generated=False),settings
     at_least_one('dcgan', s, 'width', 'z', 'bs', 'epochs')
-    if tuple(store.size)!=tuple(s.size): raise InputError(f"The store holds pictures of {tuple(store.size)} but "
-                                                          f"dcgan.size is {tuple(s.size)}; open a PictureStore "
-                                                          "of that size.")
+    if tuple(store.size)!=tuple(s.size):
+        raise InputError(f"The store holds pictures of {tuple(store.size)} but dcgan.size is "
+                         f"{tuple(s.size)}; open a PictureStore of that size.")
     run = open_run(folder, dict(dcgan=s, data=frame_id(df)), fresh)
     if run.done: return load_dcgan(run.path)
     seed_everything(s.seed)
-    model,dls = NoiseGAN(s),reid_dls(df, store, train_labels(df), bs=s.bs, seed=s.seed, pad=0, flip=s.flip, device=default_device())
-    fit_stage(_learner(dls, model, s), s.epochs, run, lambda epoch: s.lr, lambda l: l.dcgan.terms, s.seed, desc, every)
+    model,dls = NoiseGAN(s),reid_dls(df, store, train_labels(df), bs=s.bs, seed=s.seed, pad=0,
+                                     flip=s.flip, device=default_device())
+    fit_stage(_learner(dls, model, s), s.epochs, run, lambda epoch: s.lr, lambda l: l.dcgan.terms,
+              s.seed, desc, every)
     return _finish(run, model.cpu(), s, s.epochs*len(dls.train))
 
+# %% ../../nbs/85_stages.lsro.ipynb #99575de1b
 def _learner(dls, model, s):
-    return StageLearner(dls, model, loss_func=generator_adv_loss, opt_func=partial(TwoAdams, betas=s.betas), lr=s.lr, splitter=split_DG, wd_bn_bias=True,
-                        train_bn=False, default_cbs=False, cbs=[TrainEvalCallback(), PlainBatch(), DCGANCallback()])
+    return StageLearner(dls, model, loss_func=generator_adv_loss,
+                        opt_func=partial(TwoAdams, betas=s.betas), lr=s.lr, splitter=split_DG,
+                        wd_bn_bias=True, train_bn=False, default_cbs=False,
+                        cbs=[TrainEvalCallback(), PlainBatch(), DCGANCallback()])
 
 def _finish(run, model, s, steps):
     "Weights, what is needed to build the net again, then what marks the run as done"
@@ -131,8 +138,9 @@ def load_dcgan(
 ) -> DCGANGenerator: # Trained generator in eval mode
     "Build the generator of a run folder and load its weights"
     path = Path(folder)/'dcgan.json'
-    if not path.exists(): raise InputError(f"{folder}: expected a trained DCGAN (dcgan.json and G.safetensors), found "
-                                           "none; train one with train_dcgan, or name its folder.")
+    if not path.exists():
+        raise InputError(f"{folder}: expected a trained DCGAN (dcgan.json and G.safetensors), "
+                         "found none; train one with train_dcgan, or name its folder.")
     s = DCGANSettings(**json.loads(path.read_text(encoding='utf-8')))
     G = DCGANGenerator(s.size, s.width, s.z)
     load_weights(G, Path(folder)/'G.safetensors')
@@ -162,10 +170,12 @@ def draw_unlabelled(
 ) -> pd.DataFrame:         # Manifest of the set; its pids have no meaning, train it with ε=1
     "LSRO's generated pictures as a data set; no pose was given, so `pose_path` is empty"
     df,by = train_rows(df, real_only=True),weights_hash(G)
-    run = open_run(folder, dict(unlabelled=n_each, seed=seed, generator=by, data=frame_id(df)), fresh)
+    run = open_run(folder, dict(unlabelled=n_each, seed=seed, generator=by, data=frame_id(df)),
+                   fresh)
     if run.done: return read_generated(run.path)
     rows = df.loc[df.index.repeat(n_each), ['path','pid','camid']].reset_index(drop=True)
-    todo = pd.DataFrame(dict(source_path=rows.path, pose_path='', k=np.tile(np.arange(n_each), len(df)), pid=rows.pid, camid=rows.camid))
+    todo = pd.DataFrame(dict(source_path=rows.path, pose_path='',
+                             k=np.tile(np.arange(n_each), len(df)), pid=rows.pid, camid=rows.camid))
     res = write_generated(noise_pictures(G, len(todo), seed), todo, run.path, by, seed)
     run.finish(dict(n_pictures=len(res), generator=by))
     return res

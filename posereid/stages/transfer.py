@@ -25,7 +25,8 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core import (InputError, RunFolder, Settings, default_device, load_weights, save_weights,
+from ..core import (InputError, RunFolder, Settings, default_device,
+                           load_weights, save_weights,
                            seed_everything, sha12, to_json, weights_hash, write_beside)
 from ..data.block import transfer_dls
 from ..data.manifest import pick
@@ -115,7 +116,8 @@ def shown_to(
 ) -> TransferSettings:         # The same with `guider_size` and `guider_crop` filled in
     "The guider gets pictures of its own kind, unless the settings say otherwise"
     size = tuple(size) if tuple(size)!=tuple(settings.size) else ()
-    return replace(settings, guider_size=settings.guider_size or size, guider_crop=settings.guider_crop or tuple(crop))
+    return replace(settings, guider_size=settings.guider_size or size,
+                   guider_crop=settings.guider_crop or tuple(crop))
 
 # %% ../../nbs/82_stages.transfer.ipynb #c011
 class TransferModel(nn.Module):
@@ -160,7 +162,8 @@ def transfer_model(
     "Check the settings and build G and D, beside the guider"
     s = settings
     at_least_one('transfer', s, 'width', 'd_width', 'd_layers', 'bs', 'pairs', 'parts')
-    G = SiameseUNet(s.size, s.width, s.depth, s.shared, s.norm, s.up, s.skips, s.dropout, head=s.head, blend=s.blend)
+    G = SiameseUNet(s.size, s.width, s.depth, s.shared, s.norm, s.up, s.skips, s.dropout,
+                    head=s.head, blend=s.blend)
     D = StackedDiscriminator(s.d_width, s.d_layers, s.norm)
     return TransferModel(G, D, guider if s.beta else None, s.ema, judge)
 
@@ -171,7 +174,9 @@ class TwoAdams:
         params:list,          # Parameters of D and of G, from `split_DG`
         lr:float=2e-4,        # Step size of both
         betas:tuple[float,float]=(.5,.999) # Momenta of both
-    ): self.D,self.G = (torch.optim.Adam(list(p), lr=lr, betas=tuple(betas), fused=True) for p in params)
+    ):
+        self.D,self.G = (torch.optim.Adam(list(p), lr=lr, betas=tuple(betas), fused=True)
+                         for p in params)
     def set_hypers(self, **kwargs):
         for o in (self.D, self.G):
             for group in o.param_groups: group.update(kwargs)
@@ -247,7 +252,8 @@ def backward_D(self:TransferCallback):
     "Gradients of Eq. 1 in D, on the real triplet (x, s, y) and the generated one, cut off from G"
     real,fake = self.model.D(*self.cond, self.real),self.model.D(*self.cond, self.fake.detach())
     discriminator_loss(real, fake, self.settings.gan).backward()
-    score = (lambda o: o.detach().mean()) if self.settings.gan=='lsgan' else (lambda o: o.detach().sigmoid().mean())
+    score = ((lambda o: o.detach().mean()) if self.settings.gan=='lsgan'
+             else (lambda o: o.detach().sigmoid().mean()))
     self.terms.update(d_real=score(real), d_fake=score(fake))
 
 # %% ../../nbs/82_stages.transfer.ipynb #f4616ca0
@@ -265,8 +271,9 @@ class Terms(dict):
     ):
         "One more term; the log gets it without its weight"
         for o in (name, *stats): self.check(o)
-        if value.ndim: raise InputError(f"The term {name!r} must be one number, but has the shape {tuple(value.shape)}; "
-                                        "take its mean or its sum.")
+        if value.ndim:
+            raise InputError(f"The term {name!r} must be one number, but has the shape "
+                             f"{tuple(value.shape)}; take its mean or its sum.")
         super().__setitem__(name, weight*value)
         self.unweighted[name] = value.detach()
         self.stats.update({k:v.detach() for k,v in stats.items()})
@@ -303,7 +310,8 @@ def backward_G(self:TransferCallback):
 def judged(self:TransferCallback) -> Tensor: # Scalar
     "Eq. 3 of a net that has no part in the loss, to compare the guider's term with"
     rows,s = self.is_target.bool(),self.settings
-    return guider_ce(self.model.judge(guider_input(self.fake, s.guider_size, s.guider_crop)), self.label, rows)
+    return guider_ce(self.model.judge(guider_input(self.fake, s.guider_size, s.guider_crop)),
+                     self.label, rows)
 
 # %% ../../nbs/82_stages.transfer.ipynb #c031
 @patch
@@ -338,7 +346,8 @@ class L1Term(Callback):
     def __init__(self,
         settings:TransferSettings # `lam`
     ): self.settings = settings
-    def after_fake(self): self.losses.add('l1', l1_loss(self.fake, self.real, self.weight), self.settings.lam)
+    def after_fake(self):
+        self.losses.add('l1', l1_loss(self.fake, self.real, self.weight), self.settings.lam)
 
 # %% ../../nbs/82_stages.transfer.ipynb #c026
 class GuiderTerm(Callback):
@@ -372,8 +381,10 @@ def by_distance(self:GuiderTerm,
 ) -> tuple:      # Scalar, and for the log the share of triplets with a loss
     "Eq. 4 by the embeddings of the frozen guider"
     R,s = self.model.R,self.settings
-    with torch.no_grad(): real = R.embed(guider_input(self.positive[rows], s.guider_size, s.guider_crop))
-    loss,stats = guider_triplet(R.embed(seen), real, self.label[rows], rows[rows], s.margin, stats=True)
+    with torch.no_grad():
+        real = R.embed(guider_input(self.positive[rows], s.guider_size, s.guider_crop))
+    loss,stats = guider_triplet(R.embed(seen), real, self.label[rows], rows[rows], s.margin,
+                                stats=True)
     return loss,dict(active=stats['active'])
 
 # %% ../../nbs/82_stages.transfer.ipynb #c033
@@ -397,12 +408,14 @@ def stage_batches(
 ):                            # DataLoaders; an epoch is a part of the training
     "The pairs of one part, drawn anew for each part"
     s = settings
-    if tuple(store.size)!=tuple(s.size): raise InputError(
-        f"The store holds pictures of {tuple(store.size)} but transfer.size is {tuple(s.size)}; open a PictureStore "
-        "of that size.")
-    return transfer_dls(target_df, source_df, poses, store, labels, bs=s.bs, n_pairs=s.pairs, epochs=s.parts, pair=s.pair,
-                        source_pair=s.source_pair or None, missing=s.missing, seed=s.seed, flip=s.flip,
-                        foreground=s.foreground, positives=s.positive if positives else None, device=default_device())
+    if tuple(store.size)!=tuple(s.size):
+        raise InputError(
+            f"The store holds pictures of {tuple(store.size)} but transfer.size is "
+            f"{tuple(s.size)}; open a PictureStore of that size.")
+    return transfer_dls(target_df, source_df, poses, store, labels, bs=s.bs, n_pairs=s.pairs,
+                        epochs=s.parts, pair=s.pair, source_pair=s.source_pair or None,
+                        missing=s.missing, seed=s.seed, flip=s.flip, foreground=s.foreground,
+                        positives=s.positive if positives else None, device=default_device())
 
 # %% ../../nbs/82_stages.transfer.ipynb #c038
 def transfer_learner(
@@ -412,9 +425,11 @@ def transfer_learner(
     cbs:list[Callback]=()     # More callbacks, such as further terms
 ) -> Learner:                 # Learner whose batches are the four steps
     "A `Learner` for step two: one callback for the four steps, one for each term of Eq. 5"
-    opt,own = partial(TwoAdams, betas=settings.betas),(TransferCallback, AdversarialTerm, L1Term, GuiderTerm)
-    return StageLearner(dls, model, loss_func=l1_loss, opt_func=opt, lr=settings.lr, splitter=split_DG, wd_bn_bias=True,
-        train_bn=False, default_cbs=False, cbs=[TrainEvalCallback(), PlainBatch(), *(o(settings) for o in own), *cbs])
+    opt,own = partial(TwoAdams, betas=settings.betas),(TransferCallback, AdversarialTerm, L1Term,
+                                                       GuiderTerm)
+    return StageLearner(dls, model, loss_func=l1_loss, opt_func=opt, lr=settings.lr,
+        splitter=split_DG, wd_bn_bias=True, train_bn=False, default_cbs=False,
+        cbs=[TrainEvalCallback(), PlainBatch(), *(o(settings) for o in own), *cbs])
 
 # %% ../../nbs/82_stages.transfer.ipynb #c046
 def sheet(
@@ -446,10 +461,12 @@ def after_train(self:Samples):
     x,s,y = self.shown
     fake = self.model.best.eval()(x, s)
     self.model.train()
-    with write_beside(self.path) as tmp: Image.fromarray(sheet(x, s, fake, y).permute(1,2,0).numpy()).save(tmp, 'png')
+    with write_beside(self.path) as tmp:
+        Image.fromarray(sheet(x, s, fake, y).permute(1,2,0).numpy()).save(tmp, 'png')
 
 # %% ../../nbs/82_stages.transfer.ipynb #c049
-SHIPPED = Path(posereid.__file__).parent/'weights' # G and D trained on other worlds, and provenance.json
+# G and D trained on other worlds, and provenance.json
+SHIPPED = Path(posereid.__file__).parent/'weights'
 
 def start_from(
     model:TransferModel, # Nets with fresh weights
@@ -460,8 +477,9 @@ def start_from(
     init = SHIPPED if str(init)=='shipped' else Path(init)
     files = {'G':init/'G.safetensors', 'D':init/'D.safetensors'} if init.is_dir() else {'G':init}
     try: [load_weights(getattr(model, name), path) for name,path in files.items()]
-    except InputError as e: raise InputError(f"{str(e).rstrip('.')}, or begin from nothing (posereid_run "
-                                             "--from_scratch).") from None
+    except InputError as e:
+        raise InputError(f"{str(e).rstrip('.')}, or begin from nothing (posereid_run "
+                         "--from_scratch).") from None
     if model.ema: model.G_ema.load_state_dict(model.G.state_dict())
     return {name:sha12(path) for name,path in files.items()}
 
@@ -480,7 +498,8 @@ def callback_id(
     "What a run folder remembers of a callback; its code is not part of it"
     def plain(v):
         if isinstance(v, nn.Module): return weights_hash(v)
-        return v if isinstance(v, (str,int,float,bool,tuple,list,dict,type(None))) else type(v).__name__
+        return (v if isinstance(v, (str,int,float,bool,tuple,list,dict,type(None)))
+                else type(v).__name__)
     return {'class':type(cb).__name__, **{k:plain(v) for k,v in vars(cb).items() if k!='learn'}}
 
 def transfer_choices(
@@ -517,13 +536,16 @@ def train_transfer(
     cbs:list[Callback]=()      # More callbacks; those with `after_fake` add terms to Eq. 5
 ) -> SiameseUNet:              # The generator, in eval mode
     "Step two of §4.2: train G and D on pairs of target and source, guided by R on the target's"
-    if settings.beta and guider is None: raise InputError(
-        f"transfer.beta is {settings.beta} but there is no guider; train one with posereid_guider, or set "
-        "transfer.beta=0.")
-    target_df,source_df = (None if o is None else pick(o, split='train') for o in (target_df, source_df))
+    if settings.beta and guider is None:
+        raise InputError(
+            f"transfer.beta is {settings.beta} but there is no guider; train one with "
+            "posereid_guider, or set transfer.beta=0.")
+    target_df,source_df = (None if o is None else pick(o, split='train')
+                           for o in (target_df, source_df))
     seed_everything(settings.seed)
     model = transfer_model(settings, guider, judge)
-    choices = transfer_choices(target_df, source_df, poses, guider, settings, start_from(model, init), cbs)
+    choices = transfer_choices(target_df, source_df, poses, guider, settings,
+                               start_from(model, init), cbs)
     run = open_run(folder, choices, fresh)
     if run.done: return load_generator(run.path)
     dls = stage_batches(target_df, source_df, poses, store, labels, settings, by_triplets(model.R))
@@ -550,8 +572,10 @@ def finish_transfer(
     G = model.best
     save_weights(G, run/'G.safetensors')
     save_weights(model.D, run/'D.safetensors')
-    with write_beside(run/'generator.json') as tmp: Path(tmp).write_text(to_json(settings), encoding='utf-8')
-    run.finish(dict(steps=steps, pairs=steps*settings.bs, generator=weights_hash(G), **last_row(run/'log.csv')))
+    with write_beside(run/'generator.json') as tmp:
+        Path(tmp).write_text(to_json(settings), encoding='utf-8')
+    run.finish(dict(steps=steps, pairs=steps*settings.bs, generator=weights_hash(G),
+                    **last_row(run/'log.csv')))
     (run/'checkpoint.pt').unlink(missing_ok=True)
 
 # %% ../../nbs/82_stages.transfer.ipynb #c054
@@ -560,8 +584,10 @@ def load_generator(
 ) -> SiameseUNet: # In eval mode
     "Build the generator of a run folder again and load its weights"
     path = Path(folder)/'generator.json'
-    if not path.exists(): raise InputError(f"{folder}: expected a trained generator (generator.json and G.safetensors), "
-                                           "found none; train one with posereid_transfer, or name its folder.")
+    if not path.exists():
+        raise InputError(f"{folder}: expected a trained generator (generator.json and "
+                         "G.safetensors), found none; train one with posereid_transfer, or name "
+                         "its folder.")
     s = TransferSettings(**json.loads(path.read_text(encoding='utf-8')))
     G = transfer_model(replace(s, beta=0., ema=0.)).G
     load_weights(G, Path(folder)/'G.safetensors')

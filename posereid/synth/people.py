@@ -55,7 +55,8 @@ _HAIR = [(.08,.07,.07), (.22,.14,.09), (.42,.30,.17), (.55,.53,.50)]
 def _near(rng, palette, n, spread):
     "`n` colours near random members of a palette"
     base = np.asarray(palette)[rng.integers(len(palette), size=n)]
-    return np.clip(base*np.exp(rng.normal(0, spread, (n,1))) + rng.normal(0, spread*.12, (n,3)), .02, .95)
+    return np.clip(base*np.exp(rng.normal(0, spread, (n,1))) + rng.normal(0, spread*.12, (n,3)),
+                   .02, .95)
 
 # %% ../../nbs/65_synth.people.ipynb #c011
 def _clothes(rng, cls, spread, contrast):
@@ -77,21 +78,24 @@ def sample_people(
     rng = np.random.default_rng(seed)
     cls = rng.choice(3, size=n, p=CLASS_SHARE)
     up, up2, lo = _clothes(rng, cls, spread, contrast)
-    bag = _near(rng, [(.10,.10,.12), (.45,.16,.14), (.16,.24,.40), (.50,.44,.30), (.20,.32,.22)], n, spread)
+    bag = _near(rng, [(.10,.10,.12), (.45,.16,.14), (.16,.24,.40), (.50,.44,.30), (.20,.32,.22)],
+                n, spread)
     shoe = _near(rng, [(.08,.08,.08), (.75,.75,.75), (.30,.22,.16)], n, spread)
     col = np.stack([_near(rng,_SKIN,n,.06), _near(rng,_HAIR,n,.15), up, up2, lo, shoe, bag], 1)
     pick = lambda *p: rng.choice(len(p), size=n, p=p)
-    kind = np.stack([pick(.28,.14,.10,.10,.16,.12,.10), pick(.35,.65), pick(.68,.18,.14), pick(.06,.60,.34),
-                     pick(.5,.3,.2), pick(.8,.2), cls], 1)
+    kind = np.stack([pick(.28,.14,.10,.10,.16,.12,.10), pick(.35,.65), pick(.68,.18,.14),
+                     pick(.06,.60,.34), pick(.5,.3,.2), pick(.8,.2), cls], 1)
     front = rng.uniform(size=n) < sided
-    kind[front,0] = rng.choice([PATTERNS.index('jacket'), PATTERNS.index('print')], size=front.sum())
+    kind[front,0] = rng.choice([PATTERNS.index('jacket'), PATTERNS.index('print')],
+                               size=front.sum())
     col[front,COLOURS.index('upper2')] = _near(rng, _ACCENT, front.sum(), spread/2)
     shape = 1 + rng.normal(0, 1, (n,6)).clip(-2,2)*np.array([.05,.13,.07,.08,.03,.05])
     t = lambda a: torch.as_tensor(a, dtype=torch.float32)
     return People(t(shape), t(col), torch.as_tensor(kind), t(rng.uniform(.055, .11, n)))
 
 # %% ../../nbs/65_synth.people.ipynb #c014
-ANGLES = 'yaw lean hip_r hip_l knee_r knee_l sho_r sho_l elb_r elb_l abd_r abd_l head_yaw head_nod twist'.split()
+ANGLES = ('yaw lean hip_r hip_l knee_r knee_l sho_r sho_l elb_r elb_l abd_r abd_l head_yaw '
+          'head_nod twist'.split())
 _A = {k:i for i,k in enumerate(ANGLES)}
 
 def walking(
@@ -104,9 +108,12 @@ def walking(
     a = np.zeros((len(yaw), len(ANGLES)), np.float32)
     s = np.sin(phase)
     put = lambda **kw: [a.__setitem__((slice(None), _A[k]), v) for k,v in kw.items()]
-    put(yaw=yaw, hip_r=stride*s, hip_l=-stride*s, sho_r=-swing*s, sho_l=swing*s, abd_r=.12, abd_l=.12)
-    put(knee_r=.08+1.5*stride*np.clip(np.cos(phase),0,1)**2, knee_l=.08+1.5*stride*np.clip(-np.cos(phase),0,1)**2)
-    put(elb_r=.15+.5*swing*(1-s)/1., elb_l=.15+.5*swing*(1+s)/1., lean=.04+.1*stride, twist=.2*swing*s)
+    put(yaw=yaw, hip_r=stride*s, hip_l=-stride*s, sho_r=-swing*s, sho_l=swing*s, abd_r=.12,
+        abd_l=.12)
+    put(knee_r=.08+1.5*stride*np.clip(np.cos(phase),0,1)**2,
+        knee_l=.08+1.5*stride*np.clip(-np.cos(phase),0,1)**2)
+    put(elb_r=.15+.5*swing*(1-s)/1., elb_l=.15+.5*swing*(1+s)/1., lean=.04+.1*stride,
+        twist=.2*swing*s)
     return a
 
 # %% ../../nbs/65_synth.people.ipynb #c016
@@ -116,11 +123,20 @@ def _gestures(rng, a):
     side = np.where(rng.uniform(size=n)<.5, 'r', 'l')
     for i in np.flatnonzero(u<.42):
         s, j = side[i], (lambda k: (i,_A[k]))
-        if   u[i]<.10: a[j('elb_r')]=a[j('elb_l')]=1.5; a[j('lean')]=.22; a[i,2:6]*=1.5              # run
-        elif u[i]<.20: a[j(f'sho_{s}')]=.55; a[j(f'elb_{s}')]=2.25; a[j(f'abd_{s}')]=.35              # telephone
-        elif u[i]<.29: a[j('sho_r')]=a[j('sho_l')]=.35; a[j('elb_r')]=a[j('elb_l')]=1.3               # carry
-        elif u[i]<.35: a[j(f'sho_{s}')]=2.3; a[j(f'elb_{s}')]=.5; a[j(f'abd_{s}')]=.4                 # wave
-        else: a[j('lean')]=.35; a[i,2:6]=1.25,.75,1.3,.9; a[i,6:10]=.9,.9,.35,.35                     # ride
+        # run
+        if   u[i]<.10: a[j('elb_r')]=a[j('elb_l')]=1.5; a[j('lean')]=.22; a[i,2:6]*=1.5
+        elif u[i]<.20:
+            # telephone
+            a[j(f'sho_{s}')]=.55; a[j(f'elb_{s}')]=2.25; a[j(f'abd_{s}')]=.35
+        elif u[i]<.29:
+            # carry
+            a[j('sho_r')]=a[j('sho_l')]=.35; a[j('elb_r')]=a[j('elb_l')]=1.3
+        elif u[i]<.35:
+            # wave
+            a[j(f'sho_{s}')]=2.3; a[j(f'elb_{s}')]=.5; a[j(f'abd_{s}')]=.4
+        else:
+            # ride
+            a[j('lean')]=.35; a[i,2:6]=1.25,.75,1.3,.9; a[i,6:10]=.9,.9,.35,.35
     return a
 
 def sample_poses(
@@ -142,7 +158,8 @@ def sample_poses(
 def _swing(length, flex, out=0., side=1.):
     "A bone that hangs down, swung forward by `flex` and outward by `out`"
     l = torch.as_tensor(length)
-    return torch.stack([side*l*torch.sin(out), -l*torch.cos(flex)*torch.cos(out), l*torch.sin(flex)*torch.cos(out)], -1)
+    return torch.stack([side*l*torch.sin(out), -l*torch.cos(flex)*torch.cos(out),
+                        l*torch.sin(flex)*torch.cos(out)], -1)
 
 def _limb(root, l1, l2, flex, bend, out, side):
     "Two bones from `root`: their ends"
@@ -173,13 +190,15 @@ def _upper(ang, n, sh, hs):
     for s,sg in (('r',1.),('l',-1.)):
         sho = _v(n, sg*.098*sh, .265, 0)
         p[f'{s}sho'] = sho
-        p[f'{s}elb'], p[f'{s}wri'] = _limb(sho, .165, .145, A[f'sho_{s}'], A[f'elb_{s}'], A[f'abd_{s}'], sg)
+        p[f'{s}elb'], p[f'{s}wri'] = _limb(sho, .165, .145, A[f'sho_{s}'], A[f'elb_{s}'],
+                                           A[f'abd_{s}'], sg)
     p = {k: _turn(v, A['twist']) if k!='neck' else v for k,v in p.items()}
     head = _v(n, 0, .375, .012)
     r = .062*hs
-    face = dict(head=_v(n), crown=_v(n, 0, .25*r, 0), nape=_v(n, 0, -.2*r, -.75*r), nose=_v(n, 0, -.1*r, 1.02*r),
-                reye=_v(n, .38*r, .18*r, .9*r), leye=_v(n, -.38*r, .18*r, .9*r), rear=_v(n, 1.*r, .05*r, 0*r), lear=_v(n, -1.*r, .05*r, 0*r),
-                headfwd=_v(n, 0, 0, 1.), headup=_v(n, 0, 1., 0))
+    face = dict(head=_v(n), crown=_v(n, 0, .25*r, 0), nape=_v(n, 0, -.2*r, -.75*r),
+                nose=_v(n, 0, -.1*r, 1.02*r), reye=_v(n, .38*r, .18*r, .9*r),
+                leye=_v(n, -.38*r, .18*r, .9*r), rear=_v(n, 1.*r, .05*r, 0*r),
+                lear=_v(n, -1.*r, .05*r, 0*r), headfwd=_v(n, 0, 0, 1.), headup=_v(n, 0, 1., 0))
     for k,v in face.items():
         v = _turn(_tip(v, A['head_nod']), A['head_yaw'])
         p[k] = v if k in ('headfwd','headup') else v + head
@@ -199,12 +218,16 @@ def skeleton(
     for s,sg in (('r',1.),('l',-1.)):
         hip = _v(n, sg*.052*hw, 0, 0)
         p[f'{s}hip'] = hip
-        p[f'{s}kne'], p[f'{s}ank'] = _limb(hip, .245*leg, .235*leg, A[f'hip_{s}'], -A[f'knee_{s}'], torch.full((n,), .03), sg)
+        p[f'{s}kne'], p[f'{s}ank'] = _limb(hip, .245*leg, .235*leg, A[f'hip_{s}'], -A[f'knee_{s}'],
+                                           torch.full((n,), .03), sg)
         shin = A[f'hip_{s}'] - A[f'knee_{s}']
-        p[f'{s}toe'] = p[f'{s}ank'] + torch.stack([.02*sg*torch.ones(n), -.022 + .085*shin.sin(), .085*shin.cos()], -1)
-        p[f'{s}hand'] = p[f'{s}wri'] + .05*torch.nn.functional.normalize(p[f'{s}wri']-p[f'{s}elb'], dim=-1)
+        p[f'{s}toe'] = p[f'{s}ank'] + torch.stack([.02*sg*torch.ones(n), -.022 + .085*shin.sin(),
+                                                   .085*shin.cos()], -1)
+        p[f'{s}hand'] = (p[f'{s}wri']
+                         + .05*torch.nn.functional.normalize(p[f'{s}wri']-p[f'{s}elb'], dim=-1))
     p.update(right=_v(n,1), up=_v(n,0,1), fwd=_v(n,0,0,1))
-    return {k: _to_camera(v, A['yaw'])*(1. if k in ('right','up','fwd','headfwd','headup') else height[:,None]) for k,v in p.items()}
+    return {k: _to_camera(v, A['yaw'])*(1. if k in ('right','up','fwd','headfwd','headup')
+                                        else height[:,None]) for k,v in p.items()}
 
 def _to_camera(v, yaw):
     "Body axes (right, up, forward) → camera axes (right, down, away) for a body that walks in direction `yaw`"
@@ -212,8 +235,9 @@ def _to_camera(v, yaw):
     return torch.stack([-r*yaw.cos() + f*yaw.sin(), -u, -r*yaw.sin() - f*yaw.cos()], -1)
 
 # %% ../../nbs/65_synth.people.ipynb #c026
-PARTS = ('head neck chest_r chest_l belly shoulders pelvis uarm_r uarm_l farm_r farm_l hand_r hand_l thigh_r thigh_l '
-         'shin_r shin_l foot_r foot_l hair skirt backpack handbag coat').split()
+PARTS = ('head neck chest_r chest_l belly shoulders pelvis uarm_r uarm_l farm_r farm_l hand_r '
+         'hand_l thigh_r thigh_l shin_r shin_l foot_r foot_l hair skirt backpack '
+         'handbag coat').split()
 PART = {k:i for i,k in enumerate(PARTS)}
 
 def _ends(p):
@@ -224,19 +248,28 @@ def _ends(p):
     top = lambda s: mix(p[f'{s}sho'], p['neck'], .38) - .035*up
     back = mix(hip, p['neck'], .5) - .095*fwd
     knees = (p['rkne']+p['lkne'])/2
-    e = dict(head=(p['head'],p['crown']), neck=(p['neck']-.02*up,p['head']), chest_r=(top('r'),low('r')), chest_l=(top('l'),low('l')),
-             belly=(mix(hip,p['neck'],.75),hip+.03*up), shoulders=(mix(p['rsho'],p['neck'],.1),mix(p['lsho'],p['neck'],.1)), pelvis=(p['rhip'],p['lhip']),
-             hair=(p['nape'],mix(p['nape'],p['chest'],.62)-.035*fwd), skirt=(hip,mix(hip,knees,.72)), coat=(hip+.03*up,mix(hip,knees,.5)),
-             backpack=(back+.07*up,back-.05*up), handbag=(p['lhip']-.06*right+.02*up,p['lhip']-.07*right-.09*up))
+    e = dict(head=(p['head'],p['crown']), neck=(p['neck']-.02*up,p['head']),
+             chest_r=(top('r'),low('r')), chest_l=(top('l'),low('l')),
+             belly=(mix(hip,p['neck'],.75),hip+.03*up),
+             shoulders=(mix(p['rsho'],p['neck'],.1),mix(p['lsho'],p['neck'],.1)),
+             pelvis=(p['rhip'],p['lhip']), hair=(p['nape'],mix(p['nape'],p['chest'],.62)-.035*fwd),
+             skirt=(hip,mix(hip,knees,.72)), coat=(hip+.03*up,mix(hip,knees,.5)),
+             backpack=(back+.07*up,back-.05*up),
+             handbag=(p['lhip']-.06*right+.02*up,p['lhip']-.07*right-.09*up))
     for s in 'rl':
-        e.update({f'uarm_{s}':(p[f'{s}sho'],p[f'{s}elb']), f'farm_{s}':(p[f'{s}elb'],p[f'{s}wri']), f'hand_{s}':(p[f'{s}wri'],p[f'{s}hand']),
-                  f'thigh_{s}':(p[f'{s}hip'],p[f'{s}kne']), f'shin_{s}':(p[f'{s}kne'],p[f'{s}ank']), f'foot_{s}':(p[f'{s}ank'],p[f'{s}toe'])})
+        e.update({f'uarm_{s}':(p[f'{s}sho'],p[f'{s}elb']), f'farm_{s}':(p[f'{s}elb'],p[f'{s}wri']),
+                  f'hand_{s}':(p[f'{s}wri'],p[f'{s}hand']),
+                  f'thigh_{s}':(p[f'{s}hip'],p[f'{s}kne']), f'shin_{s}':(p[f'{s}kne'],p[f'{s}ank']),
+                  f'foot_{s}':(p[f'{s}ank'],p[f'{s}toe'])})
     return torch.stack([torch.stack(e[k], 1) for k in PARTS], 1)
 
 # %% ../../nbs/65_synth.people.ipynb #c027
-_RADII = dict(head=(.058,.056), neck=(.03,.03), chest_r=(.062,.058), chest_l=(.062,.058), belly=(.068,.064), shoulders=(.045,.045), pelvis=(.062,.062),
-              uarm_r=(.034,.028), uarm_l=(.034,.028), farm_r=(.028,.021), farm_l=(.028,.021), hand_r=(.021,.019), hand_l=(.021,.019), thigh_r=(.058,.04),
-              thigh_l=(.058,.04), shin_r=(.04,.026), shin_l=(.04,.026), foot_r=(.028,.022), foot_l=(.028,.022), hair=(.045,.035), skirt=(.082,.10),
+_RADII = dict(head=(.058,.056), neck=(.03,.03), chest_r=(.062,.058), chest_l=(.062,.058),
+              belly=(.068,.064), shoulders=(.045,.045), pelvis=(.062,.062),
+              uarm_r=(.034,.028), uarm_l=(.034,.028), farm_r=(.028,.021), farm_l=(.028,.021),
+              hand_r=(.021,.019), hand_l=(.021,.019), thigh_r=(.058,.04),
+              thigh_l=(.058,.04), shin_r=(.04,.026), shin_l=(.04,.026), foot_r=(.028,.022),
+              foot_l=(.028,.022), hair=(.045,.035), skirt=(.082,.10),
               backpack=(.062,.072), handbag=(.018,.055), coat=(.080,.088))
 
 def body(
@@ -247,10 +280,12 @@ def body(
     p = skeleton(people, angles)
     r = torch.tensor([_RADII[k] for k in PARTS])[None].repeat(len(people), 1, 1)
     girth, k = people.shape[:,1], people.kind
-    thick = torch.tensor([0. if o in ('head','neck','hand_r','hand_l','foot_r','foot_l','hair','backpack','handbag') else 1. for o in PARTS])
+    thick = torch.tensor([0. if o in ('head','neck','hand_r','hand_l','foot_r','foot_l','hair',
+                                      'backpack','handbag') else 1. for o in PARTS])
     r = r*(1 + thick[None,:,None]*(girth-1)[:,None,None])*people.shape[:,:1,None]
     loose = torch.where((k[:,2]==0), 1.12, 1.)                   # trousers are wider than the leg
     for o in ('thigh_r','thigh_l','shin_r','shin_l'): r[:,PART[o]] *= loose[:,None]
-    has = dict(hair=k[:,3]==2, skirt=k[:,2]==2, backpack=k[:,4]==1, handbag=k[:,4]==2, coat=k[:,5]==1)
+    has = dict(hair=k[:,3]==2, skirt=k[:,2]==2, backpack=k[:,4]==1, handbag=k[:,4]==2,
+               coat=k[:,5]==1)
     for o,m in has.items(): r[:,PART[o]] *= m[:,None]
     return p, _ends(p), r

@@ -33,7 +33,8 @@ def _scene(rng, h, w):
     base = np.where(y<hor, dull(.4,.75), dull(.3,.65)+.15*(y-hor)) + np.zeros((h,w,3))
     for _ in range(rng.integers(5, 9)):
         tall = rng.uniform()<.6
-        hh, ww = (rng.uniform(.2,.6), rng.uniform(.03,.14)) if tall else (rng.uniform(.03,.12), rng.uniform(.15,.5))
+        hh, ww = ((rng.uniform(.2,.6), rng.uniform(.03,.14)) if tall
+                  else (rng.uniform(.03,.12), rng.uniform(.15,.5)))
         y0, x0 = rng.uniform(0, .75), rng.uniform(-.05, 1)
         base[int(y0*h):int((y0+hh)*h), max(0,int(x0*w)):max(0,int((x0+ww)*w))] = dull(.2,.75)
     return base
@@ -48,10 +49,13 @@ def sample_camera(
     h, w = 96, 72
     t = lambda a: torch.as_tensor(np.asarray(a), dtype=torch.float32)
     s = t(_scene(rng, h, w) + rng.normal(0, .015, (h,w,1))).permute(2,0,1)
-    s = F.interpolate(s[None], size=(round(2*1.25*size[0]), round(2*1.5*size[1])), mode='bilinear', align_corners=False)[0]
+    s = F.interpolate(s[None], size=(round(2*1.25*size[0]), round(2*1.5*size[1])), mode='bilinear',
+                      align_corners=False)[0]
     az, el = rng.uniform(-2.2, 2.2), rng.uniform(.5, 1.1)
     light = [math.sin(az)*math.cos(el), -math.sin(el), -math.cos(az)*math.cos(el)]
-    return Camera(s.clamp(0,1), t(light), float(rng.uniform(.5,.7)), t(np.exp(rng.normal(0,cast,3))), float(rng.uniform(.03,.28)), t(rng.uniform(.2,.5,(6,1))+rng.normal(0,.05,(6,3))))
+    return Camera(s.clamp(0,1), t(light), float(rng.uniform(.5,.7)),
+                  t(np.exp(rng.normal(0,cast,3))), float(rng.uniform(.03,.28)),
+                  t(rng.uniform(.2,.5,(6,1))+rng.normal(0,.05,(6,3))))
 
 # %% ../../nbs/66_synth.render.ipynb #c013
 SHOT = 'scale dx dy sx sy bright occ_x0 occ_y0 occ_x1 occ_y1 occ_kind pitch'.split()
@@ -69,14 +73,20 @@ def sample_shots(
     rng = np.random.default_rng(seed)
     s = np.zeros((n, len(SHOT)), np.float32)
     put = lambda **kw: [s.__setitem__((slice(None), _S[k]), v) for k,v in kw.items()]
-    put(scale=.9*np.exp(rng.normal(0,.045*jitter,n)), dx=rng.normal(0,.035*jitter,n).clip(-.12,.12), dy=rng.normal(0,.02*jitter,n).clip(-.06,.06),
-        sx=rng.uniform(-1,1,n)*.5*jitter, sy=rng.uniform(-1,1,n)*.5*jitter, bright=np.exp(rng.normal(0,bright,n)), pitch=pitch)
-    bad = rng.uniform(size=n)<.05*jitter                               # a detector's box that cuts feet or head
-    s[bad,_S['scale']] *= 1.22; s[bad,_S['dy']] += np.where(rng.uniform(size=bad.sum())<.7, .1, -.08)
+    put(scale=.9*np.exp(rng.normal(0,.045*jitter,n)), dx=rng.normal(0,.035*jitter,n).clip(-.12,.12),
+        dy=rng.normal(0,.02*jitter,n).clip(-.06,.06), sx=rng.uniform(-1,1,n)*.5*jitter,
+        sy=rng.uniform(-1,1,n)*.5*jitter, bright=np.exp(rng.normal(0,bright,n)), pitch=pitch)
+    # a detector's box that cuts feet or head
+    bad = rng.uniform(size=n)<.05*jitter
+    s[bad,_S['scale']] *= 1.22
+    s[bad,_S['dy']] += np.where(rng.uniform(size=bad.sum())<.7, .1, -.08)
     low, top = rng.uniform(size=n)<.6, rng.uniform(.55,.8,n)
-    x0 = np.where(rng.uniform(size=n)<.5, 0, rng.uniform(.62,.8,n)); x1 = np.where(x0>0, 1, rng.uniform(.2,.38,n))
+    x0 = np.where(rng.uniform(size=n)<.5, 0, rng.uniform(.62,.8,n))
+    x1 = np.where(x0>0, 1, rng.uniform(.2,.38,n))
     hide = rng.uniform(size=n)<occlusion
-    put(occ_x0=np.where(low,0,x0), occ_y0=np.where(low,top,rng.uniform(0,.4,n)), occ_x1=np.where(hide,np.where(low,1,x1),0), occ_y1=np.where(hide,1,0), occ_kind=rng.integers(6,size=n))
+    put(occ_x0=np.where(low,0,x0), occ_y0=np.where(low,top,rng.uniform(0,.4,n)),
+        occ_x1=np.where(hide,np.where(low,1,x1),0), occ_y1=np.where(hide,1,0),
+        occ_kind=rng.integers(6,size=n))
     return s
 
 # %% ../../nbs/66_synth.render.ipynb #c006
@@ -124,7 +134,8 @@ def _place(pts, ends, radii, shot, h, w):
     at = torch.cat([at, torch.zeros(len(at),1)], 1)
     put = lambda v: v*scale.reshape(-1,*[1]*(v.dim()-1)) + at.reshape(-1,*[1]*(v.dim()-2),3)
     axes = ('right','up','fwd','headfwd','headup')
-    return {k: v if k in axes else put(v) for k,v in pts.items()}, put(ends), radii*scale[:,None,None], scale
+    return ({k: v if k in axes else put(v) for k,v in pts.items()}, put(ends),
+            radii*scale[:,None,None], scale)
 
 # %% ../../nbs/66_synth.render.ipynb #c018
 def _pairs(ends, radii, h, w):
@@ -150,9 +161,12 @@ def _cast(ends, radii, h, w):
     pix = torch.div(part, P, rounding_mode='floor')*(h*w) + y*w + x
     depth = torch.full((n*h*w,), math.inf).scatter_reduce_(0, pix, t, 'amin')
     near = ((t==depth[pix]) & t.isfinite()).nonzero()[:,0]
-    first = torch.full((n*h*w,), len(t)).scatter_reduce_(0, pix[near], near, 'amin') # ties go to the first part
+    # ties go to the first part
+    first = torch.full((n*h*w,), len(t)).scatter_reduce_(0, pix[near], near, 'amin')
     win = first[first<len(t)]
-    return depth.view(n,h,w), dict(pix=pix[win], part=part[win]%P, who=torch.div(part[win],P,rounding_mode='floor'), o=o[win], t=t[win], surf=surf[win], cone=flat[win])
+    return depth.view(n,h,w), dict(pix=pix[win], part=part[win]%P,
+                                   who=torch.div(part[win],P,rounding_mode='floor'), o=o[win],
+                                   t=t[win], surf=surf[win], cone=flat[win])
 
 # %% ../../nbs/66_synth.render.ipynb #c020
 def _normal(hit):
@@ -169,7 +183,8 @@ def _normal(hit):
 def _pattern(kind, x, y, f, pitch):
     "Where a garment shows its second colour: place right `x`, up `y`, normal's forward part `f`"
     wave = lambda v: torch.remainder(v/pitch, 1.)<.45
-    return torch.stack([torch.zeros_like(x, dtype=torch.bool), wave(y), wave(x), wave(x)^wave(y), (f>.15)&(x.abs()<.045),
+    return torch.stack([torch.zeros_like(x, dtype=torch.bool), wave(y), wave(x), wave(x)^wave(y),
+                        (f>.15)&(x.abs()<.045),
                         (f<-.2)&(x.abs()<.055)&((y-.17).abs()<.06), y>.15]).gather(0, kind[None])[0]
 
 def _garment(hit, people, x, y, f, hf, hu, along):
@@ -178,13 +193,17 @@ def _garment(hit, people, x, y, f, hf, hu, along):
     pat, sleeve, lower, hair = (people.kind[who,i] for i in range(4))
     isin = lambda *k: torch.isin(part, torch.tensor([PART[o] for o in k]))
     up2 = _pattern(pat, x, y, f, people.pitch[who])
-    c = torch.full_like(part, 2) + up2.long()                                                  # upper garment
-    bare = (isin('farm_r','farm_l')&(sleeve==0)) | isin('hand_r','hand_l','neck') | (isin('uarm_r','uarm_l')&(sleeve==0)&(along>.6))
+    # upper garment
+    c = torch.full_like(part, 2) + up2.long()
+    bare = ((isin('farm_r','farm_l')&(sleeve==0)) | isin('hand_r','hand_l','neck')
+            | (isin('uarm_r','uarm_l')&(sleeve==0)&(along>.6)))
     legs = isin('thigh_r','thigh_l','shin_r','shin_l')
-    bare |= legs & (lower>0) & ~((lower==1)&isin('thigh_r','thigh_l')) & ~((lower==2)&isin('thigh_r','thigh_l')&(along<.5))
+    bare |= (legs & (lower>0) & ~((lower==1)&isin('thigh_r','thigh_l'))
+             & ~((lower==2)&isin('thigh_r','thigh_l')&(along<.5)))
     c = torch.where(legs | isin('pelvis','skirt'), 4, c)
     c = torch.where(bare, 0, c)
-    top = (hu>.42) | ((hf<.1)&(hu>-.45))                                                        # the hairy part of a head
+    # the hairy part of a head
+    top = (hu>.42) | ((hf<.1)&(hu>-.45))
     c = torch.where(isin('head'), torch.where(top & (hair>0), 1, 0), c)
     c = torch.where(isin('hair'), 1, torch.where(isin('foot_r','foot_l'), 5, c))
     return torch.where(isin('backpack','handbag'), 6, c)
@@ -198,16 +217,19 @@ def _paint(hit, people, pts, scale, cams, camera):
     rel = (p - ((pts['rhip']+pts['lhip'])/2)[who])/scale[who,None]
     d = hit['cone'][:,3:6]-hit['cone'][:,:3]
     along = ((p-hit['cone'][:,:3])*d).sum(-1)/(d*d).sum(-1).clamp(min=1e-6)
-    c = _garment(hit, people, dot(rel,'right'), dot(rel,'up'), dot(nrm,'fwd'), dot(nrm,'headfwd'), dot(nrm,'headup'), along)
+    c = _garment(hit, people, dot(rel,'right'), dot(rel,'up'), dot(nrm,'fwd'), dot(nrm,'headfwd'),
+                 dot(nrm,'headup'), along)
     light = torch.stack([o.light for o in cams])[camera][who]
     amb = torch.tensor([o.ambient for o in cams])[camera][who]
     shade = amb + (1-amb)*(nrm*light).sum(-1).clamp(min=0)
     return people.colours[who,c]*shade[:,None]
 
 # %% ../../nbs/66_synth.render.ipynb #c023
-_NAMES = 'nose neck rsho relb rwri lsho lelb lwri rhip rkne rank lhip lkne lank reye leye rear lear'.split()
+_NAMES = ('nose neck rsho relb rwri lsho lelb lwri rhip rkne rank lhip lkne lank reye leye '
+          'rear lear'.split())
 _FACE = torch.tensor([0,14,15,16,17])
-_FLESH = torch.tensor([.02,.05,.06,.05,.045,.06,.05,.045,.08,.06,.05,.08,.06,.05,.02,.02,.035,.035]) # joint to skin, in body heights
+# joint to skin, in body heights
+_FLESH = torch.tensor([.02,.05,.06,.05,.045,.06,.05,.045,.08,.06,.05,.08,.06,.05,.02,.02,.035,.035])
 
 def _joints(pts, scale, depth, shot, h, w):
     "`(n, 18, 3)` in pixels of the fine grid"
@@ -219,7 +241,8 @@ def _joints(pts, scale, depth, shot, h, w):
     behind = front < j[...,2] - _FLESH*scale[:,None]*1.25
     conf = torch.where(behind, .5, 1.)
     conf[:,_FACE] = torch.where(behind[:,_FACE], 0., 1.)
-    occ = (x>=shot[:,_S['occ_x0'],None]*w)&(x<shot[:,_S['occ_x1'],None]*w)&(y>=shot[:,_S['occ_y0'],None]*h)&(y<shot[:,_S['occ_y1'],None]*h)
+    occ = ((x>=shot[:,_S['occ_x0'],None]*w)&(x<shot[:,_S['occ_x1'],None]*w)
+           &(y>=shot[:,_S['occ_y0'],None]*h)&(y<shot[:,_S['occ_y1'],None]*h))
     conf = conf.masked_fill(out|occ, 0)
     return torch.stack([x, y, conf], -1)*(conf>0)[...,None]
 
@@ -229,7 +252,8 @@ def _background(cams, camera, shot, h, w):
     out = torch.empty(len(camera), 3, h, w)
     for i,(c,s) in enumerate(zip(camera.tolist(), shot)):
         sc = cams[c].scene
-        y = round((sc.shape[1]-h)/2*(1+.6*float(s[_S['sy']]))); x = round((sc.shape[2]-w)/2*(1+.6*float(s[_S['sx']])))
+        y = round((sc.shape[1]-h)/2*(1+.6*float(s[_S['sy']])))
+        x = round((sc.shape[2]-w)/2*(1+.6*float(s[_S['sx']])))
         out[i] = sc[:,y:y+h,x:x+w]
     return out
 
@@ -237,7 +261,8 @@ def _occlude(img, cams, camera, shot, h, w):
     "What stands between camera and person, as a mask, painted in place"
     yy, xx = (torch.arange(h)+.5)/h, (torch.arange(w)+.5)/w
     s = shot[:,:,None]
-    my = (yy>=s[:,_S['occ_y0']])&(yy<s[:,_S['occ_y1']]); mx = (xx>=s[:,_S['occ_x0']])&(xx<s[:,_S['occ_x1']])
+    my = (yy>=s[:,_S['occ_y0']])&(yy<s[:,_S['occ_y1']])
+    mx = (xx>=s[:,_S['occ_x0']])&(xx<s[:,_S['occ_x1']])
     m = my[:,:,None]&mx[:,None,:]
     col = torch.stack([o.things for o in cams])[camera, shot[:,_S['occ_kind']].long()]
     shade = (.85+.3*torch.cos(yy*40))[None,None,:,None]
@@ -272,5 +297,6 @@ def render(
     img = F.avg_pool2d(img, 2)*gain[:,:,None,None] + _noise(seeds, *size, noise)
     mask = F.avg_pool2d((depth.isfinite()&~occ)[:,None].float(), 2)[:,0]
     joints = _joints(pts, scale, depth, shot, h, w)
-    joints[...,:2] = (joints[...,:2]/2-.5)*(joints[...,2:]>0)      # pixel 0 has its centre at 0, as in keypoint files
+    # pixel 0 has its centre at 0, as in keypoint files
+    joints[...,:2] = (joints[...,:2]/2-.5)*(joints[...,2:]>0)
     return (img.clamp(0,1)*255).round().byte(), joints, mask

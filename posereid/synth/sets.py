@@ -39,8 +39,9 @@ def _write_poses(path, poses, files):
     names = [os.path.basename(n) for n in files]
     if len({*names}) < len(names): names = list(files)
     lack = [p for p, i in zip(files.values(), poses.rows_of(files.values()).tolist()) if i < 0]
-    if lack: raise InputError(f"{len(lack)} of the pictures have no pose, such as {lack[0]}; give the keypoints "
-                              "of all of them.")
+    if lack:
+        raise InputError(f"{len(lack)} of the pictures have no pose, such as {lack[0]}; give the "
+                         "keypoints of all of them.")
     write_market_csv(path, PoseTable(names, poses.of(files.values())))
 
 def _poses_of(to): return to.parent/f'{to.name}_poses.csv'
@@ -65,25 +66,31 @@ def write_duke(
              for i, (s, p, c, f) in enumerate(zip(df.split, df.pid, df.camid, df.path), 1)}
     _copy(files, to)
     _write_poses(_poses_of(to), poses, files)
-    n = {s: dict(pictures=int((df.split == s).sum()), people=int(df.pid[df.split == s].nunique())) for s in ('train','query','gallery')}
-    n['gallery']['never_queried'] = len({*df.pid[df.split == 'gallery']} - {*df.pid[df.split == 'query']})
+    n = {s: dict(pictures=int((df.split == s).sum()), people=int(df.pid[df.split == s].nunique()))
+         for s in ('train','query','gallery')}
+    n['gallery']['never_queried'] = len({*df.pid[df.split == 'gallery']}
+                                        - {*df.pid[df.split == 'query']})
     _write_counts(to, **n)
     return to
 
 # %% ../../nbs/68_synth.sets.ipynb #247f2133
-_CLASS = {'f8':(6,9), 'f4':(7,7), 'i1':(8,1), 'u1':(9,2), 'i2':(10,3), 'u2':(11,4), 'i4':(12,5), 'u4':(13,6), 'i8':(14,12), 'u8':(15,13)}
+_CLASS = {'f8':(6,9), 'f4':(7,7), 'i1':(8,1), 'u1':(9,2), 'i2':(10,3), 'u2':(11,4), 'i4':(12,5),
+          'u4':(13,6), 'i8':(14,12), 'u8':(15,13)}
 
 def _part(kind, raw): return struct.pack('<II', kind, len(raw)) + raw + b'\0'*(-len(raw) % 8)
 
 def _matrix(name, v):
     "One variable as a matrix element"
-    if isinstance(v, str): cls, dims, body = 4, (1, len(v)), _part(4, np.frombuffer(v.encode('utf-16-le'), '<u2').tobytes())
+    if isinstance(v, str):
+        cls, dims, body = (4, (1, len(v)),
+                           _part(4, np.frombuffer(v.encode('utf-16-le'), '<u2').tobytes()))
     elif isinstance(v, list): cls, dims, body = 1, (len(v), 1), b''.join(_matrix('', o) for o in v)
     else:
         v = np.atleast_2d(np.asarray(v))
         cls, kind = _CLASS[v.dtype.str[1:]]
         dims, body = v.shape, _part(kind, v.astype(v.dtype.newbyteorder('<')).tobytes(order='F'))
-    return _part(14, _part(6, struct.pack('<II', cls, 0)) + _part(5, struct.pack('<2i', *dims)) + _part(1, name.encode()) + body)
+    return _part(14, _part(6, struct.pack('<II', cls, 0)) + _part(5, struct.pack('<2i', *dims))
+                 + _part(1, name.encode()) + body)
 
 def write_mat(
     path:Path, # File to write
@@ -103,13 +110,18 @@ def _cast03(target, boxes):
         for i, path in enumerate(g.path):
             view, k = (1, i) if i < half else (2, i-half)
             split = 'train' if g.split.iloc[0] == 'train' else 'query' if k == 0 else 'gallery'
-            if k < 5: rows.append(dict(name=f'{pair}_{person:03d}_{view}_{k+1+5*(view == 2):02d}.png', pair=pair, person=person, slot=k+5*(view == 2), label=label, camid=view, split=split, path=path))
+            if k < 5:
+                rows.append(dict(name=f'{pair}_{person:03d}_{view}_{k+1+5*(view == 2):02d}.png',
+                                 pair=pair, person=person, slot=k+5*(view == 2), label=label,
+                                 camid=view, split=split, path=path))
     if boxes == 'detected': rows.remove(next(r for r in reversed(rows) if r['split'] == 'train'))
     return sorted(rows, key=lambda r: r['name'])
 
 def _counts03(rows):
     "Pictures and people of each part"
-    return {s: dict(pictures=sum(r['split'] == s for r in rows), people=len({r['label'] for r in rows if r['split'] == s})) for s in ('train','query','gallery')}
+    return {s: dict(pictures=sum(r['split'] == s for r in rows),
+                    people=len({r['label'] for r in rows if r['split'] == s}))
+            for s in ('train','query','gallery')}
 
 def write_cuhk03_np(
     target:Path,          # Folder of a set in the Market-1501 layout
@@ -120,7 +132,8 @@ def write_cuhk03_np(
     to, files = Path(to), {}
     for b in BOXES:
         rows = _cast03(target, b)
-        files |= {f"{b}/{MARKET_FOLDERS[r['split']]}/{r['label']:04d}_c{r['camid']}_{r['slot']+1}.png": r['path'] for r in rows}
+        files |= {f"{b}/{MARKET_FOLDERS[r['split']]}/{r['label']:04d}_c{r['camid']}_"
+                  f"{r['slot']+1}.png": r['path'] for r in rows}
     _convert(files, to)
     for b in BOXES: _write_counts(to/b, **_counts03(_cast03(target, b)))
     _write_poses(_poses_of(to), poses, files)
@@ -149,10 +162,12 @@ def _write_raw03(f, target, h5py):
             refs = cells.create_dataset(f'{b}{pair}', (10, people), dtype=ref)
             for slot, person in np.ndindex(10, people):
                 path = rows.get((pair, person+1, slot))
-                refs[slot, person] = put(np.asarray(Image.open(path).convert('RGB')).T) if path else _empty(put, cells)
+                refs[slot, person] = (put(np.asarray(Image.open(path).convert('RGB')).T) if path
+                                      else _empty(put, cells))
             pairs[0, pair-1] = refs.ref
     sets = f.create_dataset('testsets', (1,20), dtype=ref)
-    test = sorted({(r['pair'], r['person']) for r in _cast03(target, 'labeled') if r['split'] != 'train'})
+    test = sorted({(r['pair'], r['person']) for r in _cast03(target, 'labeled')
+                   if r['split'] != 'train'})
     for i in range(20): sets[0,i] = put(np.array(test, np.float64).T)
 
 def _empty(put, cells):
@@ -161,6 +176,7 @@ def _empty(put, cells):
     cells[r].attrs['MATLAB_empty'] = np.uint8(1)
     return r
 
+# %% ../../nbs/68_synth.sets.ipynb #e3236791b
 def write_cuhk03_raw(
     target:Path,          # Folder of a set in the Market-1501 layout
     to:Path,              # Folder that will hold cuhk03_release/cuhk-03.mat and two split files
@@ -168,18 +184,26 @@ def write_cuhk03_raw(
 ) -> Path:                # Folder `to`
     "Lay a set out as the raw CUHK03; needs `h5py`"
     try: import h5py
-    except ImportError: raise InputError("Writing cuhk-03.mat needs the package h5py; install it with `pip "
-                                         "install h5py`.") from None
+    except ImportError:
+        raise InputError("Writing cuhk-03.mat needs the package h5py; install it with `pip "
+                         "install h5py`.") from None
     to = Path(to)
     (to/'cuhk03_release').mkdir(parents=True)
-    with h5py.File(to/'cuhk03_release'/'cuhk-03.mat', 'w', userblock_size=512) as f: _write_raw03(f, target, h5py)
-    with open(to/'cuhk03_release'/'cuhk-03.mat', 'r+b') as f: f.write(b'MATLAB 7.3 MAT-file, Platform: GLNXA64'.ljust(124) + struct.pack('<H', 0x200) + b'IM')
+    with h5py.File(to/'cuhk03_release'/'cuhk-03.mat', 'w', userblock_size=512) as f:
+        _write_raw03(f, target, h5py)
+    with open(to/'cuhk03_release'/'cuhk-03.mat', 'r+b') as f:
+        f.write(b'MATLAB 7.3 MAT-file, Platform: GLNXA64'.ljust(124)
+                + struct.pack('<H', 0x200) + b'IM')
     for b in BOXES:
         rows = _cast03(target, b)
         col = lambda k, t: np.array([r[k] for r in rows], t)[:,None]
-        idx = {f'{s}_idx': np.array([i for i, r in enumerate(rows, 1) if r['split'] == s], np.uint16)[:,None] for s in ('train','query','gallery')}
-        write_mat(to/f'cuhk03_new_protocol_config_{b}.mat', filelist=[r['name'] for r in rows], labels=col('label', np.uint16), camId=col('camid', np.uint8), **idx)
-    _write_poses(_poses_of(to), poses, {r['name']: r['path'] for b in BOXES for r in _cast03(target, b)})  # both boxes share a name
+        idx = {f'{s}_idx': np.array([i for i, r in enumerate(rows, 1) if r['split'] == s],
+                                    np.uint16)[:,None] for s in ('train','query','gallery')}
+        write_mat(to/f'cuhk03_new_protocol_config_{b}.mat', filelist=[r['name'] for r in rows],
+                  labels=col('label', np.uint16), camId=col('camid', np.uint8), **idx)
+    # both boxes share a name
+    _write_poses(_poses_of(to), poses,
+                 {r['name']: r['path'] for b in BOXES for r in _cast03(target, b)})
     return to
 
 # %% ../../nbs/68_synth.sets.ipynb #2ffd2898
@@ -188,7 +212,8 @@ def _test_names(target):
     df, n, out = read_market(target, ('query','gallery')), defaultdict(int), {}
     for pid, cam, path in zip(df.pid, df.camid, df.path):
         who = '00-1' if pid == -1 else f'{pid:04d}'
-        track = 1 if pid > 0 else 1 + n[who, cam]//3  # junk and distractors: tracklets of three frames
+        # junk and distractors: tracklets of three frames
+        track = 1 if pid > 0 else 1 + n[who, cam]//3
         frame = 1 + (n[who, cam] if pid > 0 else n[who, cam] % 3)
         n[who, cam] += 1
         out[f'{who}C{cam}T{track:04d}F{frame:03d}.jpg'] = path
@@ -210,7 +235,8 @@ def write_mars(
     poses:PoseTable=None, # Joints of the pictures of both; None: no `<to>_poses.csv` is written
 ) -> Path:                # Folder `to`
     "Lay two sets out as MARS with its tables"
-    to, train, test = Path(to), {os.path.basename(p): p for p in read_mars(source).path}, _test_names(target)
+    to, train, test = (Path(to), {os.path.basename(p): p for p in read_mars(source).path},
+                       _test_names(target))
     (to/'info').mkdir(parents=True)
     _write_poses(_poses_of(to), poses, train | test)
     for half, files in (('train', train), ('test', test)):
@@ -219,7 +245,8 @@ def write_mars(
         (to/'info'/f'{half}_name.txt').write_text('\n'.join(names) + '\n')
         tracks = _tracks(names)
         write_mat(to/'info'/f'tracks_{half}_info.mat', **{f'track_{half}_info': tracks})
-        n = dict(pictures=len(names), tracklets=len(tracks), people=len({*tracks[tracks[:,2] > 0, 2].tolist()}))
+        n = dict(pictures=len(names), tracklets=len(tracks),
+                 people=len({*tracks[tracks[:,2] > 0, 2].tolist()}))
         if half == 'train': counts = dict(train=n)
     asked = np.flatnonzero(np.isin(tracks[:,2], pick(read_market(target), 'query').pid)) + 1
     write_mat(to/'info'/'query_IDX.mat', query_IDX=asked.astype(np.uint16)[None])
@@ -245,8 +272,9 @@ def write_msmt17(
     poses:PoseTable=None, # Joints of these pictures; None: no `<to>_poses.csv` is written
 ) -> Path:                # Folder `to`
     "Lay a set out as MSMT17 with its lists"
-    if version not in (1, 2): raise InputError(f"MSMT17 has the versions 1 and 2, but got {version!r}; "
-                                               "choose one of them.")
+    if version not in (1, 2):
+        raise InputError(f"MSMT17 has the versions 1 and 2, but got {version!r}; choose one "
+                         "of them.")
     to, df, files, lines, n = Path(to), _real(target), {}, defaultdict(list), {}
     for half, first, splits in (('train', 1, ['train']), ('test', 5001, ['query','gallery'])):
         part = df[df.split.isin(splits)].reset_index(drop=True)
@@ -264,7 +292,8 @@ def write_msmt17(
     return to
 
 # %% ../../nbs/68_synth.sets.ipynb #6a685b1b
-_PEOPLE = ('Anna B', 'Björn', 'Chen Wei', "D'Arcy", 'Émile Z', 'fatima', 'Gül-Su', 'Hana_2', 'Ivo 10', 'jo',
+_PEOPLE = ('Anna B', 'Björn', 'Chen Wei', "D'Arcy", 'Émile Z', 'fatima', 'Gül-Su', 'Hana_2',
+           'Ivo 10', 'jo',
            'Käthe M', 'Li', 'Mbali', 'Nuño', 'O. Person', 'Pia 7', 'Quinn', 'Ru Yi', 'Søren', 'Tea')
 
 def write_folders(
@@ -285,7 +314,8 @@ def write_folders(
     return to
 
 # %% ../../nbs/68_synth.sets.ipynb #af807e6f
-_OWN = ('Bild {}.jpg', 'an.der.ecke.{}.jpg', 'Straße {}.png', 'été n°{}.webp', 'scan{}', 'IMG_{:04d}.JPG')
+_OWN = ('Bild {}.jpg', 'an.der.ecke.{}.jpg', 'Straße {}.png', 'été n°{}.webp', 'scan{}',
+        'IMG_{:04d}.JPG')
 _OWN_IDS = dict(train=(0, -7, 1000003), test=(-1, 4000000000, 12))
 _OWN_CAMS = (1, 4, 9, 10, 17, 23)
 
@@ -299,7 +329,8 @@ def write_own(
     half = ['train' if s == 'train' else 'test' for s in df.split]
     who = df.groupby(half).pid.rank(method='dense').astype(int) - 1
     ids = [_OWN_IDS[h][w] if w < 3 else {'train':100, 'test':200}[h] + w for h, w in zip(half, who)]
-    names = [f"{'more pictures' if i % 2 else 'Fotos'}/{_OWN[i % len(_OWN)].format(i)}" for i in range(len(df))]
+    names = [f"{'more pictures' if i % 2 else 'Fotos'}/{_OWN[i % len(_OWN)].format(i)}"
+             for i in range(len(df))]
     files = dict(zip(names, df.path))
     _convert(files, to)
     with open(to/'own.csv', 'w', newline='', encoding='utf-8') as f:
@@ -328,7 +359,8 @@ def _write_all(root, to):
     target, poses = root/'target', read_market_csv(root/'target_poses.csv')
     shutil.copytree(target, to/'Market-1501')
     df = read_market(target)
-    _write_counts(to/'Market-1501', **{s: dict(pictures=int((df.split == s).sum())) for s in ('train','query','gallery')})
+    _write_counts(to/'Market-1501', **{s: dict(pictures=int((df.split == s).sum()))
+                                       for s in ('train','query','gallery')})
     _write_poses(to/'Market-1501_poses.csv', poses, {p: p for p in df.path})
     write_duke(target, to/'DukeMTMC-reID', poses)
     write_cuhk03_np(target, to/'cuhk03-np', poses)
@@ -338,4 +370,6 @@ def _write_all(root, to):
     write_folders(target, to/'folders_cam', True, poses)
     write_own(target, to/'own', poses)
     try: write_cuhk03_raw(target, to/'cuhk03', poses)
-    except InputError: shutil.rmtree(to/'cuhk03', ignore_errors=True)  # without h5py the other forms are there
+    except InputError:
+        # without h5py the other forms are there
+        shutil.rmtree(to/'cuhk03', ignore_errors=True)

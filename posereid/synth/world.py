@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from fastcore.basics import patch
-from ..core import JPEG, InputError, cache_dir, hash_settings, locked, progress, to_json, write_beside
+from ..core import (JPEG, InputError, cache_dir, hash_settings, locked, progress, to_json,
+                           write_beside)
 from ..data.market import read_market
 from ..data.mars import read_mars
 from ..pose.table import PoseTable
@@ -52,7 +53,8 @@ class WorldSettings:
     occlusion:float=.06    # Probability that something stands in the way
 
 DRAWN = 3 # Version of the drawing code, so that no cache keeps pictures of older code
-TINY = dict(n_train=10, per_train=6, n_source=5, per_source=8, n_test=8, per_test=6, n_junk=4, n_distractor=8)
+TINY = dict(n_train=10, per_train=6, n_source=5, per_source=8, n_test=8, per_test=6, n_junk=4,
+            n_distractor=8)
 
 # %% ../../nbs/67_synth.world.ipynb #c009
 @dataclass
@@ -67,7 +69,8 @@ class Cast:
     shots:np.ndarray       # `(n, 12)` shots, in the order of `SHOT`
     seeds:np.ndarray       # `(n,)` seeds of the noise
 
-_STREAM = dict(train=1, source=2, test=3, junk=4, distractor=5, validation=6, junk_validation=7, distractor_validation=8, cameras=9, pids=10)
+_STREAM = dict(train=1, source=2, test=3, junk=4, distractor=5, validation=6, junk_validation=7,
+               distractor_validation=8, cameras=9, pids=10)
 
 def _numbers(s):
     "Person numbers as in Market-1501: with gaps, train and test apart, source above"
@@ -88,7 +91,8 @@ def _seen_train(s, rng):
     n, m = s.n_train, s.per_train
     who, j = np.repeat(np.arange(n), m), np.tile(np.arange(m), n)
     cam = _cameras_of(rng, n, 2)[who, j%2]
-    ways = rng.uniform(-np.pi, np.pi, (n, 1, s.directions)) + rng.uniform(-s.apart, s.apart, (n, 2, s.directions))/2
+    ways = (rng.uniform(-np.pi, np.pi, (n, 1, s.directions))
+            + rng.uniform(-s.apart, s.apart, (n, 2, s.directions))/2)
     yaw = ways[who, j%2, (j//2)%s.directions] + rng.normal(0, .12, n*m)
     return who, cam, sample_poses(n*m, [s.world, _STREAM['train'], 1], rich=False, yaw=yaw)
 
@@ -99,14 +103,16 @@ def _seen_source(s, rng):
     track, frame = j*4//m, j % -(-m//4)
     start, turn = rng.uniform(-np.pi, np.pi, (n,4)), rng.uniform(-3, 3, (n,4))
     yaw = start[who,track] + turn[who,track]*frame/max(1, m//4-1)
-    return who, _cameras_of(rng, n, 2)[who, track%2], sample_poses(n*m, [s.world, _STREAM['source'], 1], yaw=yaw), track, frame
+    return (who, _cameras_of(rng, n, 2)[who, track%2],
+            sample_poses(n*m, [s.world, _STREAM['source'], 1], yaw=yaw), track, frame)
 
 def _seen_test(s, rng, stream):
     "The same for the test: four cameras a person, any pose"
     n, m = s.n_test, s.per_test
     who, j = np.repeat(np.arange(n), m), np.tile(np.arange(m), n)
     cams = _cameras_of(rng, n, 4)
-    yaw = (rng.uniform(-np.pi, np.pi, n)[who] + j%4*np.pi/2 + rng.normal(0, .25, n*m)) if s.turned else None
+    yaw = ((rng.uniform(-np.pi, np.pi, n)[who] + j%4*np.pi/2 + rng.normal(0, .25, n*m)) if s.turned
+           else None)
     return who, cams[who, j%4], sample_poses(n*m, [s.world, stream, 1], yaw=yaw), j
 
 # %% ../../nbs/67_synth.world.ipynb #c013
@@ -127,7 +133,8 @@ def _others(s, group, n, first, stream):
     rng = np.random.default_rng([s.world, stream])
     cam, pid = rng.integers(6, size=n), -1 if group=='junk' else 0
     names = [_market('bounding_box_test', pid, c, first+i, 1+i%5) for i,c in enumerate(cam)]
-    return _files(group, pid, cam, names), rng.integers(max(1,n//2), size=n), sample_poses(n, [s.world,stream,1])
+    return (_files(group, pid, cam, names), rng.integers(max(1,n//2), size=n),
+            sample_poses(n, [s.world,stream,1]))
 
 # %% ../../nbs/67_synth.world.ipynb #c014
 def cast_world(
@@ -142,29 +149,40 @@ def cast_world(
     test = _STREAM['validation' if s.validation else 'test']
     qw, qc, qa, j = _seen_test(s, np.random.default_rng([s.world, test]), test)
     n0 = len(tw)
-    parts = [(_files('train', num['train'][tw], tc, [_market('bounding_box_train', p, c, i, 1+i%9) for i,(p,c) in enumerate(zip(num['train'][tw],tc))]), tw, ta, 'train', s.n_train),
-             (_files('source', num['source'][sw], sc, [_mars(*o) for o in zip(num['source'][sw],sc,track,frame)]), sw, sa, 'source', s.n_source),
-             (_files('test', num['test'][qw], qc, [_market('query' if k<2 else 'bounding_box_test', p, c, n0+i, 0 if k<2 else 1+k) for i,(p,c,k) in enumerate(zip(num['test'][qw],qc,j))]), qw, qa,
-              'validation' if s.validation else 'test', s.n_test)]
+    parts = [(_files('train', num['train'][tw], tc, [_market('bounding_box_train', p, c, i,
+        1+i%9) for i,(p,c) in enumerate(zip(num['train'][tw],tc))]), tw, ta, 'train', s.n_train),
+             (_files('source', num['source'][sw], sc,
+                     [_mars(*o) for o in zip(num['source'][sw],sc,track,frame)]), sw, sa, 'source',
+              s.n_source),
+             (_files('test', num['test'][qw], qc,
+                     [_market('query' if k<2 else 'bounding_box_test', p, c, n0+i, 0 if k<2
+                              else 1+k) for i,(p,c,k) in enumerate(zip(num['test'][qw],qc,j))]), qw,
+              qa, 'validation' if s.validation else 'test', s.n_test)]
     for k,(g,n) in enumerate((('junk',s.n_junk),('distractor',s.n_distractor))):
-        parts.append((*_others(s, g, n, n0+10**4*(k+1)+len(qw), _STREAM[g+val]), g+val, max(1,n//2)))
+        parts.append((*_others(s, g, n, n0+10**4*(k+1)+len(qw), _STREAM[g+val]), g+val,
+                      max(1,n//2)))
     return _join(s, cams, parts)
 
 def _join(s, cams, parts):
     "One cast list from the groups"
-    people = [sample_people(n, [s.world, _STREAM[k], 2], s.spread, s.contrast, s.sided) for *_,k,n in parts]
+    people = [sample_people(n, [s.world, _STREAM[k], 2], s.spread, s.contrast, s.sided)
+              for *_,k,n in parts]
     off = np.cumsum([0]+[len(p) for p in people])
     files = pd.concat([p[0] for p in parts], ignore_index=True)
     pitch = np.array([c.pitch for c in cams])[files.camid-1]
     shots, at = [], 0
     for f,_,_,k,_ in parts:
-        shots.append(sample_shots(len(f), [s.world, _STREAM[k], 3], pitch[at:at+len(f)], s.jitter, s.occlusion, s.bright)); at += len(f)
+        shots.append(sample_shots(len(f), [s.world, _STREAM[k], 3], pitch[at:at+len(f)], s.jitter,
+                                  s.occlusion, s.bright))
+        at += len(f)
     shots = np.concatenate(shots)
     junk = (files.group=='junk').to_numpy()
     shots[junk,SHOT.index('scale')] *= 1.7; shots[junk,SHOT.index('dx')] *= 4
-    everybody = People(*(torch.cat([getattr(p,k) for p in people]) for k in ('shape','colours','kind','pitch')))
+    everybody = People(*(torch.cat([getattr(p,k) for p in people])
+                         for k in ('shape','colours','kind','pitch')))
     seeds = np.random.default_rng([s.world, 11, int(s.validation)]).integers(2**31, size=len(files))
-    return Cast(s, everybody, cams, files, np.concatenate([p[1]+o for p,o in zip(parts,off)]), np.concatenate([p[2] for p in parts]), shots, seeds)
+    return Cast(s, everybody, cams, files, np.concatenate([p[1]+o for p,o in zip(parts,off)]),
+                np.concatenate([p[2] for p in parts]), shots, seeds)
 
 # %% ../../nbs/67_synth.world.ipynb #c021
 @patch
@@ -181,7 +199,8 @@ def draw(self:Cast,
     steps = range(0, len(rows), bs)
     for i in (progress(steps, desc='Drawing people') if watch else steps):
         sl = slice(i, i+bs)
-        out.append(render(self.people[self.person[rows[sl]]], col['angles'][sl], self.cams, cam[sl], col['shots'][sl], col['seeds'][sl], self.settings.size))
+        out.append(render(self.people[self.person[rows[sl]]], col['angles'][sl], self.cams, cam[sl],
+                          col['shots'][sl], col['seeds'][sl], self.settings.size))
     return tuple(torch.cat(o) for o in zip(*out))
 
 # %% ../../nbs/67_synth.world.ipynb #c025
@@ -195,20 +214,26 @@ def _write_poses(root, files, joints):
     "Keypoint files of target and source, keyed by base name"
     for k in ('target','source'):
         i = [n for n,f in enumerate(files) if f.startswith(k)]
-        write_market_csv(root/f'{k}_poses.csv', PoseTable([Path(files[n]).name for n in i], joints[i]))
+        write_market_csv(root/f'{k}_poses.csv',
+                         PoseTable([Path(files[n]).name for n in i], joints[i]))
 
 def check_world(
     s:WorldSettings # Settings to check
 ) -> WorldSettings: # The same settings
     "Raise `InputError` if a world cannot be made from these settings"
     for k in ('n_train','n_source','n_test'):
-        if getattr(s,k)<2: raise InputError(f"world.{k} must be at least 2, but got {getattr(s,k)}: choose more people.")
-    if s.per_train<2: raise InputError("world.per_train must be at least 2, since a picture needs another of the same "
-                                       f"person, but got {s.per_train}.")
-    if s.per_source<8: raise InputError("world.per_source must be at least 8, two frames for each of four tracklets, "
-                                        f"but got {s.per_source}.")
-    if s.per_test<5: raise InputError("world.per_test must be at least 5, two queries and a gallery of other cameras, "
-                                      f"but got {s.per_test}.")
+        if getattr(s,k)<2:
+            raise InputError(f"world.{k} must be at least 2, but got {getattr(s,k)}: choose "
+                             "more people.")
+    if s.per_train<2:
+        raise InputError("world.per_train must be at least 2, since a picture needs another of "
+                         f"the same person, but got {s.per_train}.")
+    if s.per_source<8:
+        raise InputError("world.per_source must be at least 8, two frames for each of four "
+                         f"tracklets, but got {s.per_source}.")
+    if s.per_test<5:
+        raise InputError("world.per_test must be at least 5, two queries and a gallery of other "
+                         f"cameras, but got {s.per_test}.")
     if min(s.size)<16: raise InputError("world.size must be at least 16 pixels each way, but got "
                                         f"{s.size[0]}×{s.size[1]}.")
     return s
@@ -257,8 +282,9 @@ def load_world(
 ) -> World:   # World that was read
     "Read a world with the readers of Market-1501 and MARS"
     root = Path(root)
-    if not (root/'world.json').exists(): raise InputError(f"{root} should be a synthetic world but holds no world.json: "
-                                                          f"make one with `posereid_synth --out {root}`.")
+    if not (root/'world.json').exists():
+        raise InputError(f"{root} should be a synthetic world but holds no world.json: make one "
+                         f"with `posereid_synth --out {root}`.")
     d = json.loads((root/'world.json').read_text(encoding='utf-8'))
     s = WorldSettings(**{**d, 'size':tuple(d['size'])})
     tp, sp = (read_market_csv(root/f'{k}_poses.csv') for k in ('target','source'))
@@ -281,8 +307,9 @@ def rows_of(self:Cast,
     names = [Path(n).name for n in names]
     if not hasattr(self, '_row'): self._row = {Path(f).name:i for i,f in enumerate(self.files.file)}
     missing = [n for n in names if n not in self._row]
-    if missing: raise InputError(f"{missing[0]} is no picture of this world, which has {len(self._row)} such as "
-                                 f"{next(iter(self._row))}.")
+    if missing:
+        raise InputError(f"{missing[0]} is no picture of this world, which has {len(self._row)} "
+                         f"such as {next(iter(self._row))}.")
     return np.array([self._row[n] for n in names])
 
 def render_as(
@@ -298,5 +325,6 @@ def render_as(
     shots = c.shots[p].copy()
     for k in ('sx','sy','bright'): shots[:,SHOT.index(k)] = c.shots[a,SHOT.index(k)]
     shots[:,SHOT.index('occ_y1')] = 0
-    pics, _, mask = c.draw(a, angles=c.angles[p], shots=shots, seeds=c.seeds[a]+1+c.seeds[p]%7, watch=watch)
+    pics, _, mask = c.draw(a, angles=c.angles[p], shots=shots, seeds=c.seeds[a]+1+c.seeds[p]%7,
+                           watch=watch)
     return (pics, mask) if with_mask else pics
