@@ -41,42 +41,42 @@ from .reid import freeze
 # %% ../../nbs/82_stages.transfer.ipynb #c005
 @dataclass
 class TransferSettings(Settings):
-    "Every choice of step two (§3.2, §4.2); what the paper leaves open is named here too"
-    size:tuple=(64,32)       # Height and width of the pictures
+    "All settings of step two (§3.2, §4.2), with what the paper leaves open"
+    size:tuple=(64,32)       # Height and width of the pictures in pixels
     width:int=16             # Channels of the first layer of the generator
     d_width:int=16           # Channels of the first layer of the discriminator
     d_layers:int=3           # Strided layers of the discriminator
-    depth:int|None=None      # Halvings in the generator; none: as many as the size allows
+    depth:int|None=None      # Halvings in the generator; None: as many as the size allows
     shared:bool=False        # One encoder for appearance and skeleton instead of two
-    norm:Literal['batch','instance']='batch' # `batch` or `instance`, in G and D
-    up:Literal['resize','transposed']='resize' # `resize` or `transposed` convolutions on the way up
-    skips:Literal['both','appearance']='both' # Encoders that send skips: `both` or `appearance`
-    head:int=0               # Maps at full size before G's last convolution; 0: none, as in pix2pix
-    blend:bool=False         # G also draws a mask and keeps the appearance's pixels where it says so
+    norm:Literal['batch','instance']='batch' # Normalisation in G and D
+    up:Literal['resize','transposed']='resize' # Upsampling by resizing or transposed convolutions
+    skips:Literal['both','appearance']='both' # Encoders with skip connections to the decoder
+    head:int=0               # Channels at full size before G's last convolution; 0: none (pix2pix)
+    blend:bool=False         # Let G draw a mask of the pixels to keep from the appearance
     dropout:float=0.         # Dropout in the inner layers of the generator
     gan:Literal[GAN_FORMS]='nonsat' # `nonsat`, `minimax` (both Eq. 1) or `lsgan`
-    adv:float=1.             # Weight of the adversarial term; 0 trains without discriminator
-    lam:float=10.            # λ of Eq. 5, weight of Eq. 2
-    beta:float=1.            # β of Eq. 5, weight of Eq. 3; 0 is the unguided generator
-    lr:float=2e-4            # Step size of both Adams
-    betas:tuple=(.5,.999)    # Momenta of both Adams
-    lr_decay:float=0.        # Last share of the training over which the rate falls to 0
-    ema:float=0.             # Decay of the average of G's weights that generates; 0 takes the last weights
+    adv:float=1.             # Weight of the adversarial term; 0: no discriminator
+    lam:float=10.            # λ of Eq. 5, the weight of Eq. 2
+    beta:float=1.            # β of Eq. 5, the weight of Eq. 3; 0: unguided generator
+    lr:float=2e-4            # Learning rate of both Adam optimisers
+    betas:tuple=(.5,.999)    # Momenta of both Adam optimisers
+    lr_decay:float=0.        # Last share of the training, over which the rate falls to 0
+    ema:float=0.             # Decay of the moving average of G's weights; 0: no average
     bs:int=16                # Pairs in a batch, those of the source included
-    pairs:int=24000          # Pairs in all
-    parts:int=10             # Parts they are split into: one row of the log, one checkpoint each
-    pair:Literal['same_camera','any']='same_camera' # What y may be: `same_camera` as x, or `any`
-    source_pair:Literal['','tracklet','same_camera','any']='' # The same for the source; nothing: `tracklet` where it has them, else as `pair`
-    missing:Literal['skip','keep']='skip' # Pictures without a pose: `skip` them, or `keep` them with a black skeleton
-    aux:Literal['mixed','apart']='mixed' # Source pairs go through G `mixed` with target pairs, or `apart`
-    flip:bool=True           # Mirror half of the pairs, with their skeletons
+    pairs:int=24000          # Number of training pairs
+    parts:int=10             # Number of parts of the training, each a row of the log
+    pair:Literal['same_camera','any']='same_camera' # Pair rule of the target: camera of y
+    source_pair:Literal['','tracklet','same_camera','any']='' # Source rule; '': tracklet or `pair`
+    missing:Literal['skip','keep']='skip' # Pictures without a pose; `keep`: black skeleton
+    aux:Literal['mixed','apart']='mixed' # Source pairs in G: with target pairs, or apart
+    flip:bool=True           # Flip each pair and its skeleton with probability 1/2
     foreground:float=0.      # Extra weight of Eq. 2 near the skeleton
-    guider_size:tuple=()     # What the guider sees is resized to this; nothing: as it is
-    guider_crop:tuple=()     # And then centre-cropped to this; nothing: not cropped
-    guider_pad:int=0         # And shifted by up to so many pixels at random
-    margin:float=1.          # α of Eq. 4, if the guider was trained with triplets
-    positive:Literal['other','any']='other' # The real picture of Eq. 4: of the same person, `other` than x, or `any`
-    seed:int=0               # First weights, pairs and order
+    guider_size:tuple=()     # Height and width of the guider's input; empty: `size`
+    guider_crop:tuple=()     # Height and width of a centre crop after that; empty: none
+    guider_pad:int=0         # Largest random shift of the guider's input, in pixels
+    margin:float=1.          # α of Eq. 4, for a guider trained with triplets
+    positive:Literal['other','any']='other' # Positive of Eq. 4: `other` than x, or `any`
+    seed:int=0               # Seed of first weights, pairs and order
 
 # %% ../../nbs/82_stages.transfer.ipynb #c007
 def guider_input(
