@@ -150,7 +150,7 @@ def scores_table(
     names:list=None,        # Keys of the rows to show, in order; all if None
     where:str='Market-1501' # Data set of the paper's numbers
 ) -> pd.DataFrame:          # Text; a line for each row
-    "Table of results: means and differences with intervals over seeds, and the paper's numbers apart"
+    "Table of results: means and differences with intervals over seeds, beside the paper's numbers"
     d = df if part is None else df[df.part==part]
     titles,steps,wide = (*(d.groupby('row', sort=False)[o].first() for o in ('title','steps')),
                          {o: by_seed(d, o) for o in ('rank1','map_trap','map_mean')})
