@@ -120,9 +120,12 @@ def uncited(nb):
               | set(re.findall(r'\{#([\w-]+)\}', prose(nb))))
     return {o for o in labels if o.startswith(('fig-','tbl-'))}-cited
 
-def unlabelled(nb):
-    return [i for i,c in enumerate(cells(nb)) if c['cell_type']=='code' and is_shown(c) and draws(c)
+def unlabelled(nb, what=draws):
+    return [i for i,c in enumerate(cells(nb)) if c['cell_type']=='code' and is_shown(c) and what(c)
             and not (directive(c, 'label') or '').startswith(('fig-','tbl-'))]
+
+def pictured(cell):
+    return any(k.startswith('image/') for o in cell.get('outputs', []) for k in o.get('data', {}))
 
 
 @pytest.mark.parametrize('nb', NOTEBOOKS, ids=show)
@@ -131,6 +134,12 @@ def test_figures_and_tables_are_cited(nb):
     lost = uncited(nb)
     assert not lost, (f'{show(nb)}: no text cites {sorted(lost)}; write "(@{min(lost)})" after the '
                       'sentence that it supports')
+
+
+@pytest.mark.parametrize('nb', NOTEBOOKS, ids=show)
+def test_pictures_have_labels(nb):
+    bare = unlabelled(nb, pictured)
+    assert not bare, f'{show(nb)}: cells {bare} show a picture without label and caption'
 
 
 @pytest.mark.parametrize('nb', [o for o in NOTEBOOKS
