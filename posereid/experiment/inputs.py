@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from ..core import InputError, to_json
 from ..pose.table import PoseTable
-from ..data.manifest import pick
+from ..data.manifest import train_rows
 from ..data.layouts import (READERS, check_test, check_train, find_layout, load_dataset,
                                    reader_choices, there_are)
 from ..data.market import reading_notes
@@ -24,36 +24,41 @@ from ..data.pictures import PictureStore
 from ..data.pairs import load_poses, poses_for, shorten
 from ..data.sampler import epoch_pairs
 from ..synth.world import World, WorldSettings, load_world, make_world
+from ..models.reid import ReIDNet
 from ..stages.reid import load_reid
 
 # %% ../../nbs/92_experiment.inputs.ipynb #5da2c3d0
 @dataclass
 class Inputs:
-    "What the stages read: two manifests, their joints, and the world behind them where there is one"
-    target:pd.DataFrame        # Manifest of the set that is to be improved
-    source:pd.DataFrame = None # Manifest of the pose-rich set
-    poses:PoseTable = None     # Joints of both, by base name; by path where base names repeat
-    name:str = ''              # What the protocol calls the set
-    world:World = None         # A synthetic world, which knows the true pictures
-    origin:dict = None         # Where it came from, for the settings of a run
-    convert:bool = False       # Take pictures that are not RGB, each kind by its rule (`posereid.data.pictures`)
-    cameras:bool = True        # Score by the cameras; off: by a protocol that does without
-    notes:list = field(default_factory=list) # Sentences on what was skipped or decided when the sets were read
-    stores:dict = field(default_factory=dict, repr=False) # One `PictureStore` a size
+    "What the stages read: two manifests, their joints, and the synthetic world, if any"
+    target:pd.DataFrame        # Manifest of the set to be improved
+    source:pd.DataFrame = None # Manifest of the set that lends poses
+    poses:PoseTable = None     # Joints of both sets, by base name or path
+    name:str = ''              # Name of the target in the protocol
+    world:World = None         # Synthetic world of both sets, for true renderings
+    origin:dict = None         # Origin of the sets, kept in the settings of a run
+    convert:bool = False       # Convert pictures that are not RGB
+    cameras:bool = True        # Score with the rule on cameras; False: without it
+    notes:list = field(default_factory=list) # Notes on what was skipped or decided in reading
+    stores:dict = field(default_factory=dict, repr=False) # Store of each size
+    _picked:tuple = field(default=(None,None), init=False, repr=False) # Target, its training rows
 
     @property
-    def train(self): return pick(self.target, split='train')
+    def train(self):
+        "The training rows of the target, picked once"
+        if self._picked[0] is not self.target: self._picked = self.target,train_rows(self.target)
+        return self._picked[1]
 
     def store(self,
-        size:tuple # Height and width
-    ) -> PictureStore:
-        "The decoded pictures at `size`, shared by all stages that use it"
+        size:tuple # Height and width in pixels
+    ) -> PictureStore: # Store of the decoded pictures
+        "The decoded pictures at one size, shared by all stages that use it"
         return self.stores.setdefault(tuple(size), PictureStore(tuple(size), convert=self.convert))
 
 # %% ../../nbs/92_experiment.inputs.ipynb #f7665287
 def world_inputs(
-    settings:WorldSettings|World # The world to draw, or to find in the cache; or one that is loaded
-) -> Inputs:
+    settings:WorldSettings|World # Settings of a world, or a loaded one
+) -> Inputs:                     # Both sets of the world, with their joints
     "A synthetic world as inputs; it is drawn on first use"
     w = settings if isinstance(settings, World) else load_world(make_world(settings))
     name = f'synthetic world {w.cast.settings.world}' + ', validation people'*w.cast.settings.validation
@@ -61,14 +66,14 @@ def world_inputs(
 
 # %% ../../nbs/92_experiment.inputs.ipynb #90a2301c
 def share_people(
-    df:pd.DataFrame,      # Manifest with training rows
-    seed:int=0,           # Who goes where
-    ids:int=None,         # People of the target; None: all that are left
-    share:float=1/3,      # The source's part of target and source together; 0: none
-    validation:int=0      # People set aside, to be scored on
-) -> tuple:               # Arrays of pid: target, source, validation
-    "Training people shared out by chance, so that no person is in two parts"
-    pids = np.random.default_rng([seed, 751]).permutation(np.unique(pick(df, split='train').pid))
+    df:pd.DataFrame, # Manifest with training rows
+    seed:int=0,      # Seed of the split
+    ids:int=None,    # Number of target identities; None: all that are left
+    share:float=1/3, # Share of the source in target and source together; 0: no source
+    validation:int=0 # Number of validation identities, set aside
+) -> tuple:          # Three sorted arrays of pid: target, source, validation
+    "A random split of the training identities into target, source and validation"
+    pids = np.random.default_rng([seed, 751]).permutation(np.unique(train_rows(df).pid))
     held,pids = pids[:validation],pids[validation:]
     most = len(pids) - round(share*len(pids))
     n = most if ids is None else ids
@@ -82,23 +87,23 @@ def share_people(
 
 # %% ../../nbs/92_experiment.inputs.ipynb #8c24b27e
 def as_source(
-    df:pd.DataFrame, # Manifest
-    pids,            # People that lend their poses
-    seed:int=0       # Of their new numbers
-) -> pd.DataFrame:   # Their training rows, the people numbered anew
-    "Pictures as a source of poses: who is in them is forgotten, that two show the same person is not"
-    df = pick(df, split='train')
+    df:pd.DataFrame, # Manifest with training rows
+    pids:np.ndarray, # Identities that lend their poses
+    seed:int=0       # Seed of their new numbers
+) -> pd.DataFrame:   # Training rows of these identities, with new numbers from 1
+    "Pictures as a source of poses, whose identities have new random numbers"
+    df = train_rows(df)
     df = df[df.pid.isin(pids)]
     new = dict(zip(np.unique(pids), np.random.default_rng([seed, 752]).permutation(len(pids))+1))
     return df.assign(pid=df.pid.map(new)).reset_index(drop=True)
 
 def as_test(
-    df:pd.DataFrame, # Manifest
-    pids,            # People that are set aside
-    seed:int=0       # Which picture asks
-) -> pd.DataFrame:   # Their training rows as query and gallery
-    "A test set of training people: of each person and camera one picture is a query"
-    df = pick(df, split='train')
+    df:pd.DataFrame, # Manifest with training rows
+    pids:np.ndarray, # Identities that are set aside
+    seed:int=0       # Seed of the choice of queries
+) -> pd.DataFrame:   # Training rows of these identities, as query and gallery
+    "A test set of training identities: of each identity and camera one picture is a query"
+    df = train_rows(df)
     df = df[df.pid.isin(pids)].reset_index(drop=True)
     order = np.random.default_rng([seed, 753]).permutation(len(df))
     first = df.iloc[order].groupby(['pid','camid']).head(1).index
@@ -106,9 +111,9 @@ def as_test(
 
 # %% ../../nbs/92_experiment.inputs.ipynb #50f201e1
 def poses_beside(
-    root:Path,      # A set: its folder, or its CSV
-    file:Path=None  # Its keypoint file or folder; None: what is called `<name>_poses` beside it
-) -> Path:          # The file or folder
+    root:Path,      # Folder of a set, or its CSV
+    file:Path=None  # Keypoint file or folder; None: `<name>_poses` beside `root`
+) -> Path:          # Keypoint file or folder
     "The keypoint file of a set, which must be there"
     root = Path(root).expanduser().absolute()
     file = file and Path(file).expanduser()
@@ -121,12 +126,12 @@ def poses_beside(
 
 # %% ../../nbs/92_experiment.inputs.ipynb #c96c58f2
 def read_set(
-    root:Path,        # Folder of a set, or its CSV
-    splits:tuple,     # Splits that are wanted
-    optional:bool=False, # Those that are not there are left out
-    layout:str=None,  # Name of its reader; None: found by looking
-    choices:dict=None # Choices of the reader, such as `odd='skip'`
-) -> pd.DataFrame:    # Manifest
+    root:Path,           # Folder of a set, or its CSV
+    splits:tuple,        # Names of the splits to read
+    optional:bool=False, # Leave out splits that are not there, instead of refusing the set
+    layout:str=None,     # Name of the reader; None: found by looking
+    choices:dict=None    # Options of the reader, such as `odd='skip'`
+) -> pd.DataFrame:       # Manifest of these splits
     "Some splits of a set of any layout"
     root = Path(root).expanduser()
     if layout is None: layout,root = find_layout(root)
@@ -137,43 +142,44 @@ def read_set(
 
 # %% ../../nbs/92_experiment.inputs.ipynb #c5796118
 def folder_inputs(
-    data:Path,              # Target set, e.g. in the Market-1501 layout
-    source:Path=None,       # Source set, e.g. in the MARS layout; None: a part of the target, if poses are wanted
-    poses:Path=None,        # Keypoint file of the target
-    source_poses:Path=None, # Keypoint file of the source
-    size:tuple=(64,32),     # Height and width at which pictures are first decoded
-    need_poses:bool=True,   # Are joints wanted?
-    need_test:bool=True,    # Will a model be scored?
-    ids:int=None,           # People of the target, drawn by chance; None: all
-    seed:int=0,             # Who is drawn, and who becomes the source
-    validation:bool=False,  # Score on training people who are set aside: 100, or a fifth
-    convert:bool=False,     # Take grey, transparent, CMYK and 16-bit pictures too, each kind by its rule
-    cameras:bool=True,      # Score by the cameras; off: by a protocol that does without
-    layout:str=None,        # Reader of the target; None: found by looking
-    choices:dict=None,      # Choices of the readers: `read`, `source_read` (with `layout`), `pose_read`, `source_pose_read`
-) -> Inputs:
-    "Folders as inputs, checked as far as can be told before training"
+    data:Path,              # Target set, for example in the Market-1501 layout
+    source:Path=None,       # Source set; None: a part of the target, if poses are needed
+    poses:Path=None,        # Keypoint file of the target; None: beside it
+    source_poses:Path=None, # Keypoint file of the source; None: beside it
+    size:tuple=(64,32),     # Height and width at which pictures are first decoded, in pixels
+    need_poses:bool=True,   # Read keypoint files
+    need_test:bool=True,    # Require query and gallery
+    ids:int=None,           # Number of target identities, drawn at random; None: all
+    seed:int=0,             # Seed of the draw and of the split
+    validation:bool=False,  # Score on 100 training identities set aside, or a fifth if fewer
+    convert:bool=False,     # Convert grey, transparent, CMYK and 16-bit pictures to RGB
+    cameras:bool=True,      # Score with the rule on cameras; False: without it
+    layout:str=None,        # Name of the target's reader; None: found by looking
+    choices:dict=None,      # Options of each reader by `read`, `source_read`, `pose_read`, …
+) -> Inputs:                # Checked inputs
+    "Folders as inputs, checked as far as possible before training"
     how = {**dict.fromkeys(('read','source_read','pose_read','source_pose_read'), {}), **(choices or {})}
     want = ('train','query','gallery')
     whole = read_set(data, want, not need_test or validation, layout, how['read'])
     check_train(whole, str(data))
     if need_test and not validation: check_test(whole, str(data), cameras)
-    n = pick(whole, split='train').pid.nunique()
+    train = train_rows(whole)
+    n = train.pid.nunique()
     n_val,share = min(100, n//5) if validation else 0,1/3 if need_poses and source is None else 0.
     origin = dict(data=str(data), source=source and str(source), convert=convert, **_said_otherwise(cameras, layout, choices))
     res = Inputs(whole, name=Path(data).absolute().name, origin=origin, convert=convert, cameras=cameras, notes=_notes(data, whole))
     if need_poses: _add_poses(res, whole, data, poses, how['pose_read'])
-    if share or ids or n_val: _share(res, whole, share_people(whole, seed, ids, share, n_val), seed)
+    if share or ids or n_val: _share(res, whole, train, share_people(train, seed, ids, share, n_val), seed)
     if source is not None: _add_source(res, Path(source), source_poses, need_poses, how)
     if res.poses is not None: res.poses = shorten(res.poses, [*whole.path, *(() if res.source is None else res.source.path)])
     used = [res.target] if res.source is None else [res.target, res.source]
-    for df in used if need_poses else (): res.notes += _can_be_paired(pick(df, split='train'), res.poses)
+    for df in used if need_poses else (): res.notes += _can_be_paired(train_rows(df), res.poses)
     res.store(size).preload(pd.concat(used), show=True)  # a broken picture is found before anything is trained
     return res
 
 # %% ../../nbs/92_experiment.inputs.ipynb #64a517c8
 def _can_be_paired(df, poses):
-    "Somebody must have two pictures with a pose, or stage two has nothing to learn from; how many have none"
+    "Refuse a set without a pair of pictures with poses; note how many have no pose"
     kept,_ = poses_for(df, poses)
     epoch_pairs(df.iloc[kept].reset_index(drop=True), 'any', 1)
     lack = df.path[~df.index.isin(kept)]
@@ -181,36 +187,37 @@ def _can_be_paired(df, poses):
     return [f'{len(lack):,} of {len(df):,} training pictures have no pose, among them {few}; they take no part in step two']*bool(len(lack))
 
 def _said_otherwise(cameras, layout, choices):
-    "What was said of reading, if anything was: a run without it keeps its settings"
+    "Options of reading that are not the default, for the settings of a run"
+    # a run without any keeps the settings, and the hash, that it always had
     said = dict(cameras=cameras, layout=layout, **(choices or {}))
     return {k: v for k,v in said.items() if v not in (None, True, {})}
 
 def _notes(root, df): return [f'{Path(root).absolute().name}: {o}' for o in reading_notes(df)]
 
+# %% ../../nbs/92_experiment.inputs.ipynb #50e853fe
 def _add_poses(res, df, root, file, choices):
-    "Joints of one set, by path, and what had to be decided about them"
+    "Add the joints of one set, by path, and notes on what was decided about them"
     file,home = poses_beside(root, file),Path(root).expanduser()
     table = load_poses(file, df, home if home.is_dir() else home.parent, True, **choices)
     for what,some in table.notes.items(): res.notes.append(f"{Path(file).name}: {what}: {len(some):,}, among them {', '.join(map(str, some[:3]))}")
-    both = table if res.poses is None else _both(res.poses, table)
-    res.poses = both
+    res.poses = table if res.poses is None else _both(res.poses, table)
 
 def _both(a, b):
     "The joints of two sets; a picture that is in both counts once"
     new = [i for i,o in enumerate(b.names) if o not in a]
     return PoseTable([*a.names, *(b.names[i] for i in new)], torch.cat([a.joints, b.joints[new]]))
 
-def _share(res, whole, parts, seed):
-    "Let `res` hold its own people only, and say how many in its name"
+def _share(res, whole, train, parts, seed):
+    "Let `res` hold the identities of its part only, and say how many in its name"
     target,source,held = parts
-    train,rest = pick(whole, split='train'),whole[whole.split!='train']
-    res.target = pd.concat([train[train.pid.isin(target)], as_test(whole, held, seed) if len(held) else rest], ignore_index=True)
-    if len(source): res.source = as_source(whole, source, seed)
+    rest = as_test(train, held, seed) if len(held) else whole[whole.split!='train']
+    res.target = pd.concat([train[train.pid.isin(target)], rest], ignore_index=True)
+    if len(source): res.source = as_source(train, source, seed)
     res.name += f', {len(target)} training people (split {seed})' + f', {len(held)} others for validation'*bool(len(held))
     res.origin.update(split=seed, target=len(target), taken_as_source=len(source), validation=len(held))
 
 def _add_source(res, source, file, need_poses, how):
-    "A second folder lends the poses"
+    "Read a second folder that lends the poses"
     choices = dict(how['source_read'])
     res.source = check_train(read_set(source, ('train',), False, choices.pop('layout', None), choices), str(source))
     res.notes += _notes(source, res.source)
@@ -218,11 +225,11 @@ def _add_source(res, source, file, need_poses, how):
 
 # %% ../../nbs/92_experiment.inputs.ipynb #0d662c64
 def write_world_at(
-    settings:WorldSettings, # The world
-    out:Path,               # Its folder
-    fresh:bool=False        # Draw again
-) -> Path:                  # The same
-    "A world in a folder of one's choice; what is there already has to be that very world"
+    settings:WorldSettings, # Settings of the world
+    out:Path,               # Folder to write into
+    fresh:bool=False        # Delete a world that is there and draw it again
+) -> Path:                  # The same folder
+    "Write a world into a folder; a world that is there already must be the same"
     out,file = Path(out),Path(out)/'world.json'
     if out.exists() and not file.exists() and any(out.iterdir()):
         raise InputError(f"{out} exists and is not a world (it has no world.json); choose another --out.")
@@ -234,18 +241,19 @@ def write_world_at(
         if fresh: shutil.rmtree(out)
     return make_world(settings, out)
 
+# %% ../../nbs/92_experiment.inputs.ipynb #00de2170
 def kind_of(
-    file:Path # Settings that a stage left with its weights
-) -> dict:    # `size` and `crop`
-    "What pictures a net was trained on"
+    file:Path # JSON of the settings that a stage left with its weights
+) -> dict:    # `size` and `crop`, each a height and width in pixels
+    "Size and crop of the pictures that a network was trained on"
     d = json.loads(Path(file).read_text(encoding='utf-8'))
     return dict(size=tuple(d['size']), crop=tuple(d.get('crop', ())))
 
 def guider_for(
     folder:Path, # Run folder of step one
-    labels:dict  # Identity → label of the target
-):               # The guider
-    "A guider that knows exactly the people of the target"
+    labels:dict  # Class index of each pid of the target
+) -> ReIDNet:    # Guider, in eval mode
+    "The guider of a run folder, which must know exactly the identities of the target"
     n = json.loads((folder/'reid.json').read_text(encoding='utf-8'))['n_ids'] if (folder/'reid.json').exists() else None
     model = load_reid(folder)
     if n==len(labels): return model

@@ -19,6 +19,7 @@ MAIN = [
     dict(row='guided',      title='guided',                 pictures='generator'),
     dict(row='new',         title='rendered in new poses',  pictures='rendered')]
 
+# %% ../../nbs/91_experiment.rows.ipynb #c006
 OPTIONAL = [
     dict(row='new_0',       title='rendered in new poses, ε=0', pictures='rendered', **{'reid.eps_generated':0.}),
     dict(row='own',         title='rendered in own poses',      pictures='rendered', poses='own'),
@@ -34,7 +35,10 @@ OPTIONAL = [
     dict(row='shuffled',    title='guided, poses shuffled among the target', pictures='generator', poses='shuffled'),
     dict(row='any_camera',  title='guided, pairs across cameras', pictures='generator', **{'transfer.pair':'any'}),
     dict(row='diverse',     title='guided, diverse bank',       pictures='generator', **{'generate.bank':'diverse'}),
-    dict(row='trusted',     title='guided, ε by the guider',    pictures='generator', trust='guider'),
+    dict(row='trusted',     title='guided, ε by the guider',    pictures='generator', trust='guider')]
+
+# %% ../../nbs/91_experiment.rows.ipynb #2310f388
+OPTIONAL += [
     dict(row='lsro',        title='LSRO (DCGAN pictures, ε=1)', pictures='dcgan', **{'reid.eps_generated':1.}),
     dict(row='guided_lsro', title='guided, and LSRO, equal steps', pictures='generator', also='dcgan', steps='equal'),
     dict(row='jitter',      title='control, colours jittered',  steps='equal', **{'reid.jitter':.4}),
@@ -46,12 +50,12 @@ OPTIONAL = [
     dict(row='reranked_smoothed',title='control, smoothed, re-ranked', steps='equal', eps_real='average', rerank=True),
     dict(row='guided_reranked',title='guided, re-ranked',       pictures='generator', rerank=True)]
 
-# %% ../../nbs/91_experiment.rows.ipynb #c006
+# %% ../../nbs/91_experiment.rows.ipynb #0d774f5c
 def pick_rows(
-    names='main',      # Names apart by spaces or commas, or a list; `main` are the six of the front page, `all` is every one
-    rendered:bool=True # Are there true renderings? Without them `main` and `all` leave them out
-) -> list:             # Dicts
-    "The rows of those names, in the order of the tables"
+    names:str|list='main', # Keys of rows, `main` or `all`: space- or comma-separated, or a list
+    rendered:bool=True     # Keep rendered rows in `main` and `all`; False: real data has none
+) -> list:                 # Rows, one dict each
+    "The rows of these keys, in the order of the tables"
     names = names.replace(',', ' ').split() if isinstance(names, str) else list(names)
     known,groups = {r['row']: r for r in MAIN+OPTIONAL},dict(main=MAIN, all=MAIN+OPTIONAL)
     for o in names:
@@ -68,9 +72,9 @@ _plain_keys = dict(row=None, title=None, pictures=(None,'generator','rendered','
                    poses=('source','own','shuffled','synthetic'))
 
 def check_row(
-    row:dict,   # One row
-    groups:dict # The experiment's settings
-) -> dict:      # The same
+    row:dict,   # Row of an experiment
+    groups:dict # Settings of the experiment by group
+) -> dict:      # The same row
     "Refuse a row with an unknown key or value"
     known = [*_plain_keys, *(f'{g}.{f.name}' for g,o in groups.items() for f in fields(o))]
     for k,v in row.items():
@@ -85,11 +89,12 @@ def check_row(
                          "a recipe with cross-entropy.")
     return row
 
+# %% ../../nbs/91_experiment.rows.ipynb #ecff7447
 def row_settings(
-    row:dict,   # One row
-    groups:dict # The experiment's settings
-) -> dict:      # Settings by group, for this row
-    "The experiment's settings with the row's own in their place"
+    row:dict,   # Row of an experiment
+    groups:dict # Settings of the experiment by group
+) -> dict:      # Settings of this row by group, and those of its `guider`
+    "The experiment's settings, with those of the row in their place"
     own = {}
     for k,v in row.items():
         if '.' in k: own.setdefault(k.split('.')[0], {})[k.split('.')[1]] = v
@@ -100,7 +105,7 @@ def row_settings(
     return res
 
 def _guider(s, which):
-    "The recipe of a row's guider; a setting of the row's own model is not the guider's"
+    "Settings of a row's guider; those of the row's own model do not change them"
     if which=='other': return other_form(s)
     if which in RECIPES['paper']: return in_recipe(s, which)
     return replace(s, arch='small', width=max(1, s.width//2)) if which=='small' else s

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SHIPPED', 'TransferSettings', 'guider_input', 'centre', 'shifted', 'shown_to', 'TransferModel', 'transfer_model',
            'TwoAdams', 'split_DG', 'held', 'by_triplets', 'TransferCallback', 'Terms', 'AdversarialTerm', 'L1Term',
-           'GuiderTerm', 'decay_lr', 'stage_batches', 'transfer_learner', 'sheet', 'Samples', 'start_from', 'poses_id',
-           'callback_id', 'transfer_choices', 'train_transfer', 'finish_transfer', 'load_generator']
+           'GuiderTerm', 'decay_lr', 'stage_batches', 'transfer_learner', 'sample_sheet', 'Samples', 'start_from',
+           'poses_id', 'callback_id', 'transfer_choices', 'train_transfer', 'finish_transfer', 'load_generator']
 
 # %% ../../nbs/82_stages.transfer.ipynb #c002
 import hashlib, json
@@ -41,42 +41,42 @@ from .reid import freeze
 # %% ../../nbs/82_stages.transfer.ipynb #c005
 @dataclass
 class TransferSettings(Settings):
-    "Every choice of step two (§3.2, §4.2); what the paper leaves open is named here too"
-    size:tuple=(64,32)       # Height and width of the pictures
+    "All settings of step two (§3.2, §4.2), with what the paper leaves open"
+    size:tuple=(64,32)       # Height and width of the pictures in pixels
     width:int=16             # Channels of the first layer of the generator
     d_width:int=16           # Channels of the first layer of the discriminator
     d_layers:int=3           # Strided layers of the discriminator
-    depth:int|None=None      # Halvings in the generator; none: as many as the size allows
+    depth:int|None=None      # Halvings in the generator; None: as many as the size allows
     shared:bool=False        # One encoder for appearance and skeleton instead of two
-    norm:Literal['batch','instance']='batch' # `batch` or `instance`, in G and D
-    up:Literal['resize','transposed']='resize' # `resize` or `transposed` convolutions on the way up
-    skips:Literal['both','appearance']='both' # Encoders that send skips: `both` or `appearance`
-    head:int=0               # Maps at full size before G's last convolution; 0: none, as in pix2pix
-    blend:bool=False         # G also draws a mask and keeps the appearance's pixels where it says so
+    norm:Literal['batch','instance']='batch' # Normalisation in G and D
+    up:Literal['resize','transposed']='resize' # Upsampling by resizing or transposed convolutions
+    skips:Literal['both','appearance']='both' # Encoders with skip connections to the decoder
+    head:int=0               # Channels at full size before G's last convolution; 0: none (pix2pix)
+    blend:bool=False         # Let G draw a mask of the pixels to keep from the appearance
     dropout:float=0.         # Dropout in the inner layers of the generator
     gan:Literal[GAN_FORMS]='nonsat' # `nonsat`, `minimax` (both Eq. 1) or `lsgan`
-    adv:float=1.             # Weight of the adversarial term; 0 trains without discriminator
-    lam:float=10.            # λ of Eq. 5, weight of Eq. 2
-    beta:float=1.            # β of Eq. 5, weight of Eq. 3; 0 is the unguided generator
-    lr:float=2e-4            # Step size of both Adams
-    betas:tuple=(.5,.999)    # Momenta of both Adams
-    lr_decay:float=0.        # Last share of the training over which the rate falls to 0
-    ema:float=0.             # Decay of the average of G's weights that generates; 0 takes the last weights
+    adv:float=1.             # Weight of the adversarial term; 0: no discriminator
+    lam:float=10.            # λ of Eq. 5, the weight of Eq. 2
+    beta:float=1.            # β of Eq. 5, the weight of Eq. 3; 0: unguided generator
+    lr:float=2e-4            # Learning rate of both Adam optimisers
+    betas:tuple=(.5,.999)    # Momenta of both Adam optimisers
+    lr_decay:float=0.        # Last share of the training, over which the rate falls to 0
+    ema:float=0.             # Decay of the moving average of G's weights; 0: no average
     bs:int=16                # Pairs in a batch, those of the source included
-    pairs:int=24000          # Pairs in all
-    parts:int=10             # Parts they are split into: one row of the log, one checkpoint each
-    pair:Literal['same_camera','any']='same_camera' # What y may be: `same_camera` as x, or `any`
-    source_pair:Literal['','tracklet','same_camera','any']='' # The same for the source; nothing: `tracklet` where it has them, else as `pair`
-    missing:Literal['skip','keep']='skip' # Pictures without a pose: `skip` them, or `keep` them with a black skeleton
-    aux:Literal['mixed','apart']='mixed' # Source pairs go through G `mixed` with target pairs, or `apart`
-    flip:bool=True           # Mirror half of the pairs, with their skeletons
+    pairs:int=24000          # Number of training pairs
+    parts:int=10             # Number of parts of the training, each a row of the log
+    pair:Literal['same_camera','any']='same_camera' # Pair rule of the target: camera of y
+    source_pair:Literal['','tracklet','same_camera','any']='' # Source rule; '': tracklet or `pair`
+    missing:Literal['skip','keep']='skip' # Pictures without a pose; `keep`: black skeleton
+    aux:Literal['mixed','apart']='mixed' # Source pairs in G: with target pairs, or apart
+    flip:bool=True           # Flip each pair and its skeleton with probability 1/2
     foreground:float=0.      # Extra weight of Eq. 2 near the skeleton
-    guider_size:tuple=()     # What the guider sees is resized to this; nothing: as it is
-    guider_crop:tuple=()     # And then centre-cropped to this; nothing: not cropped
-    guider_pad:int=0         # And shifted by up to so many pixels at random
-    margin:float=1.          # α of Eq. 4, if the guider was trained with triplets
-    positive:Literal['other','any']='other' # The real picture of Eq. 4: of the same person, `other` than x, or `any`
-    seed:int=0               # First weights, pairs and order
+    guider_size:tuple=()     # Height and width of the guider's input; empty: `size`
+    guider_crop:tuple=()     # Height and width of a centre crop after that; empty: none
+    guider_pad:int=0         # Largest random shift of the guider's input, in pixels
+    margin:float=1.          # α of Eq. 4, for a guider trained with triplets
+    positive:Literal['other','any']='other' # Positive of Eq. 4: `other` than x, or `any`
+    seed:int=0               # Seed of first weights, pairs and order
 
 # %% ../../nbs/82_stages.transfer.ipynb #c007
 def guider_input(
@@ -110,9 +110,9 @@ def shifted(
 
 # %% ../../nbs/82_stages.transfer.ipynb #52a3e441
 def shown_to(
-    settings:TransferSettings, # Of stage two
-    size:tuple,                # Size of the guider's pictures
-    crop:tuple=()              # What it crops from them
+    settings:TransferSettings, # Settings of step two
+    size:tuple,                # Height and width of the guider's pictures
+    crop:tuple=()              # Height and width of the guider's crop; (): none
 ) -> TransferSettings:         # The same with `guider_size` and `guider_crop` filled in
     "The guider gets pictures of its own kind, unless the settings say otherwise"
     size = tuple(size) if tuple(size)!=tuple(settings.size) else ()
@@ -209,7 +209,7 @@ def by_triplets(
     return guider is not None and getattr(guider, 'head', True) is None
 
 class TransferCallback(Callback):
-    "Eq. 6 as four steps a batch: `forward`, `backward_D`, `backward_G` and the `step` that calls them in order"
+    "Eq. 6 as four steps: `forward`, `backward_D`, `backward_G`, and `step`, which calls them all"
     order,run_valid = 10,False
     def __init__(self,
         settings:TransferSettings # Weights and forms of the losses
@@ -432,7 +432,7 @@ def transfer_learner(
         cbs=[TrainEvalCallback(), PlainBatch(), *(o(settings) for o in own), *cbs])
 
 # %% ../../nbs/82_stages.transfer.ipynb #c046
-def sheet(
+def sample_sheet(
     *rows:Tensor # `(n, 3, h, w)` pictures in [-1, 1], a batch for each row of the sheet
 ) -> Tensor:     # `(3, H, W)` one uint8 picture
     "Batches as the rows of one picture"
@@ -440,7 +440,7 @@ def sheet(
     return ((torch.cat(strips, dim=-2)+1)*127.5).round().clamp(0,255).to(torch.uint8)
 
 class Samples(Callback):
-    "Write `samples.png` after each part: appearance, skeleton, generated, true, for the same few target pairs"
+    "Write `samples.png` after each part: appearance, skeleton, generated, true, for the same pairs"
     order,run_valid = 35,False
     def __init__(self,
         path:Path, # File of the picture
@@ -461,8 +461,8 @@ def after_train(self:Samples):
     x,s,y = self.shown
     fake = self.model.best.eval()(x, s)
     self.model.train()
-    with write_beside(self.path) as tmp:
-        Image.fromarray(sheet(x, s, fake, y).permute(1,2,0).numpy()).save(tmp, 'png')
+    picture = Image.fromarray(sample_sheet(x, s, fake, y).permute(1,2,0).numpy())
+    with write_beside(self.path) as tmp: picture.save(tmp, 'png')
 
 # %% ../../nbs/82_stages.transfer.ipynb #c049
 # G and D trained on other worlds, and provenance.json
