@@ -152,7 +152,8 @@ h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
 table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}
 th,td{padding:.25rem .55rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}
-img{max-width:100%}pre{background:#f6f6f6;padding:.7rem;overflow-x:auto;font-size:12px}.note{color:#555;font-size:13px}"""
+img{max-width:100%}pre{background:#f6f6f6;padding:.7rem;overflow-x:auto;font-size:12px}
+.note{color:#555;font-size:13px}"""
 
 def page(
     title:str,     # Heading of the page
