@@ -127,24 +127,24 @@ def posereid_run(
     from posereid.experiment.engine import Experiment
     from posereid.experiment.rows import pick_rows
     from posereid.experiment.presets import experiment_settings
-    from posereid.experiment.report import report, text_table
     groups = experiment_settings(preset, seed, world, parse_size(size), validation, set,
                                  scratch=from_scratch or data is not None, recipe_name=recipe)
     wanted = pick_rows(rows, rendered=data is None)
     inputs = _run_inputs(data, {k: said[k] for k in _READING}, seed, validation, wanted, groups)
-    out = Path(out or f"runs/{preset}-{Path(data).name if data else f'world{world}'}-seed{seed}"
-               + f'-{recipe}'*bool(recipe) + '-validation'*validation)
-    exp = Experiment(wanted, groups, out, inputs, fresh, tell)
-    table = exp.results()
-    tell('report')
-    page = report(exp, line)
-    tell(f'\n{text_table(table)}\n\n{page}')
+    out = Path(out or _run_name(preset, data, world, seed, recipe, validation))
+    _tell_results(Experiment(wanted, groups, out, inputs, fresh, tell), line)
 
 # %% ../nbs/98_cli.ipynb #c010
 _defaults = dict(out=None, preset='default', seed=0, world=0, size=None, recipe=None, rows='main',
                  validation=False, from_scratch=False)
 _READING = ('source','poses','source_poses','ids','convert','no_cameras','layout','read',
             'pose_read','source_layout','source_read','source_pose_read')
+
+def _run_name(preset, data, world, seed, recipe, validation):
+    "Run folder of `posereid_run` where `--out` is not given"
+    name = Path(data).name if data else f'world{world}'
+    return (f'runs/{preset}-{name}-seed{seed}' + f'-{recipe}'*bool(recipe)
+            + '-validation'*validation)
 
 def _run_inputs(data, reading, seed, validation, rows, groups):
     "Inputs of `posereid_run`; None for a synthetic world"
@@ -158,6 +158,14 @@ def _run_inputs(data, reading, seed, validation, rows, groups):
                          "do; with --data name others, such as --rows "
                          "control,equal_steps,smoothed,unguided,guided.")
     return _open(data, groups['transfer'].size, seed=seed, validation=validation, **reading)
+
+def _tell_results(exp, line):
+    "Train what is missing, write the report, print the table and the path of the report"
+    from posereid.experiment.report import report, text_table
+    table = exp.results()
+    tell('report')
+    page = report(exp, line)
+    tell(f'\n{text_table(table)}\n\n{page}')
 
 # %% ../nbs/98_cli.ipynb #a39c0eae
 @call_parse
@@ -201,8 +209,8 @@ def posereid_reproduce(
         d = df[df.part==part_name(part)]
         if not len(d): continue
         if t.get('pictures'): tell('\n'+plain_table(picture_table(d))); continue
-        tell(f'\n{part_name(part)}\n'
-             f'{plain_table(scores_table(d, "equal_steps" if "equal_steps" in list(d.row) else d.row.iloc[0]))}')
+        ref = 'equal_steps' if 'equal_steps' in list(d.row) else d.row.iloc[0]
+        tell(f'\n{part_name(part)}\n{plain_table(scores_table(d, ref))}')
     tell(f"\n{Path(out)/f'{name}.csv'}")
 
 # %% ../nbs/98_cli.ipynb #402a2113

@@ -105,11 +105,6 @@ def test_every_public_symbol_is_shown_with_its_table(proc, copy):
 
 # --- what is written in the notebooks ---
 
-# labels that no text cites yet, and pages with figures or tables without a label: both lists may
-# only get shorter
-UNCITED = {'56_data.layouts.ipynb': {'fig-cameras'}}
-UNLABELLED = {'explanations/datasets.ipynb':6, 'explanations/protocols.ipynb':1}
-
 def is_shown(cell):
     return not re.search(r'^#\|\s*(hide$|include: *false|output: *false)', source(cell), re.M)
 
@@ -134,9 +129,8 @@ def unlabelled(nb):
 def test_figures_and_tables_are_cited(nb):
     "Each labelled figure and table is cited in the text of its page"
     lost = uncited(nb)
-    assert lost<=UNCITED.get(show(nb), set()), (f'{show(nb)}: no text cites {sorted(lost)}; write '
-                                                f'"(@{min(lost)})" after the sentence that it '
-                                                'supports')
+    assert not lost, (f'{show(nb)}: no text cites {sorted(lost)}; write "(@{min(lost)})" after the '
+                      'sentence that it supports')
 
 
 @pytest.mark.parametrize('nb', [o for o in NOTEBOOKS
@@ -144,16 +138,7 @@ def test_figures_and_tables_are_cited(nb):
                          ids=show)
 def test_figures_and_tables_of_pages_have_labels(nb):
     bare = unlabelled(nb)
-    assert len(bare)<=UNLABELLED.get(show(nb), 0), (f'{show(nb)}: cells {bare} show a figure or a '
-                                                    'table without a label and a caption')
-
-
-def test_the_exceptions_get_fewer():
-    there = {show(o): o for o in NOTEBOOKS}
-    cited = {k: v-uncited(there[k]) if k in there else v for k,v in UNCITED.items()}
-    labelled = {k: n for k,n in UNLABELLED.items() if k not in there or len(unlabelled(there[k]))<n}
-    assert not any(cited.values()) and not labelled, ('no exceptions any more, take them out of '
-                                                      f'this file: {cited} {labelled}')
+    assert not bare, f'{show(nb)}: cells {bare} show a figure or a table without label and caption'
 
 
 @pytest.mark.parametrize('nb', NOTEBOOKS, ids=show)

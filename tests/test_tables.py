@@ -278,10 +278,10 @@ def test_what_may_be_said():
                             map_mean=m) for s in range(4)
                        for n,m in (('a',1.+s),('b',3.+s+.1*(s%2)),('c',1.+s-.2*(-1)**s))])
     assert ('above' in verdict('B', 'A', difference(df, 'b', 'a'))
-            and 'cannot be told' in verdict('C', 'A', difference(df, 'c', 'a')))
+            and 'not significantly different' in verdict('C', 'A', difference(df, 'c', 'a')))
     assert 'below' in verdict('A', 'B', difference(df, 'a', 'b'))
     assert 'nothing follows' in verdict('B', 'A', difference(df[df.seed==0], 'b', 'a'))
-    assert finding(df, 'a', ['b','c']) == '“a” is below “b”; it cannot be told from “c”.'
+    assert finding(df, 'a', ['b','c']) == '“a” is below “b”; it is not significantly different from “c”.'
     assert verdicts(df, [('b','a')]).endswith('In rank-1: +2.0 [+2.0, +2.1], above.')
     t = scores_table(df, 'a', paper=dict(a='1/2'))
     assert ([c for c in t if 'context' in c]==['the paper, Market-1501 (context)']

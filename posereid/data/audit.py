@@ -138,6 +138,10 @@ def _as_html(a, n=3):
             f"{''.join(tr((f.level, f.check, f.text, files(f))) for f in a.findings)}</tbody></table>")
 
 # %% ../../nbs/57_data.audit.ipynb #bb7f1fbc
+def _folders(path): # the folders of CUHK03, at `path` or one below
+    return any((path/o/MARKET_FOLDERS[s]).is_dir() for o in ('', 'labeled', 'detected')
+               for s in ('train','gallery'))
+
 def _read(name, path, choices):
     "Manifest of all splits that can be read, and the sentences of those that cannot"
     if name in ('generated', 'csv'): return load_dataset(path, name, **choices), []
@@ -164,10 +168,6 @@ def _read(name, path, choices):
     return df, list(said.values())
 
 # %% ../../nbs/57_data.audit.ipynb #bb7f1fbcb
-def _folders(path): # the folders of CUHK03, at `path` or one below
-    return any((path/o/MARKET_FOLDERS[s]).is_dir() for o in ('', 'labeled', 'detected')
-               for s in ('train','gallery'))
-
 def count_splits(
     df:DataFrame, # Manifest
 ) -> list:        # Dict of each split: pictures, people, junk, distractors, cameras, doubled, …
@@ -362,7 +362,7 @@ def _check_pictures(df, looks):
 
 # %% ../../nbs/57_data.audit.ipynb #761d4349
 def _check_twins(df, good):
-    "Findings on pictures that occur twice: in training and test, in query and gallery, within a split; hand-drawn boxes apart"
+    "Findings on pictures that occur twice, in two splits or in one; hand-drawn boxes apart"
     split, out, groups = dict(zip(df.path, df.split)), [], defaultdict(list)
     for p, o in good.items(): groups[o['pixels']].append(p)
     twins = [(g, {split[p] for p in g} - {'multi'}) for g in groups.values() if len(g) > 1]

@@ -36,7 +36,7 @@ def open_picture(
 def to_rgb(
     im:Image.Image, # Picture in any mode that Pillow knows
 ) -> Image.Image:   # 8-bit RGB picture
-    "Repeat grey, keep the upper 8 of 16 bits, lay transparency onto black, convert the rest as Pillow does"
+    "RGB of any mode: grey repeated, upper 8 of 16 bits, transparency onto black, else by Pillow"
     if im.mode == 'RGB': return im
     if im.mode[0] == 'I':
         im = Image.fromarray((np.asarray(im).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))

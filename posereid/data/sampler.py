@@ -146,7 +146,7 @@ def _generated(df):
 # %% ../../nbs/59_data.sampler.ipynb #7144c536
 @dataclass
 class PKReport:
-    "What the batches for triplets find in a set; an identity takes part if it has two real pictures"
+    "Counts of a set for triplet batches; an identity takes part if it has two real pictures"
     n_real:int           # Number of real pictures that take part
     n_generated:int      # Number of generated pictures that take part
     n_identities:int     # Number of identities that take part

@@ -26,7 +26,7 @@ def _axes(n_rows, n_cols, size, **kwargs):
 
 # %% ../../nbs/71_evaluate.plots.ipynb #c006
 def _show(ax, picture, colour=None):
-    "One `(3, h, w)` picture without ticks, in a frame if a colour is given; None leaves the place empty"
+    "One `(3, h, w)` picture without ticks, framed if a colour is given; None: an empty place"
     ax.set(xticks=[], yticks=[]); ax.grid(False)
     ax.spines[:].set_visible(picture is not None and colour is not None)
     if picture is None: return
@@ -258,7 +258,7 @@ def plot_ap_by_pose(
 
 # %% ../../nbs/71_evaluate.plots.ipynb #9731bcc1b
 def _ap_by_pose(results, x, pids, keep, bins, ap):
-    "A line for each result and query: its AP in percent and where its bin is drawn, each result a little beside the others"
+    "A line for each result and query: AP in percent, and where its bin is drawn, side by side"
     bin_,aside = _bins(x[keep], bins),np.ptp(x[keep])/100
     at = pd.Series(x[keep]).groupby(bin_).transform('mean')
     return pd.concat([pd.DataFrame(dict(result=f'{name} ({100*getattr(r, ap)[keep].mean():.1f})',
@@ -275,7 +275,7 @@ def camera_matrix(
     q_camids,             # `(q,)` cameras of the queries, all known
     g_camids,             # `(g,)` cameras of the gallery, all known
     score:str='map_trap', # `map_trap`, `map_mean`, `minp` or `rank1`
-) -> tuple:               # Cameras of rows and of columns, `(r, c)` scores, `(r, c)` numbers of queries
+) -> tuple:               # Cameras of rows and columns; scores, numbers of queries, `(r, c)`
     "The score of each camera's queries in each camera's gallery"
     if score not in ('map_trap','map_mean','minp','rank1'):
         raise InputError(f'`score` must be map_trap, map_mean, minp or rank1, but it is {score!r}.')

@@ -31,9 +31,9 @@ def by_interval(
     i,                            # An `Interval` of a difference
     more:str='larger',            # Word for an interval above 0
     less:str='smaller',           # Word for an interval below 0
-    neither:str='not told apart'  # Word for an interval that holds 0, or none at all
+    neither:str='not significant' # Word for an interval that holds 0, or none at all
 ) -> str:                         # One of the three words
-    "The word for what an interval decides"
+    "The word for an interval above 0, below 0, or neither"
     return more if i.lo>0 else less if i.hi<0 else neither
 
 # %% ../../nbs/72_evaluate.results.ipynb #cffc8143
@@ -93,7 +93,7 @@ def verdict(
                    f"(95 % interval {i.lo:+.1f} to {i.hi:+.1f}, {i.n} seeds)")
     return by_interval(i, f"{a} is {size} above {b} {range_}.",
                        f"{a} is {size} below {b} {range_}.",
-                       f"{a} cannot be told from {b}: {i.mean:+.1f} {unit} {range_}.")
+                       f"{a} is not significantly different from {b}: {i.mean:+.1f} {unit} {range_}.")
 
 def verdicts(
     df:pd.DataFrame, # Lines of a CSV, one for each row and seed
@@ -108,9 +108,9 @@ def verdicts(
         for a,b in pairs if {a,b}<=run)
 
 def _beside(i):
-    "The same pair in rank-1, decided or not"
+    "The same pair in rank-1, significant or not"
     return f"In rank-1: {interval_text(i, sign='+')}" + (
-        f", {by_interval(i, 'above', 'below', 'not decided')}." if np.isfinite(i.lo) else '.')
+        f", {by_interval(i, 'above', 'below', 'not significant')}." if np.isfinite(i.lo) else '.')
 
 # %% ../../nbs/72_evaluate.results.ipynb #dea38c31
 def finding(
@@ -124,7 +124,7 @@ def finding(
     titles,run,said = df.groupby('row', sort=False).title.first(),set(by_seed(df, value, part)),{}
     for b in [o for o in refs if {a,o}<=run]:
         said.setdefault(by_interval(difference(df, a, b, value, part), 'is above', 'is below',
-                                    'cannot be told from'), []).append(f'“{titles[b]}”')
+                                    'is not significantly different from'), []).append(f'“{titles[b]}”')
     if not said: return ''
     return f'“{titles[a]}” ' + '; it '.join(f'{k} {_listed(v)}' for k,v in said.items()) + '.'
 
@@ -150,7 +150,7 @@ def scores_table(
     names:list=None,        # Keys of the rows to show, in order; all if None
     where:str='Market-1501' # Data set of the paper's numbers
 ) -> pd.DataFrame:          # Text; a line for each row
-    "Table of results: means and differences with intervals over seeds, and the paper's numbers apart"
+    "Table of results: means and differences with intervals over seeds, beside the paper's numbers"
     d = df if part is None else df[df.part==part]
     titles,steps,wide = (*(d.groupby('row', sort=False)[o].first() for o in ('title','steps')),
                          {o: by_seed(d, o) for o in ('rank1','map_trap','map_mean')})
@@ -275,7 +275,7 @@ def picture_verdicts(
         size = f"{what}, {interval_text(i, max(d, 1), '+')}, {i.n} seed{'s'*(i.n!=1)}"
         res.append('- '+by_interval(i, f'“{t[a]}” is {more} than “{t[b]}”',
                                     f'“{t[a]}” is {less} than “{t[b]}”',
-                                    f'“{t[a]}” and “{t[b]}” cannot be told apart')+f': {size}.')
+                                    f'“{t[a]}” and “{t[b]}” do not differ significantly')+f': {size}.')
     return '\n'.join(res)
 
 # %% ../../nbs/72_evaluate.results.ipynb #e4dec8fd
@@ -289,4 +289,4 @@ def picture_finding(
     t,said = df.groupby('row').title.first(),[
         o for k in keys or _words if (o := by_interval(difference(df, a, b, k), *_words[k], ''))]
     return (f'“{t[a]}” is {_listed(said)} than “{t[b]}”.' if said else f'“{t[a]}” and “{t[b]}” '
-            'cannot be told apart.')
+            'do not differ significantly.')

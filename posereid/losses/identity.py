@@ -42,7 +42,7 @@ def lsro_loss(
     targ:Tensor,         # `(n,)` identity indices; those of generated pictures are ignored
     is_generated:Tensor, # `(n,)` True where the picture is generated
 ) -> Tensor:             # Scalar mean over the batch
-    "Label smoothing regularization for outliers: Eq. 8 with ε = 1 for generated pictures, 0 for real ones"
+    "Label smoothing regularization for outliers: Eq. 8 with ε = 1 for generated pictures, else 0"
     return lsr_loss(logits, targ, is_generated.to(logits.dtype))
 
 # %% ../../nbs/30_losses.identity.ipynb #07e5bda6
@@ -99,7 +99,7 @@ def _semihard(d, pos, neg, fallback):
     return a, p, torch.where(beyond.any(1), _closest(d[a], beyond), fallback(d[a], neg[a]))
 
 def _random(d, pos, neg, generator, ok=None):
-    "For each pair a random negative among those that are `ok(d_ap, d_an, a, p)`; pairs without one fall away"
+    "For each pair a random negative with `ok(d_ap, d_an, a, p)`; pairs without one are left out"
     a,p = _pairs(pos, neg)
     mask = neg[a] if ok is None else neg[a] & ok(d[a,p][:,None], d[a], a, p)
     device = 'cpu' if generator is None else generator.device
@@ -203,7 +203,7 @@ def triplet_stats(
     d_an:Tensor,  # `(m,)` distances of anchors from their negatives
     alpha:Tensor, # `(m,)` margin of each triplet
 ) -> dict[str,Tensor]: # Scalars for a log, zeros where there is no triplet
-    "`active` (share of triplets with a loss), `triplets` (their number), mean `d_ap`, `d_an` and `margin`"
+    "Number of `triplets`, share with a loss (`active`), mean `d_ap`, `d_an` and `margin`"
     mean = lambda o: o.sum()/max(1, len(o))
     return dict(active=mean((loss>0).to(loss.dtype)), triplets=loss.new_tensor(float(len(loss))),
                 d_ap=mean(d_ap), d_an=mean(d_an), margin=mean(alpha))

@@ -40,7 +40,7 @@ def generator_adv_loss(
     fake:Tensor,       # Scores of (x, s, ŷ)
     form:str='nonsat', # One of `GAN_FORMS`
 ) -> Tensor:           # Scalar
-    "What G minimises of Eq. 1: −log D(ŷ) (`nonsat`), log(1 − D(ŷ)) (`minimax`) or (score − 1)² (`lsgan`)"
+    "G's side of Eq. 1: −log D(ŷ) (`nonsat`), log(1 − D(ŷ)) (`minimax`), (score − 1)² (`lsgan`)"
     if check_form(form)=='lsgan': return (fake-1).pow(2).mean()
     return F.softplus(-fake).mean() if form=='nonsat' else -F.softplus(fake).mean()
 

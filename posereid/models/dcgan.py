@@ -26,7 +26,7 @@ def dcgan_base(
 
 # %% ../../nbs/23_models.dcgan.ipynb #d6caf7a0
 class DCGANGenerator(nn.Module):
-    "From noise to pictures: a linear map to the smallest size, then transposed 4×4 convolutions of stride 2"
+    "From noise to pictures: a linear map, then transposed 4×4 convolutions of stride 2"
     def __init__(self,
         size:tuple[int,int]=(64,32), # Height and width of the pictures
         width:int=32,       # Channels of the largest map; each smaller one has twice as many (≤ 8×)

@@ -19,7 +19,7 @@ NORMS = {'batch': nn.BatchNorm2d, 'instance': lambda c: nn.InstanceNorm2d(c, aff
 
 # %% ../../nbs/21_models.generator.ipynb #c023
 class Encoder(nn.Module):
-    "pix2pix's 4×4 convolutions of stride 2; no LeakyReLU before the first, no norm after the first and the last"
+    "pix2pix's 4×4 convolutions of stride 2; no LeakyReLU before the first, no norm at either end"
     def __init__(self,
         channels:list[int], # Channels of the maps, the largest map first
         norm:str='batch',   # `batch` or `instance`
@@ -45,7 +45,7 @@ def unet_depth(
     size:tuple[int,int]=(64,32), # Height and width of the pictures
     smallest:int=2,             # Stop when the shorter side is this small
 ) -> int:                       # How many times both sides can be halved
-    "How often to halve a picture of this size: until its shorter side is `smallest` or a side is odd"
+    "Number of halvings of a picture: until its shorter side is `smallest` or a side is odd"
     (h,w),depth = size,0
     while min(h,w) > smallest and h%2==0 and w%2==0: h,w,depth = h//2,w//2,depth+1
     if depth and min(h,w) <= 4*smallest: return depth
@@ -93,7 +93,7 @@ class Decoder(nn.Module):
 
 # %% ../../nbs/21_models.generator.ipynb #0eab0618
 class SiameseUNet(nn.Module):
-    "The generator of §3.4: an encoder for the appearance, one for the skeleton, and one decoder with skips from both"
+    "The generator of §3.4: encoders for appearance and skeleton, one decoder with skips from both"
     def __init__(self,
         size:tuple[int,int]=(64,32), # Height and width of the pictures
         width:int=16,        # Channels of the first map; doubled at each halving
@@ -145,7 +145,7 @@ def encode(self:SiameseUNet,
     x:Tensor, # `(n, 3, h, w)` appearances in [−1, 1]
     s:Tensor, # `(n, 3, h, w)` skeletons in [−1, 1]
 ) -> list:    # Maps for the decoder, the largest first
-    "What each level of the decoder is given: the maps of the appearance, and of the skeleton where it skips too"
+    "The maps for each level of the decoder: of the appearance, and of the skeleton if it has skips"
     if self.skeleton is None: a,b = zip(*(o.chunk(2) for o in self.appearance(torch.cat([x,s]))))
     else: a,b = self.appearance(x),self.skeleton(s)
     both = [self.skips=='both']*(len(a)-1) + [True]
@@ -167,12 +167,12 @@ def forward(self:SiameseUNet,
 def box_kernel(
     weight:Tensor, # `(c_in, c_out, 3, 3)` kernel that convolves the doubled map
 ) -> Tensor:       # `(c_in, c_out, 4, 4)` kernel of the transposed convolution
-    "The 4×4 stride-2 transposed convolution that equals doubling the map and convolving it with `weight`"
+    "The 4×4 transposed convolution that equals doubling a map and convolving it with `weight`"
     return 4*F.avg_pool2d(F.pad(weight.flip(2,3), (1,1,1,1)), 2, stride=1)
 
 # %% ../../nbs/21_models.generator.ipynb #c010
 class Up(nn.Module):
-    "Double a map: nearest neighbours, then a 3×3 convolution (`resize`), or a free 4×4 `transposed` convolution"
+    "Double a map: `resize` (nearest neighbours, a 3×3 convolution) or a free 4×4 `transposed` one"
     def __init__(self,
         c_in:int,         # Channels in
         c_out:int,        # Channels out

@@ -247,13 +247,13 @@ def _imagenet_file(arch):
     return path
 
 def _made(make):
-    "A new net; the shapes of one on the meta device too, where a constructor computes with tensors, as RegNet's does"
+    "A new net; on the meta device as well, where constructors as RegNet's compute with tensors"
     try: return make()
     except NotImplementedError:
         with torch.device('cpu'): return make().to('meta')
 
 def _build(arch, weights):
-    "Body of a net of torchvision or timm, its channels, and the mean and spread that its weights know"
+    "Body of a net of torchvision or timm, its channels, and the mean and spread of its input"
     if arch.startswith('timm:'): return _build_timm(arch, weights)
     import torchvision
     file = _imagenet_file(arch) if weights=='imagenet' else weights

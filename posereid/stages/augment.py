@@ -55,7 +55,7 @@ def augment(
     real:pd.DataFrame,     # Manifest of the target, of which the training rows are used
     generated:pd.DataFrame # Manifest of a generated set, from `generate` or `read_generated`
 ) -> pd.DataFrame:         # Manifest of both, the real rows first
-    "The union on which step three trains (§3.3); `is_generated` tells `train_reid` which ε a picture gets"
+    "Training set of step three (§3.3); `is_generated` tells `train_reid` which ε a picture gets"
     real = train_rows(real)
     check_generated(real, generated)
     return check_manifest(pd.concat([real, generated], ignore_index=True), 'the augmented set')

@@ -54,7 +54,7 @@ def _chosen(source, bank, settings):
     return source.iloc[rows].reset_index(drop=True),bank[rows]
 
 def _copies(source, test):
-    "Pictures of the source that are test pictures: the same file, or a file of the same name and bytes"
+    "Source pictures that are test pictures: the same file, or a file of the same name and bytes"
     named = {}
     for o in test.path.unique(): named.setdefault(Path(o).name, []).append(o)
     same = lambda a,b: a==b or filecmp.cmp(a, b, shallow=False)
@@ -105,7 +105,7 @@ def generated_names(
     source_paths:list, # `(n,)` paths of the pictures that give the appearance
     ks:list            # `(n,)` numbers of their poses, from 0
 ) -> list:             # `(n,)` file names, no two alike
-    "Names for a whole set: where base names repeat the folder joins them, then the ending, then a number"
+    "Names for a set: where base names repeat, with the folder, then the ending, then a number"
     keys = [o.replace('/', '_') for o in picture_keys(source_paths)]
     clash = lambda names: {n for n,paths in _by_name(names, source_paths).items() if len(paths)>1}
     plain = [generated_name(o, 0) for o in keys]
@@ -186,7 +186,7 @@ def write_generated(
     seed:int=0,               # Seed of the plan
     names:str='source'        # Grammar of file names: `source`, or `market1501` with a names.csv
 ) -> pd.DataFrame:            # Manifest of the generated set
-    "A generated set: pictures in bounding_box_train, then manifest.csv; nothing appears before it is whole"
+    "Write a generated set: pictures into bounding_box_train, then manifest.csv, each file whole"
     one_of('names', names, ('source','market1501'))
     folder = Path(folder).resolve()/'bounding_box_train'
     market,n = names=='market1501',0

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SHIPPED', 'TransferSettings', 'guider_input', 'centre', 'shifted', 'shown_to', 'TransferModel', 'transfer_model',
            'TwoAdams', 'split_DG', 'held', 'by_triplets', 'TransferCallback', 'Terms', 'AdversarialTerm', 'L1Term',
-           'GuiderTerm', 'decay_lr', 'stage_batches', 'transfer_learner', 'sheet', 'Samples', 'start_from', 'poses_id',
-           'callback_id', 'transfer_choices', 'train_transfer', 'finish_transfer', 'load_generator']
+           'GuiderTerm', 'decay_lr', 'stage_batches', 'transfer_learner', 'sample_sheet', 'Samples', 'start_from',
+           'poses_id', 'callback_id', 'transfer_choices', 'train_transfer', 'finish_transfer', 'load_generator']
 
 # %% ../../nbs/82_stages.transfer.ipynb #c002
 import hashlib, json
@@ -110,9 +110,9 @@ def shifted(
 
 # %% ../../nbs/82_stages.transfer.ipynb #52a3e441
 def shown_to(
-    settings:TransferSettings, # Of stage two
-    size:tuple,                # Size of the guider's pictures
-    crop:tuple=()              # What it crops from them
+    settings:TransferSettings, # Settings of step two
+    size:tuple,                # Height and width of the guider's pictures
+    crop:tuple=()              # Height and width of the guider's crop; (): none
 ) -> TransferSettings:         # The same with `guider_size` and `guider_crop` filled in
     "The guider gets pictures of its own kind, unless the settings say otherwise"
     size = tuple(size) if tuple(size)!=tuple(settings.size) else ()
@@ -209,7 +209,7 @@ def by_triplets(
     return guider is not None and getattr(guider, 'head', True) is None
 
 class TransferCallback(Callback):
-    "Eq. 6 as four steps a batch: `forward`, `backward_D`, `backward_G` and the `step` that calls them in order"
+    "Eq. 6 as four steps: `forward`, `backward_D`, `backward_G`, and `step`, which calls them all"
     order,run_valid = 10,False
     def __init__(self,
         settings:TransferSettings # Weights and forms of the losses
@@ -432,7 +432,7 @@ def transfer_learner(
         cbs=[TrainEvalCallback(), PlainBatch(), *(o(settings) for o in own), *cbs])
 
 # %% ../../nbs/82_stages.transfer.ipynb #c046
-def sheet(
+def sample_sheet(
     *rows:Tensor # `(n, 3, h, w)` pictures in [-1, 1], a batch for each row of the sheet
 ) -> Tensor:     # `(3, H, W)` one uint8 picture
     "Batches as the rows of one picture"
@@ -440,7 +440,7 @@ def sheet(
     return ((torch.cat(strips, dim=-2)+1)*127.5).round().clamp(0,255).to(torch.uint8)
 
 class Samples(Callback):
-    "Write `samples.png` after each part: appearance, skeleton, generated, true, for the same few target pairs"
+    "Write `samples.png` after each part: appearance, skeleton, generated, true, for the same pairs"
     order,run_valid = 35,False
     def __init__(self,
         path:Path, # File of the picture
@@ -461,8 +461,8 @@ def after_train(self:Samples):
     x,s,y = self.shown
     fake = self.model.best.eval()(x, s)
     self.model.train()
-    with write_beside(self.path) as tmp:
-        Image.fromarray(sheet(x, s, fake, y).permute(1,2,0).numpy()).save(tmp, 'png')
+    picture = Image.fromarray(sample_sheet(x, s, fake, y).permute(1,2,0).numpy())
+    with write_beside(self.path) as tmp: picture.save(tmp, 'png')
 
 # %% ../../nbs/82_stages.transfer.ipynb #c049
 # G and D trained on other worlds, and provenance.json

@@ -230,7 +230,7 @@ def skeleton(
                                         else height[:,None]) for k,v in p.items()}
 
 def _to_camera(v, yaw):
-    "Body axes (right, up, forward) → camera axes (right, down, away) for a body that walks in direction `yaw`"
+    "Body axes (right, up, forward) → camera axes (right, down, away) at walking direction `yaw`"
     r, u, f = v.unbind(-1)
     return torch.stack([-r*yaw.cos() + f*yaw.sin(), -u, -r*yaw.sin() - f*yaw.cos()], -1)
 

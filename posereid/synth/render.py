@@ -152,7 +152,7 @@ def _pairs(ends, radii, h, w):
     return part, lo[part,0] + k%ww, lo[part,1] + torch.div(k, ww, rounding_mode='floor')
 
 def _cast(ends, radii, h, w):
-    "Nearest hit of each pixel: depth `(n, h*w)`, and for the hit pixels their part, ray and surface"
+    "Nearest hit of each pixel: depth `(n, h*w)`; part, ray and surface of the hit pixels"
     n, P = radii.shape[:2]
     part, x, y = _pairs(ends, radii, h, w)
     flat = torch.cat([ends.flatten(0,1).flatten(1), radii.flatten(0,1)], 1)[part]
@@ -284,7 +284,7 @@ def render(
     size:tuple=(64,32),       # Picture height and width, pixels
     noise:float=.012          # Standard deviation of the noise, on colours from 0 to 1
 ) -> tuple:                   # Pictures `(n, 3, h, w)`, joints `(n, 18, 3)`, masks `(n, h, w)`
-    "Look at people through cameras: uint8 pictures, joints in pixels, share of the person in each pixel"
+    "People through cameras: uint8 pictures, joints in pixels, share of the person in each pixel"
     camera, shot = torch.as_tensor(camera), torch.as_tensor(shots, dtype=torch.float32)
     h, w = 2*size[0], 2*size[1]
     pts, ends, radii = body(people, angles)

@@ -102,7 +102,7 @@ def write_mat(
 
 # %% ../../nbs/68_synth.sets.ipynb #1578cce1
 def _cast03(target, boxes):
-    "Pictures of a toy CUHK03: dicts of `name label pid camid split path`, in the order of the split file"
+    "Pictures of a toy CUHK03: dicts of `name label pid camid split path`, as in the split file"
     df, rows = read_market(target), []
     df = df[df.pid > 0].sort_values(['pid','camid','path'], kind='stable')
     for label, (pid, g) in enumerate(df.groupby('pid', sort=True), 1):

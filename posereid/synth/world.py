@@ -97,7 +97,7 @@ def _seen_train(s, rng):
     return who, cam, sample_poses(n*m, [s.world, _STREAM['train'], 1], rich=False, yaw=yaw)
 
 def _seen_source(s, rng):
-    "The same for the source: four tracklets a person, two before each of two cameras; the person turns within a tracklet"
+    "The same for the source: two tracklets before each of two cameras, with turns within each"
     n, m = s.n_source, s.per_source
     who, j = np.repeat(np.arange(n), m), np.tile(np.arange(m), n)
     track, frame = j*4//m, j % -(-m//4)
@@ -267,7 +267,7 @@ def make_world(
 # %% ../../nbs/67_synth.world.ipynb #c029
 @dataclass
 class World:
-    "A world on disk: manifests, poses, and the truth behind them; `world/name` is a path in its folder"
+    "A world on disk: manifests, poses and the truth; `world/name` is a path in its folder"
     root:Path           # Folder of the world
     target:pd.DataFrame # Manifest of the Market-1501 part
     source:pd.DataFrame # Manifest of the MARS part

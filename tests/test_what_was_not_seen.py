@@ -1,0 +1,111 @@
+"Right values of what could be changed without any other test noticing"
+import pytest
+import torch
+from fastai.callback.core import Callback
+from PIL import Image
+from posereid.data.manifest import pick, train_labels
+from posereid.data.pictures import PictureStore
+from posereid.data.transforms import centre_crop
+from posereid.evaluate.protocol import evaluate_reid, seen_by
+from posereid.experiment.engine import score_model
+from posereid.experiment.inputs import world_inputs
+from posereid.losses.transfer import guider_triplet
+from posereid.models.reid import reid_net
+from posereid.pose.draw import draw_skeletons
+from posereid.pose.table import PoseTable
+from posereid.stages.generate import skeletons_for
+from posereid.stages.reid import ReIDSettings, reid_batches, reid_learner
+from posereid.stages.transfer import (TransferSettings, guider_input, stage_batches, transfer_learner,
+                                     transfer_model)
+from posereid.synth.world import tiny_world
+
+
+@pytest.fixture(scope='module')
+def world(): return tiny_world()
+
+
+def test_a_pose_comes_from_its_own_frame(tmp_path):
+    "A picture twice as large lends the same skeleton, with joints twice as far"
+    joints = torch.rand(2, 18, 3)*torch.tensor([30., 60., 1.]) + torch.tensor([1., 2., 0.])
+    for name,(h,w) in dict(small=(64,32), large=(128,64)).items():
+        Image.new('RGB', (w,h)).save(tmp_path/f'{name}.png')
+    joints[:,:,2] = 1
+    joints[1,:,:2] = 2*joints[0,:,:2] + .5  # pixel centres: x + ½ is what doubles
+    paths = [str(tmp_path/'small.png'), str(tmp_path/'large.png')]
+    drawn = skeletons_for(paths, PoseTable([o.split('/')[-1] for o in paths], joints), PictureStore((64,32)))
+    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], draw_skeletons(joints[:1], (64,32))[0])
+
+
+def test_the_middle_is_the_middle():
+    x = torch.arange(8*6).view(1, 1, 8, 6)
+    assert torch.equal(centre_crop(x, (4,2))[0,0], x[0,0,2:6,2:4])
+    assert torch.equal(centre_crop(x, (5,3))[0,0], x[0,0,1:6,1:4])  # what is odd is left over below and to the right
+
+
+def test_a_net_of_crops_is_scored_on_the_middle(world, tmp_path):
+    "`score_model` shows a net what it was trained to see"
+    inputs,s = world_inputs(world),ReIDSettings(width=4, crop=(56,28))
+    torch.manual_seed(0)
+    net = reid_net(len(train_labels(world.target)), 'small', 4).eval()
+    got = score_model(net, inputs, s, tmp_path)
+    store = inputs.store((64,32))
+    score = lambda o: evaluate_reid(net, inputs.target, o, inputs.name).map_trap*100
+    assert got['map_trap']==pytest.approx(score(seen_by(store, (56,28))), abs=1e-4)
+    assert abs(got['map_trap']-score(store))>1e-3 and '56×28' in got['protocol']
+
+
+def triplet_stage(world, **kw):
+    "Learner of step two with a guider without classifier, and its first batch"
+    s,labels = TransferSettings(width=4, d_width=4, d_layers=2, bs=16, pairs=32, parts=1, **kw),train_labels(world.target)
+    torch.manual_seed(0)
+    R = reid_net(None, 'small', 4).eval()
+    store = PictureStore((64,32))
+    dls = stage_batches(pick(world.target, 'train'), world.source, world.poses, store, labels, s, positives=True)
+    return s,R,transfer_learner(dls, transfer_model(s, R), s),dls.train.one_batch()
+
+
+@pytest.mark.parametrize('margin', [.3, 1.])
+def test_eq_4_has_the_real_picture_as_positive_and_its_margin(world, margin):
+    "The guider's term of a batch by hand: anchor G(x, s), positive a real picture of that person, margin α"
+    s,R,learn,(x,sk,y,label,is_target,positive) = triplet_stage(world, margin=margin)
+    seen = {}
+    class Look(Callback):
+        order = 50
+        def after_fake(self): seen.update(guide=self.losses.log['guide'].item(), fake=self.fake.detach().clone(),
+                                          positive=self.positive.clone(), label=self.label.clone(),
+                                          rows=self.is_target.bool().clone(), x=self.cond[0].clone())
+    learn.add_cb(Look())
+    torch.manual_seed(1)
+    learn.fit(1)
+    rows = seen['rows']
+    look = lambda o: guider_input(o[rows], s.guider_size, s.guider_crop)
+    def term(pos, m):
+        with torch.no_grad():
+            return guider_triplet(R.embed(look(seen['fake'])), R.embed(look(pos)), seen['label'][rows], rows[rows], m).item()
+    assert not torch.equal(seen['positive'][rows], seen['x'][rows])
+    assert seen['guide']==pytest.approx(term(seen['positive'], margin), rel=1e-4, abs=1e-6)
+    assert abs(seen['guide']-term(seen['x'], margin))>1e-4
+    assert abs(seen['guide']-term(seen['positive'], margin+.5))>1e-2
+
+
+def test_weights_decay(world):
+    "A step without gradient shrinks each weight by lr·wd"
+    s = ReIDSettings(width=4, bs=8, lr=.1, weight_decay=.01, momentum=0.)
+    train,labels = pick(world.target, 'train'),train_labels(world.target)
+    torch.manual_seed(0)
+    net = reid_net(len(labels), 'small', 4)
+    learn = reid_learner(reid_batches(train, PictureStore((64,32)), labels, s), net, s)
+    learn.create_opt()
+    p = net.head.weight
+    before = p.detach().clone()
+    for o in net.parameters(): o.grad = torch.zeros_like(o)
+    learn.opt.set_hypers(lr=.1)
+    learn.opt.step()
+    assert torch.allclose(p, before*(1-.1*.01), atol=1e-7) and not torch.equal(p, before)
+
+
+def test_lsro_pictures_have_eps_1_beside_guided_ones(monkeypatch):
+    from posereid.experiment import engine
+    monkeypatch.setattr(engine, 'read_generated', lambda folder: range(3))
+    eps = engine.Experiment.own_eps(None, dict(also='dcgan'), {}, ('guided','dcgan'))
+    assert {k: v.tolist() for k,v in eps.items()}=={'dcgan': [1., 1., 1.]}
