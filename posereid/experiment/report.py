@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'TERMINAL', 'STYLE', 'ERROR_HEADS', 'TABLE_NOTE', 'GRID_NOTE', 'TEST_POSES', 'ERROR_NOTE', 'show_value',
-           'text_table', 'plain_table', 'html_table', 'png', 'plot_scores', 'plot_logs', 'transfer_sheet', 'save_small',
-           'page', 'report']
+           'text_table', 'plain_table', 'html_table', 'png', 'plot_scores', 'plot_logs', 'page', 'report']
 
 # %% ../../nbs/96_experiment.report.ipynb #c002
 import base64
@@ -15,13 +14,10 @@ import json
 from pathlib import Path
 import numpy as np
 import pandas as pd
-import torch
-from PIL import Image
 from matplotlib.figure import Figure
 from ..core import COLORS, figure_style, to_json, write_beside
-from ..evaluate.plots import plot_grid
 from .engine import Experiment
-import posereid.experiment.judges  # an Experiment gets transfers, truth and errors
+from .judges import transfer_sheet
 
 # %% ../../nbs/96_experiment.report.ipynb #c005
 HEADS = dict(title='row', pictures='pictures', steps='steps', eps_real='ε real', eps_generated='ε gen.', rank1='rank-1', rank5='rank-5',
@@ -123,27 +119,6 @@ def _plot_log(ax, title, df):
     ax.set(title=title, ylim=(0, None))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(ncols=2, fontsize=6)
-
-# %% ../../nbs/96_experiment.report.ipynb #c019
-def transfer_sheet(
-    exp:Experiment, # Experiment with methods of the judges
-    n:int=8         # Number of transfers, evenly spread over the plan
-) -> Figure:        # Figure with a row for each transfer, a column for each kind of picture
-    "Contact sheet: appearance, skeleton, generated pictures and the true rendering, if any"
-    todo,columns = exp.transfers(n)
-    if exp.inputs.world: columns['true rendering'] = exp.truth(todo)
-    return plot_grid(torch.stack(list(columns.values()), 1), row_titles=[f'{p:04d}' for p in todo.pid], col_titles=[k.replace(' ', '\n') for k in columns])
-
-def save_small(
-    fig:Figure,     # Any figure
-    path:Path,      # PNG to write
-    colours:int=112 # Number of colours of the palette
-):
-    "Save a figure as a PNG with a palette, chosen by an octree"
-    made = io.BytesIO()
-    fig.savefig(made, format='png', bbox_inches='tight')
-    small = Image.open(made).convert('RGB').quantize(colours, method=Image.Quantize.FASTOCTREE)
-    with write_beside(path) as tmp: small.save(tmp, format='PNG', optimize=True)
 
 # %% ../../nbs/96_experiment.report.ipynb #1ea8b447
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import torch
 from ..core import InputError, hash_settings, nearest, write_beside
-from .engine import COLUMNS, Experiment
-from .judges import FLOORS
+from .engine import RESULT_COLUMNS, Experiment
+from .judges import FLOORS, save_small, transfer_sheet
 from .rows import MAIN, OPTIONAL, pick_rows
 from .inputs import folder_inputs
 from .presets import experiment_settings
@@ -122,7 +122,7 @@ def part_name(
     return part.get('part', '')
 
 # %% ../../nbs/95_experiment.tables.ipynb #c0107e02
-LINE = 'table part'.split() + [c for c in COLUMNS if c not in ('d_steps','d_smoothed')] + ['run','command']
+LINE = 'table part'.split() + [c for c in RESULT_COLUMNS if c not in ('d_steps','d_smoothed')] + ['run','command']
 
 def read_lines(
     path:Path # CSV of `reproduce`
@@ -266,7 +266,6 @@ def picture_lines(
     same:dict       # Columns that all lines share
 ) -> list:          # Lines, one dict each
     "Errors of each generator, and a contact sheet of the same transfers by all of them"
-    from posereid.experiment.report import save_small, transfer_sheet
     lines = exp.errors(poses=True).to_dict('records')
     save_small(transfer_sheet(exp), path.with_name(f'{path.stem}_seed{seed}.png'))
     return [dict(**same, **o, map_trap=np.nan, seed=seed) for o in lines]
