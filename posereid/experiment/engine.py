@@ -40,11 +40,14 @@ class Experiment:
         fresh:bool=False,   # Start over in a folder that is there
         say:callable=None   # Function that takes each message, a line of text; None: silent
     ):
-        self.rows,self.groups,self.say = [check_row(r, groups) for r in rows],groups,say or (lambda s: None)
+        self.rows,self.groups,self.say = ([check_row(r, groups) for r in rows],groups,
+                                          say or (lambda s: None))
         for row in self.rows: check_settings(row_settings(row, groups))
-        kept = groups if inputs is None else {**{k:v for k,v in groups.items() if k!='world'}, 'inputs':inputs.origin}
+        kept = groups if inputs is None else {**{k:v for k,v in groups.items() if k!='world'},
+                                              'inputs':inputs.origin}
         self.inputs,self.made = inputs,{}
-        if inputs is not None: self.plans()  # too few poses are found out before anything is trained
+        # too few poses are found out before anything is trained
+        if inputs is not None: self.plans()
         self.run = RunFolder(out, kept, fresh)
         if inputs is None: self.say(f"world {groups['world'].world}: people, cameras, poses")
         self.inputs = inputs or world_inputs(groups['world'])
@@ -83,7 +86,8 @@ def train_reid(self:Experiment,
     own = {k.name: hash_settings([f'{o:.6g}' for o in v]) for k,v in (eps or {}).items()}
     path = self.folder('reid', settings, *[o.name for o in extra] or [None], *[own]*bool(own))
     store = self.inputs.store(settings.size)
-    return path, self.once(path.name, lambda: train_reid(self.union(extra, eps), store, self.labels, settings, path, desc=desc))
+    return path, self.once(path.name, lambda: train_reid(self.union(extra, eps), store, self.labels,
+                               settings, path, desc=desc))
 
 @patch
 def union(self:Experiment,
@@ -93,7 +97,9 @@ def union(self:Experiment,
     "The real training pictures and those of generated sets"
     if not extra: return self.train
     sets = [read_generated(o) for o in extra]
-    if eps: sets = [df.assign(eps=eps[o]) if o in eps else df.assign(eps=np.nan) for o,df in zip(extra, sets)]
+    if eps:
+        sets = [df.assign(eps=eps[o]) if o in eps else df.assign(eps=np.nan)
+                for o,df in zip(extra, sets)]
     return augment(self.train, pd.concat(sets, ignore_index=True))
 
 # %% ../../nbs/93_experiment.engine.ipynb #c038
@@ -103,11 +109,13 @@ def train_generator(self:Experiment,
 ) -> tuple: # Run folder and generator
     "Stage two: G trained with D, and with the guider if β is above 0 (Eq. 5)"
     t,i,init,(by,guider) = g['transfer'],self.inputs,g['rows'].init or None,(None,None)
-    if t.beta: t,(by,guider) = shown_to(t, g['guider'].size, g['guider'].crop),self.train_reid(g['guider'])
+    if t.beta:
+        t,(by,guider) = shown_to(t, g['guider'].size, g['guider'].crop),self.train_reid(g['guider'])
     path = self.folder('transfer', t, init, by and by.name)
     desc = 'guided generator' if t.beta else 'unguided generator'
-    return path, self.once(path.name, lambda: train_transfer(self.train, i.source, i.poses, i.store(t.size), self.labels,
-                                                             guider and freeze(guider), t, path, init, desc=desc))
+    return path, self.once(path.name, lambda: train_transfer(self.train, i.source, i.poses,
+                               i.store(t.size), self.labels,
+                               guider and freeze(guider), t, path, init, desc=desc))
 
 # %% ../../nbs/93_experiment.engine.ipynb #c042
 @patch
@@ -115,7 +123,8 @@ def bank(self:Experiment,
     kind:str='source' # Bank: `source`, `shuffled` (the target), `synthetic` (a synthetic source)
 ) -> tuple:           # Manifest and `PoseTable` of the bank
     "The pose bank of a kind"
-    if kind!='synthetic': return self.train if kind=='shuffled' else self.inputs.source, self.inputs.poses
+    if kind!='synthetic':
+        return self.train if kind=='shuffled' else self.inputs.source, self.inputs.poses
     w = self.once('synthetic', lambda: world_inputs(self.groups.get('world') or WorldSettings()))
     return w.source,w.poses
 
@@ -127,7 +136,8 @@ def pose_plan(self:Experiment,
     "The plan of a row: which picture in which pose"
     s = g['generate']
     if kind=='own': return self.pose_plan(g).assign(pose_path=lambda df: df.source_path)
-    return self.once(('plan', kind, hash_settings(s)), lambda: plan(self.inputs.target, *self.bank(kind), s))
+    return self.once(('plan', kind, hash_settings(s)),
+                     lambda: plan(self.inputs.target, *self.bank(kind), s))
 
 @patch
 def plans(self:Experiment):
@@ -135,7 +145,8 @@ def plans(self:Experiment):
     self.train = self.inputs.train
     for row in self.rows:
         by = row.get('poses', 'source')
-        if row.get('pictures') in ('generator','rendered') and by in ('source','shuffled'): self.pose_plan(row_settings(row, self.groups), by)
+        if row.get('pictures') in ('generator','rendered') and by in ('source','shuffled'):
+            self.pose_plan(row_settings(row, self.groups), by)
 
 # %% ../../nbs/93_experiment.engine.ipynb #de3fc91a
 @patch
@@ -145,8 +156,9 @@ def rendered(self:Experiment,
     **kwargs           # Further arguments of `render_as`, such as `with_mask`
 ) -> Tensor|tuple:     # `(n, 3, h, w)` uint8 pictures; with `with_mask` also their masks
     "The true renderings of a plan, which only a synthetic world has"
-    if self.inputs.world is None: raise InputError("True renderings exist in a synthetic world only; leave out the rows "
-                                                   "whose pictures are rendered.")
+    if self.inputs.world is None:
+        raise InputError("True renderings exist in a synthetic world only; leave out the rows "
+                         "whose pictures are rendered.")
     return render_as(self.inputs.world, todo.source_path, todo.pose_path, watch=watch, **kwargs)
 
 # %% ../../nbs/93_experiment.engine.ipynb #c044
@@ -163,10 +175,12 @@ def pictures(self:Experiment,
     if kind=='generator':
         path,G = self.train_generator(g)
         out = self.folder('generated', path.name, s, *[by]*(by!='source'))
-        self.once(out.name, lambda: generate(G, self.train, *self.bank(by), i.store(g['transfer'].size), s, out, todo=todo))
+        self.once(out.name, lambda: generate(G, self.train, *self.bank(by),
+                                             i.store(g['transfer'].size), s, out, todo=todo))
         return out
     out = self.folder('rendered', s, by)
-    if not (out/'manifest.csv').exists(): write_generated(self.rendered(todo, watch=True), todo, out, 'rendered', s.seed)
+    if not (out/'manifest.csv').exists():
+        write_generated(self.rendered(todo, watch=True), todo, out, 'rendered', s.seed)
     return out
 
 # %% ../../nbs/93_experiment.engine.ipynb #cb205172
@@ -177,7 +191,8 @@ def unlabelled(self:Experiment,
     "LSRO's pictures [51] without identity, by a DCGAN of the real ones"
     s,n,i = g['dcgan'],g['generate'].n_each,self.inputs
     path = self.folder('dcgan', s)
-    G = self.once(path.name, lambda: train_dcgan(self.train, i.store(s.size), s, path, desc='DCGAN'))
+    G = self.once(path.name,
+                  lambda: train_dcgan(self.train, i.store(s.size), s, path, desc='DCGAN'))
     out = self.folder('unlabelled', path.name, n, g['generate'].seed)
     self.once(out.name, lambda: draw_unlabelled(G, self.train, n, g['generate'].seed, out))
     return out
@@ -205,7 +220,8 @@ def own_eps(self:Experiment,
     "An ε for each picture of some sets: 1 for LSRO's, or by the guider's confidence"
     res = {}
     if row.get('also')=='dcgan': res[extra[1]] = np.ones(len(read_generated(extra[1])))
-    if row.get('trust')=='guider': res[extra[0]] = doubt(self.confidence(g, extra[0]), g['reid'].eps_generated)
+    if row.get('trust')=='guider':
+        res[extra[0]] = doubt(self.confidence(g, extra[0]), g['reid'].eps_generated)
     return res
 
 @patch
@@ -215,8 +231,11 @@ def confidence(self:Experiment,
 ) -> np.ndarray: # `(n,)` probabilities
     "The guider's probability of each picture's own identity"
     df,s = read_generated(extra),g['guider']
-    net = as_classifier(self.train_reid(s)[1], seen_by(self.inputs.store(s.size), s.crop).get(self.train), label_of(self.train, self.labels))
-    return class_probability(net, seen_by(self.inputs.store(s.size), s.crop).get(df), label_of(df, self.labels))
+    net = as_classifier(self.train_reid(s)[1],
+                        seen_by(self.inputs.store(s.size), s.crop).get(self.train),
+                        label_of(self.train, self.labels))
+    return class_probability(net, seen_by(self.inputs.store(s.size), s.crop).get(df),
+                             label_of(df, self.labels))
 
 # %% ../../nbs/93_experiment.engine.ipynb #f5be93f0
 def score_model(
@@ -233,17 +252,20 @@ def score_model(
     kwargs = dict(dataset=inputs.name, rerank={} if rerank else None, cameras=inputs.cameras)
     score = lambda model, **more: evaluate_reid(model, df, store, **kwargs, **more)
     r,q = score(model),test_rows(df, cameras=inputs.cameras)[0]
-    write_per_query(r, picture_keys(q.path), q.pid, q.camid, path/f"per_query{'_reranked'*rerank}.csv")
+    write_per_query(r, picture_keys(q.path), q.pid, q.camid,
+                    path/f"per_query{'_reranked'*rerank}.csv")
     b,grey = score(reestimate_bn(model, store.get(inputs.train))),score(model, grey=True)
-    res = dict(rank1=r.rank(1), rank5=r.rank(5), map_trap=r.map_trap, map_mean=r.map_mean, rank1_bn=b.rank(1), map_trap_bn=b.map_trap,
+    res = dict(rank1=r.rank(1), rank5=r.rank(5), map_trap=r.map_trap, map_mean=r.map_mean,
+               rank1_bn=b.rank(1), map_trap_bn=b.map_trap,
                map_mean_bn=b.map_mean, rank1_grey=grey.rank(1), map_trap_grey=grey.map_trap)
     res = {**{k: 100*float(v) for k,v in res.items()}, 'protocol':r.protocol}
     with write_beside(file) as p: p.write_text(to_json(res), encoding='utf-8')
     return res
 
 # %% ../../nbs/93_experiment.engine.ipynb #c047
-RESULT_COLUMNS = ('row title pictures steps eps_real eps_generated rank1 rank5 map_trap '
-                  'map_mean d_steps d_smoothed rank1_bn map_trap_bn map_mean_bn rank1_grey map_trap_grey net loss size seed world').split()
+RESULT_COLUMNS = ('row title pictures steps eps_real eps_generated rank1 rank5 map_trap map_mean '
+                  'd_steps d_smoothed rank1_bn map_trap_bn map_mean_bn rank1_grey map_trap_grey '
+                  'net loss size seed world').split()
 
 @patch
 def result(self:Experiment,
@@ -254,12 +276,14 @@ def result(self:Experiment,
     s,extra = self.row_recipe(row, g),self.pictures(row, g)
     sets = tuple(o for o in (extra, self.unlabelled(g) if row.get('also') else None) if o)
     path,model = self.train_reid(s, sets, title, self.own_eps(row, g, sets))
-    self.made['folders', row['row']] = dict(reid=path, generator=self.train_generator(g)[0] if row.get('pictures')=='generator' else None)
+    self.made['folders', row['row']] = dict(reid=path, generator=self.train_generator(g)[0]
+                                            if row.get('pictures')=='generator' else None)
     m = json.loads((path/'metrics.json').read_text(encoding='utf-8'))
-    return dict(row=row['row'], title=title, pictures=m['n_pictures'], steps=m['steps'], eps_real=s.eps_real,
-                eps_generated=s.eps_generated if extra else np.nan, **score_model(model, self.inputs, s, path, bool(row.get('rerank'))),
-                net=net_name(s), loss=s.loss,
-                size='x'.join(map(str, s.crop or s.size)), seed=s.seed, world=g['world'].world if self.inputs.world else '')
+    return dict(row=row['row'], title=title, pictures=m['n_pictures'], steps=m['steps'],
+                eps_real=s.eps_real, eps_generated=s.eps_generated if extra else np.nan,
+                **score_model(model, self.inputs, s, path, bool(row.get('rerank'))),
+                net=net_name(s), loss=s.loss, size='x'.join(map(str, s.crop or s.size)),
+                seed=s.seed, world=g['world'].world if self.inputs.world else '')
 
 # %% ../../nbs/93_experiment.engine.ipynb #c048
 def net_name(
@@ -267,7 +291,8 @@ def net_name(
 ) -> str:                 # Name such as `small-16` or `resnet50 (imagenet)`
     "The name of a network in tables"
     s = settings
-    before = '' if not s.weights else f' ({s.weights})' if s.weights=='imagenet' else f' (weights of {Path(s.weights).stem})'
+    before = ('' if not s.weights else f' ({s.weights})' if s.weights=='imagenet' else ' (weights '
+              f'of {Path(s.weights).stem})')
     return s.arch + f'-{s.width}'*s.arch.startswith('small') + before
 
 # %% ../../nbs/93_experiment.engine.ipynb #cc76fef5
@@ -297,4 +322,5 @@ def write_results(
     path:Path        # File to write
 ):
     "Write results.csv: `RESULT_COLUMNS` only, with four digits"
-    with write_beside(path) as p: df[RESULT_COLUMNS].to_csv(p, index=False, float_format='%.4f', lineterminator='\n')
+    with write_beside(path) as p:
+        df[RESULT_COLUMNS].to_csv(p, index=False, float_format='%.4f', lineterminator='\n')

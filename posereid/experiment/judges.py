@@ -38,7 +38,8 @@ def drawn(self:Experiment,
     "The pictures of a generated set that belong to rows of the plan"
     whole = self.pose_plan(self.groups)  # a set lies in the order of its plan
     where = dict(zip(zip(whole.source_path, whole.k), read_generated(path).path, strict=True))
-    return self.inputs.store(self.groups['transfer'].size).get([where[o] for o in zip(todo.source_path, todo.k)])
+    return (self.inputs.store(self.groups['transfer'].size)
+            .get([where[o] for o in zip(todo.source_path, todo.k)]))
 
 @patch
 def transfers(self:Experiment,
@@ -47,10 +48,14 @@ def transfers(self:Experiment,
     "The same transfers by every generator of the rows, with appearance and skeleton"
     todo,store = self.pose_plan(self.groups),self.inputs.store(self.groups['transfer'].size)
     todo = todo.iloc[np.unique(np.linspace(0, len(todo)-1, min(n, len(todo))).astype(int))]
-    res = dict(appearance=store.get(todo.source_path), skeleton=skeletons_for(todo.pose_path, self.inputs.poses, store))
+    res = dict(appearance=store.get(todo.source_path),
+               skeleton=skeletons_for(todo.pose_path, self.inputs.poses, store))
     seen = set()
     for row in self.rows:
-        if row.get('pictures')!='generator' or row.get('poses', 'source')!='source' or any(k.startswith('generate.') for k in row): continue # another plan
+        # another plan
+        if (row.get('pictures')!='generator' or row.get('poses', 'source')!='source'
+            or any(k.startswith('generate.') for k in row)):
+            continue
         path = self.pictures(row, row_settings(row, self.groups))
         if path not in seen: res[row.get('title', row['row'])] = self.drawn(path, todo)
         seen.add(path)
@@ -69,7 +74,8 @@ def truth(self:Experiment,
 def _fit(x, size):
     "Pictures at another size, rounded to the values of their dtype"
     if tuple(x.shape[-2:])==tuple(size): return x
-    return F.interpolate(x.float(), tuple(size), mode='bilinear', antialias=True).round().clamp(0, 255).to(x.dtype)
+    return (F.interpolate(x.float(), tuple(size), mode='bilinear', antialias=True).round()
+            .clamp(0, 255).to(x.dtype))
 
 # %% ../../nbs/94_experiment.judges.ipynb #bece3cf0
 def transfer_sheet(
@@ -79,7 +85,9 @@ def transfer_sheet(
     "Contact sheet: appearance, skeleton, generated pictures and the true rendering, if any"
     todo,columns = exp.transfers(n)
     if exp.inputs.world: columns['true rendering'] = exp.truth(todo)
-    return plot_grid(torch.stack(list(columns.values()), 1), row_titles=[f'{p:04d}' for p in todo.pid], col_titles=[k.replace(' ', '\n') for k in columns])
+    return plot_grid(torch.stack(list(columns.values()), 1),
+                     row_titles=[f'{p:04d}' for p in todo.pid],
+                     col_titles=[k.replace(' ', '\n') for k in columns])
 
 def save_small(
     fig:Figure,     # Any figure
@@ -93,7 +101,9 @@ def save_small(
     with write_beside(path) as tmp: small.save(tmp, format='PNG', optimize=True)
 
 # %% ../../nbs/94_experiment.judges.ipynb #05e9436a
-FLOORS = dict(copy='copy of the source picture', mean='mean picture of the identity', true='true rendering') # row → title
+# row → title
+FLOORS = dict(copy='copy of the source picture', mean='mean picture of the identity',
+              true='true rendering')
 
 @patch
 def floors(self:Experiment,
@@ -101,7 +111,8 @@ def floors(self:Experiment,
 ) -> dict:            # `(n, 3, h, w)` uint8 pictures by title
     "What a generator has to beat: the source picture, and the identity's mean training picture"
     store = self.inputs.store(self.groups['transfer'].size)
-    mean = {pid: store.get(self.train[self.train.pid==pid]).float().mean(0).round().to(torch.uint8) for pid in todo.pid.unique()}
+    mean = {pid: store.get(self.train[self.train.pid==pid]).float().mean(0).round().to(torch.uint8)
+            for pid in todo.pid.unique()}
     return {FLOORS['copy']: store.get(todo.source_path),
             FLOORS['mean']: torch.stack([mean[pid] for pid in todo.pid])}
 
@@ -126,9 +137,11 @@ def joints(self:Experiment,
 def joint_judge(self:Experiment) -> JointNet: # Judge of pictures at the generator's size
     "A network that finds joints, trained on the real pictures of this experiment"
     size,seed = tuple(self.groups['transfer'].size),self.groups['reid'].seed
-    paths,file = [*self.train.path, *self.inputs.source.path],self.folder('joints', size, seed)/'joints.safetensors'
+    paths,file = ([*self.train.path, *self.inputs.source.path],
+                  self.folder('joints', size, seed)/'joints.safetensors')
     if file.exists(): return load_weights(JointNet(), file).eval()
-    net = fit_joints(self.inputs.store(size).get(paths), self.joints(paths, size), bs=min(64, max(8, len(paths)//32)), seed=seed)
+    net = fit_joints(self.inputs.store(size).get(paths), self.joints(paths, size),
+                     bs=min(64, max(8, len(paths)//32)), seed=seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_weights(net, file)
     return net
@@ -140,23 +153,27 @@ def independent(
     s:ReIDSettings # Settings of a small ReID network
 ) -> ReIDSettings: # Settings of its independent judge
     "The other small architecture from another seed, which no generator was trained against"
-    return ReIDSettings(arch=INDEPENDENT[s.arch], width=s.width, size=s.size, crop=s.crop, pad=s.pad, epochs=s.epochs, seed=s.seed+1000)
+    return ReIDSettings(arch=INDEPENDENT[s.arch], width=s.width, size=s.size, crop=s.crop,
+                        pad=s.pad, epochs=s.epochs, seed=s.seed+1000)
 
 @patch
 def judges(self:Experiment) -> dict: # `guider`; `independent` beside small nets; `control` if a row
     "ReID networks that judge whose picture it is"
     g,rows = self.groups,{r['row']: r for r in self.rows}
     res = dict(guider=self.train_reid(g['reid'])[1])
-    if g['reid'].arch in INDEPENDENT: res['independent'] = self.train_reid(independent(g['reid']), desc='independent net')[1]
-    if 'equal_steps' in rows: res['control'] = self.train_reid(self.row_recipe(rows['equal_steps'], g))[1]
+    if g['reid'].arch in INDEPENDENT:
+        res['independent'] = self.train_reid(independent(g['reid']), desc='independent net')[1]
+    if 'equal_steps' in rows:
+        res['control'] = self.train_reid(self.row_recipe(rows['equal_steps'], g))[1]
     seen = seen_by(self.inputs.store(g['reid'].size), g['reid'].crop).get(self.train)
     return {k: as_classifier(m, seen, label_of(self.train, self.labels)) for k,m in res.items()}
 
 # %% ../../nbs/94_experiment.judges.ipynb #f054ba21
 def _image_errors(x, truth, mask):
     "L1 error, SSIM and sharpness of pictures beside the true ones"
-    return dict(l1=l1_error(x, truth).mean().item(), l1_person=l1_error(x, truth, mask).mean().item(),
-                ssim=ssim(x, truth).mean().item(), sharpness=gradient_energy(x)/gradient_energy(truth))
+    return dict(l1=l1_error(x, truth).mean().item(),
+                l1_person=l1_error(x, truth, mask).mean().item(), ssim=ssim(x, truth).mean().item(),
+                sharpness=gradient_energy(x)/gradient_energy(truth))
 
 def _recognised(x, judges, labels, settings):
     "Top-1 of each judge in percent, on pictures at its own size and crop"
@@ -175,11 +192,16 @@ def errors(self:Experiment,
     todo,res = self.transfers(n)
     truth,mask = self.truth(todo, with_mask=True)
     mask = mask.clamp_min(1e-6) # nobody in sight: the whole picture counts
-    shown = {**self.floors(todo), **{k:v for k,v in res.items() if k not in ('appearance','skeleton')}, FLOORS['true']:truth}
-    judges,labels,r = self.judges(),label_of(todo.rename(columns={'source_path':'path'}), self.labels),self.groups['reid']
-    joint_net,asked = self.joint_judge() if poses else None,self.joints(todo.pose_path, truth.shape[-2:])
+    shown = {**self.floors(todo),
+             **{k:v for k,v in res.items() if k not in ('appearance','skeleton')},
+             FLOORS['true']:truth}
+    judges,labels,r = self.judges(),label_of(todo.rename(columns={'source_path':'path'}),
+                                             self.labels),self.groups['reid']
+    joint_net,asked = (self.joint_judge() if poses else None,
+                       self.joints(todo.pose_path, truth.shape[-2:]))
     def line(x):
         pose = pose_error(find_joints(joint_net, x), asked) if poses else {}
         return dict(**_image_errors(x, truth, mask), **pose, **_recognised(x, judges, labels, r))
-    rows = {**{r.get('title', r['row']): r['row'] for r in self.rows}, **{v:k for k,v in FLOORS.items()}}
+    rows = {**{r.get('title', r['row']): r['row'] for r in self.rows},
+            **{v:k for k,v in FLOORS.items()}}
     return pd.DataFrame([dict(row=rows[k], title=k, **line(x)) for k,x in shown.items()])

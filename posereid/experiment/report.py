@@ -20,8 +20,9 @@ from .engine import Experiment
 from .judges import transfer_sheet
 
 # %% ../../nbs/96_experiment.report.ipynb #c005
-HEADS = dict(title='row', pictures='pictures', steps='steps', eps_real='ε real', eps_generated='ε gen.', rank1='rank-1', rank5='rank-5',
-             map_trap='mAP', map_mean='mAP (mean prec.)', d_steps='Δ equal steps', d_smoothed='Δ smoothed',
+HEADS = dict(title='row', pictures='pictures', steps='steps', eps_real='ε real',
+             eps_generated='ε gen.', rank1='rank-1', rank5='rank-5', map_trap='mAP',
+             map_mean='mAP (mean prec.)', d_steps='Δ equal steps', d_smoothed='Δ smoothed',
              rank1_bn='rank-1 (BN)', map_trap_bn='mAP (BN)', map_trap_grey='mAP (grey)')
 
 def show_value(
@@ -37,7 +38,8 @@ def show_value(
     return f'{v:.1f}' if isinstance(v, float) else str(v)
 
 # %% ../../nbs/96_experiment.report.ipynb #c007
-TERMINAL = {k: v for k,v in HEADS.items() if not k.endswith(('_bn','_grey'))} | dict(map_mean='(mean)', d_steps='Δ steps')
+TERMINAL = ({k: v for k,v in HEADS.items() if not k.endswith(('_bn','_grey'))}
+            | dict(map_mean='(mean)', d_steps='Δ steps'))
 
 def text_table(
     df:pd.DataFrame,     # Lines of results.csv
@@ -45,17 +47,20 @@ def text_table(
 ) -> str:                # Lines of text
     "Results as a table for the terminal"
     cols = [c for c in heads if c in df]
-    return _aligned([[heads[c] for c in cols]] + [[show_value(c, v) for c,v in zip(cols, r)] for r in df[cols].itertuples(index=False)])
+    return _aligned([[heads[c] for c in cols]] + [[show_value(c, v) for c,v in zip(cols, r)]
+                                                  for r in df[cols].itertuples(index=False)])
 
 def plain_table(
     df:pd.DataFrame # Text or numbers, with names in the index
 ) -> str:           # Lines of text
     "Any table for the terminal"
-    return _aligned([[df.index.name or df.columns.name or '', *df.columns]] + [[str(o) for o in r] for r in df.itertuples()])
+    return _aligned([[df.index.name or df.columns.name or '', *df.columns]]
+                    + [[str(o) for o in r] for r in df.itertuples()])
 
 def _aligned(cells):
     widths = [max(len(r[i]) for r in cells) for i in range(len(cells[0]))]
-    lines = ['  '.join(s.rjust(w) if i else s.ljust(w) for i,(s,w) in enumerate(zip(r, widths))).rstrip() for r in cells]
+    lines = ['  '.join(s.rjust(w) if i else s.ljust(w) for i,(s,w) in enumerate(zip(r, widths)))
+             .rstrip() for r in cells]
     return '\n'.join([lines[0], '─'*max(map(len, lines)), *lines[1:]])
 
 # %% ../../nbs/96_experiment.report.ipynb #c009
@@ -65,9 +70,12 @@ def html_table(
 ) -> str:            # Element `<table>`
     "Results as an HTML table, with all text escaped"
     cols = [c for c in heads if c in df]
-    row = lambda vals, tag: '<tr>' + ''.join(f'<{tag}>{html.escape(str(v))}</{tag}>' for v in vals) + '</tr>'
-    body = [row([show_value(c, v) for c,v in zip(cols, r)], 'td') for r in df[cols].itertuples(index=False)]
-    return f"<table><thead>{row([heads[c] for c in cols], 'th')}</thead><tbody>{''.join(body)}</tbody></table>"
+    row = (lambda vals, tag: '<tr>' + ''.join(f'<{tag}>{html.escape(str(v))}</{tag}>' for v in vals)
+           + '</tr>')
+    body = [row([show_value(c, v) for c,v in zip(cols, r)], 'td')
+            for r in df[cols].itertuples(index=False)]
+    return (f"<table><thead>{row([heads[c] for c in cols], 'th')}</thead><tbody>"
+            f"{''.join(body)}</tbody></table>")
 
 # %% ../../nbs/96_experiment.report.ipynb #c012
 def png(
@@ -80,7 +88,8 @@ def png(
     fig.savefig(buf, format='png', bbox_inches='tight', dpi=110, metadata={'Software':None})
     if path is not None:
         with write_beside(path) as p: p.write_bytes(buf.getvalue())
-    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(buf.getvalue()).decode()}">'
+    return (f'<img alt="{html.escape(alt)}" src="data:image/png;base64,'
+            f'{base64.b64encode(buf.getvalue()).decode()}">')
 
 # %% ../../nbs/96_experiment.report.ipynb #c014
 def plot_scores(
@@ -115,7 +124,8 @@ def plot_logs(
 def _plot_log(ax, title, df):
     "All terms of one log from 0 up, without those that are always 0"
     for i,c in enumerate(c for c in df if c!='epoch' and df[c].any()):
-        ax.plot(df.epoch+1, df[c], label=c, color=COLORS[i%len(COLORS)], marker='.' if len(df)<3 else None)
+        ax.plot(df.epoch+1, df[c], label=c, color=COLORS[i%len(COLORS)],
+                marker='.' if len(df)<3 else None)
     ax.set(title=title, ylim=(0, None))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(ncols=2, fontsize=6)
@@ -136,28 +146,36 @@ def page(
 ) -> str:          # HTML document
     "A page that needs no other file"
     body = ''.join(f'<h2>{html.escape(k)}</h2>\n{v}\n' for k,v in sections.items() if v)
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f'<title>{html.escape(title)}</title><style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>\n{body}</body></html>\n')
+    return ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+            f'content="width=device-width"><title>{html.escape(title)}</title><style>'
+            f'{STYLE}</style></head><body><h1>{html.escape(title)}</h1>\n{body}</body></html>\n')
 
 # %% ../../nbs/96_experiment.report.ipynb #c021
 def _note(s): return f'<p class="note">{html.escape(s)}</p>'
 def _pre(s): return f'<pre>{html.escape(s)}</pre>'
 
-ERROR_HEADS = dict(title='pictures', l1='L1', l1_person='L1 on the person', ssim='SSIM', sharpness='sharpness', guider='known to the guider (seen by G)',
+ERROR_HEADS = dict(title='pictures', l1='L1', l1_person='L1 on the person', ssim='SSIM',
+                   sharpness='sharpness', guider='known to the guider (seen by G)',
                    independent='known to an independent net', control='known to the control')
 
-TABLE_NOTE = ("mAP is the trapezoid of the original Market-1501 evaluation; the mean of precisions stands beside it. "
-              "Δ is the difference in mAP to two controls: the one trained for as many steps, and the one that is also smoothed as much on average. "
-              "(BN): BatchNorm statistics re-estimated on real training pictures. (grey): test pictures without colour. "
-              "Rendered rows are references, not upper bounds. Dashed: control at equal steps; dotted: smoothed control. "
-              "One seed; differences of a few points mean little.")
-GRID_NOTE = ("From left to right: appearance, skeleton, the picture of each generator, and the true rendering, "
-             "which only a synthetic world has.")
-TEST_POSES = " Poses of the target's own test pictures were among those drawn (generate.test_poses): its scores are no test."
-ERROR_NOTE = ("L1: mean absolute difference to the true rendering on the scale from -1 to 1 (0 to 2), over all pixels and on the person. "
-              "Two floors: a copy of the source picture, and the mean picture of the identity; a generator that is not below them has learnt no pose transfer. "
-              "Known to: percent of the pictures to which a network gives the right training identity. The guided generator was trained to please the guider; "
-              "the independent network has another architecture and other first weights; the control is the one at equal steps.")
+TABLE_NOTE = ("mAP is the trapezoid of the original Market-1501 evaluation; the mean of precisions "
+              "stands beside it. Δ is the difference in mAP to two controls: the one trained for "
+              "as many steps, and the one that is also smoothed as much on average. (BN): "
+              "BatchNorm statistics re-estimated on real training pictures. (grey): test pictures "
+              "without colour. Rendered rows are references, not upper bounds. Dashed: control at "
+              "equal steps; dotted: smoothed control. One seed; differences of a few points "
+              "mean little.")
+GRID_NOTE = ("From left to right: appearance, skeleton, the picture of each generator, and the "
+             "true rendering, which only a synthetic world has.")
+TEST_POSES = (" Poses of the target's own test pictures were among those drawn "
+              "(generate.test_poses): its scores are no test.")
+ERROR_NOTE = ("L1: mean absolute difference to the true rendering on the scale from -1 to 1 (0 to "
+              "2), over all pixels and on the person. Two floors: a copy of the source picture, "
+              "and the mean picture of the identity; a generator that is not below them has learnt "
+              "no pose transfer. Known to: percent of the pictures to which a network gives the "
+              "right training identity. The guided generator was trained to please the guider; the "
+              "independent network has another architecture and other first weights; the control "
+              "is the one at equal steps.")
 
 # %% ../../nbs/96_experiment.report.ipynb #c022
 def _logs(exp):
@@ -166,7 +184,9 @@ def _logs(exp):
     for kind in ('generator','reid'):
         for row in exp.rows:
             path = exp.made['folders', row['row']][kind]
-            if path is not None: logs.setdefault(path, f"{row.get('title', row['row'])}: {'generator' if kind=='generator' else 'ReID'}")
+            if path is not None:
+                logs.setdefault(path, f"{row.get('title', row['row'])}: "
+                                f"{'generator' if kind=='generator' else 'ReID'}")
     return {title: path/'log.csv' for path,title in logs.items()}
 
 # %% ../../nbs/96_experiment.report.ipynb #0a50c7ec
@@ -174,10 +194,16 @@ def _measured(exp, errors, figs, n):
     "Sections of results; the figures are also saved in `figs`"
     poses = TEST_POSES*exp.groups['generate'].test_poses
     return {
-        'Rows': html_table(exp.table) + png(plot_scores(exp.table), figs/'scores.png', 'mAP of each row as points, the two controls as lines') + _note(TABLE_NOTE),
-        'Pictures': png(transfer_sheet(exp, n), figs/'grid.png', 'A grid of people, a row a transfer: appearance, skeleton and pictures of it') + _note(GRID_NOTE + poses),
-        'Error to the true rendering': len(errors) and html_table(errors, ERROR_HEADS) + _note(ERROR_NOTE),
-        'Losses': png(plot_logs(_logs(exp)), figs/'losses.png', 'Losses of each training over its epochs')}
+        'Rows': html_table(exp.table) + png(plot_scores(exp.table), figs/'scores.png',
+                                            'mAP of each row as points, the two controls as lines')
+        + _note(TABLE_NOTE),
+        'Pictures': png(transfer_sheet(exp, n), figs/'grid.png', 'A grid of people, a row a '
+                        'transfer: appearance, skeleton and pictures of it')
+        + _note(GRID_NOTE + poses),
+        'Error to the true rendering': len(errors)
+        and html_table(errors, ERROR_HEADS) + _note(ERROR_NOTE),
+        'Losses': png(plot_logs(_logs(exp)), figs/'losses.png',
+                      'Losses of each training over its epochs')}
 
 def _origin(exp, command):
     "Sections on protocol, notes, command and settings"
@@ -197,8 +223,10 @@ def report(
     "Write the page of a run"
     figs,errors = exp.run/'figures',exp.errors()
     figs.mkdir(exist_ok=True)
-    if len(errors): errors.to_csv(exp.run/'errors.csv', index=False, float_format='%.4f', lineterminator='\n')
+    if len(errors):
+        errors.to_csv(exp.run/'errors.csv', index=False, float_format='%.4f', lineterminator='\n')
     sections = {**_measured(exp, errors, figs, n), **_origin(exp, command)}
     out = exp.run/'report.html'
-    with write_beside(out) as p: p.write_text(page(f'posereid: {exp.inputs.name}', sections), encoding='utf-8')
+    with write_beside(out) as p:
+        p.write_text(page(f'posereid: {exp.inputs.name}', sections), encoding='utf-8')
     return out
