@@ -297,7 +297,7 @@ def net_name(
 
 # %% ../../nbs/93_experiment.engine.ipynb #cc76fef5
 @patch
-def results(self:Experiment) -> pd.DataFrame: # Line for each row, with `RESULT_COLUMNS` and `protocol`
+def results(self:Experiment) -> pd.DataFrame: # A line for each row, and the `protocol`
     "Train and score all rows, with their difference in mAP to two controls; write results.csv"
     res = []
     for i,row in enumerate(self.rows, 1):

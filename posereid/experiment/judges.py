@@ -41,6 +41,7 @@ def drawn(self:Experiment,
     return (self.inputs.store(self.groups['transfer'].size)
             .get([where[o] for o in zip(todo.source_path, todo.k)]))
 
+# %% ../../nbs/94_experiment.judges.ipynb #b199ab24
 @patch
 def transfers(self:Experiment,
     n:int=6 # Number of transfers, evenly spread over the plan

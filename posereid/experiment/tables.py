@@ -87,7 +87,10 @@ TABLES = dict(
     cross = dict(title='The guider of one form, the model of the other', seeds=3, parts=[
         dict(part='CE model', rows=f'{CONTROLS} guided cross small_guider guider_d_tri'),
         dict(part='Tri model', recipe='R-Tri', rows=f'{CONTROLS} guided cross'),
-        dict(part='D-Tri model', recipe='D-Tri', rows=f'{CONTROLS} guided guider_r_ce')]),
+        dict(part='D-Tri model', recipe='D-Tri', rows=f'{CONTROLS} guided guider_r_ce')]))
+
+# %% ../../nbs/95_experiment.tables.ipynb #0322e414
+TABLES |= dict(
     fig3 = dict(title='Pictures without and with guider', seeds=3, pictures=True,
                 parts=[dict(rows='equal_steps unguided guided')]),
     fig4 = dict(title='Pictures by two forms of guider', seeds=3, pictures=True,
@@ -138,6 +141,7 @@ def part_rows(
     rows = pick_rows(rows) if isinstance(rows, str) else rows
     return [r for r in rows if rendered or r.get('pictures')!='rendered']
 
+# %% ../../nbs/95_experiment.tables.ipynb #35eca5a8
 def part_names(
     part:dict # Part of a table
 ) -> list:    # Keys of rows
