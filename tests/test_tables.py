@@ -9,7 +9,7 @@ from posereid.core import InputError
 from posereid.data.sampler import pk_shape
 from posereid.data.block import ReIDBatch, TripletBatch, reid_dls
 from posereid.data.transforms import colour_jitter, random_erase
-from posereid.experiment.engine import COLUMNS, Experiment, doubt
+from posereid.experiment.engine import RESULT_COLUMNS, Experiment, doubt
 from posereid.experiment.rows import pick_rows, row_settings
 from posereid.evaluate.protocol import class_probability
 from posereid.experiment.presets import experiment_settings

@@ -347,11 +347,9 @@ def test_pictures_are_made_once(monkeypatch, tmp_path):
             asked.append(poses)
             return pd.DataFrame([dict(row='unguided', l1=.25), dict(row='guided', l1=.125)])
     monkeypatch.setattr(T, 'open_part', lambda part, rows, seed, **kw: Engine())
-    import posereid.experiment.report as report
     saved = []
-    for k in [o for o in vars(report) if 'sheet' in o]:
-        monkeypatch.setattr(report, k, lambda exp: 'sheet')
-    monkeypatch.setattr(report, 'save_small', lambda fig, path: saved.append((fig, Path(path))))
+    monkeypatch.setattr(T, 'transfer_sheet', lambda exp: 'sheet')
+    monkeypatch.setattr(T, 'save_small', lambda fig, path: saved.append((fig, Path(path))))
     heard = []
     df = reproduce('fig3', tmp_path, tmp_path/'r', [4], say=heard.append)
     assert asked==[True] and saved==[('sheet', tmp_path/'fig3_seed4.png')]

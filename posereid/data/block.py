@@ -105,7 +105,9 @@ class ReIDBatch:
         self.paths, self.label = df.path.to_numpy(object), torch.from_numpy(label_of(df, labels))
         generated = torch.from_numpy(df.is_generated.to_numpy(bool, copy=True))
         self.eps = torch.where(generated, float(eps_generated), float(eps_real)).float()
-        if 'eps' in df: self.eps = torch.from_numpy(np.where(df.eps.isna(), self.eps, df.eps).astype(np.float32))
+        if 'eps' in df:
+            self.eps = torch.from_numpy(np.where(df.eps.isna(), self.eps, df.eps)
+                                        .astype(np.float32))
 
     def __call__(self, idxs, rng):
         "One batch"
@@ -141,22 +143,24 @@ def reid_dls(
 ) -> DataLoaders:            # Batches (x, label, eps): one input, two targets
     "Loaders of stages one and three, for the cross-entropy of Eq. 8"
     if not len(df):
-        raise InputError("There is no training picture to load; check the split of the manifest (`pick(df, "
-                         "'train')`).")
+        raise InputError("There is no training picture to load; check the split of the manifest "
+                         "(`pick(df, 'train')`).")
     crop = _fitting(crop, store, pad)
     eps = dict(crop=crop, eps_real=eps_real, eps_generated=eps_generated)
     make = ReIDBatch(df, store, labels, pad, flip=flip, erase=erase, jitter=jitter, **eps)
-    val  = ReIDBatch(df.iloc[:0] if valid_df is None else valid_df, store, labels, augment=False, **eps)
+    val  = ReIDBatch(df.iloc[:0] if valid_df is None else valid_df, store, labels,
+                     augment=False, **eps)
     return DataLoaders(BatchDL(make, len(df), bs, seed=seed, device=device),
-                       BatchDL(val, len(val.paths), bs, shuffle=False, device=device), device=device)
+                       BatchDL(val, len(val.paths), bs, shuffle=False, device=device),
+                       device=device)
 
 # %% ../../nbs/62_data.block.ipynb #705a6c60
 def _fitting(crop, store, pad):
     "The size of a crop as a tuple, or None; one that is too large is refused"
     crop = tuple(crop) if crop else None
     if crop and any(c > s+2*pad for c,s in zip(crop, store.size)):
-        raise InputError(f"A crop of {crop} does not fit into pictures of {store.size} padded by {pad}; make the "
-                         f"crop smaller or the size larger.")
+        raise InputError(f"A crop of {crop} does not fit into pictures of {store.size} padded by "
+                         f"{pad}; make the crop smaller or the size larger.")
     return crop
 
 # %% ../../nbs/62_data.block.ipynb #4ea8b418
@@ -172,7 +176,8 @@ class TripletBatch(ReIDBatch):
         seed:int=0,          # Seed of the order of identities and pictures
         **kwargs             # `pad`, `crop`, `flip`, `augment`, `erase`, `jitter` of `ReIDBatch`
     ):
-        super().__init__(df.drop(columns='eps', errors='ignore'), store, labels, eps_generated=1., **kwargs)
+        super().__init__(df.drop(columns='eps', errors='ignore'), store, labels,
+                         eps_generated=1., **kwargs)
         store_attr('df,P,K_real,K_generated,seed')
         self.report, self.bs = pk_report(df), P*(K_real+K_generated)
         self.start(0)
@@ -206,14 +211,16 @@ def triplet_dls(
 ) -> DataLoaders:          # Batches (x, label, is_generated): one input, two targets
     "Loaders of triplet training (§3.3)"
     crop, report = _fitting(crop, store, pad), pk_report(df)
-    if report.n_identities < 2: raise InputError(
-        f"Triplets need two identities with two real pictures or more, but {report.n_identities} of the {len(df)} "
-        "pictures' identities have them; "
-        "add pictures, or train with cross-entropy.")
+    if report.n_identities < 2:
+        raise InputError(
+            "Triplets need two identities with two real pictures or more, but "
+            f"{report.n_identities} of the {len(df)} pictures' identities have them; add pictures, "
+            "or train with cross-entropy.")
     n_ids, k_real, k_gen = pk_shape(bs, report.n_identities, report.ratio, K_real, K_generated)
-    make = TripletBatch(df, store, labels, P or n_ids, k_real, k_gen, seed, pad=pad, flip=flip, crop=crop, **kwargs)
-    return DataLoaders(*(BatchDL(make, n*make.bs, make.bs, shuffle=False, seed=seed, device=device) for n in (len(make.batches), 0)),
-                       device=device)
+    make = TripletBatch(df, store, labels, P or n_ids, k_real, k_gen, seed, pad=pad, flip=flip,
+                        crop=crop, **kwargs)
+    return DataLoaders(*(BatchDL(make, n*make.bs, make.bs, shuffle=False, seed=seed, device=device)
+                         for n in (len(make.batches), 0)), device=device)
 
 # %% ../../nbs/62_data.block.ipynb #c066
 class TransferBatch:
@@ -227,8 +234,10 @@ class TransferBatch:
         foreground:float=0.,      # Extra weight near the skeleton; above 0 adds the tensor `weight`
         positives:str=None,       # Rule of the last tensor, `other` or `any`; None: no positives
     ):
-        if positives not in (None, *POSITIVES): raise InputError(
-            f"`positives` must be one of {', '.join(POSITIVES)}, or None, but got {positives!r}; choose one of these.")
+        if positives not in (None, *POSITIVES):
+            raise InputError(
+                f"`positives` must be one of {', '.join(POSITIVES)}, or None, but got "
+                f"{positives!r}; choose one of these.")
         store_attr('n,seed,flip,foreground,positives')
         self.sets = [o for o in (target, source) if o is not None]
 
@@ -281,8 +290,8 @@ def transfer_dls(
     "Loaders of stage two (§3.2)"
     both = source_df is not None and len(source_df) > 0
     if min(n_pairs, epochs, bs) < 1 or (both and bs % 2):
-        raise InputError(f"n_pairs, epochs and bs must be 1 or more, and bs even since half of a batch is source, "
-                         f"but they are {n_pairs}, {epochs}, {bs}.")
+        raise InputError("n_pairs, epochs and bs must be 1 or more, and bs even since half of a "
+                         f"batch is source, but they are {n_pairs}, {epochs}, {bs}.")
     rule = source_pair or ('tracklet' if both and 'tracklet' in source_df else pair)
     first  = PairSource(target_df, poses, store, labels, pair, missing)
     second = PairSource(source_df, poses, store, None, rule, missing) if both else None

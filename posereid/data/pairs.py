@@ -49,17 +49,22 @@ def _one_name_each(df, table):
     if len(first) == len(paths): return
     for p in paths:
         if (n := os.path.basename(p)) in table and first[n] != p:
-            raise InputError(f"{first[n]} and {p} have the same base name, by which this table knows poses; read the "
-                             "keypoint file with `load_poses` on both, or rename one.")
+            raise InputError(f"{first[n]} and {p} have the same base name, by which this table "
+                             "knows poses; read the keypoint file with `load_poses` on both, or "
+                             "rename one.")
 
 def _no_pose(df, table):
     "Why nobody has a pose"
-    if not len(df): return "There are no pictures to find poses for; check the split of the manifest."
+    if not len(df):
+        return "There are no pictures to find poses for; check the split of the manifest."
     named = (table.rows_of(df) >= 0).sum().item()
-    if named: return (f"{named} of the {len(df)} pictures, such as {df.path.iloc[0]}, have a row among the {len(table)} of the keypoint table, but not one of "
-                      "them has a joint (all are missing); estimate the poses again, or train with transfer.missing=keep.")
-    return (f"None of the {len(df)} pictures, {df.path.iloc[0]}, has a pose among the {len(table)} of the keypoint table; take the keypoint file of this "
-            "set, whose rows name pictures by base name with its ending, or by folder and name where base names repeat.")
+    if named:
+        return (f"{named} of the {len(df)} pictures, such as {df.path.iloc[0]}, have a row among "
+                f"the {len(table)} of the keypoint table, but not one of them has a joint (all are "
+                "missing); estimate the poses again, or train with transfer.missing=keep.")
+    return (f"None of the {len(df)} pictures, {df.path.iloc[0]}, has a pose among the {len(table)} "
+            "of the keypoint table; take the keypoint file of this set, whose rows name pictures "
+            "by base name with its ending, or by folder and name where base names repeat.")
 
 # %% ../../nbs/61_data.pairs.ipynb #c053
 def load_poses(
@@ -71,19 +76,24 @@ def load_poses(
 ) -> PoseTable:              # Joints in pixels of the stored pictures, by base name or path
     "Read a keypoint file and match each row with the picture that it names"
     paths = list(dict.fromkeys(df.path))
-    table = read_poses(path, names=paths, **typed(kwargs, pose_choices(), 'The reader of keypoint files'))
-    if not len(table): raise InputError(f"{path} holds no pose; give the keypoint file of this set.")
+    table = read_poses(path, names=paths,
+                       **typed(kwargs, pose_choices(), 'The reader of keypoint files'))
+    if not len(table):
+        raise InputError(f"{path} holds no pose; give the keypoint file of this set.")
     if not has_pose(table.joints).any():
-        raise InputError(f"{path}: not one of its {len(table)} poses has a joint (all are missing); estimate the poses "
-                         "again (posereid_pose), or take another file.")
+        raise InputError(f"{path}: not one of its {len(table)} poses has a joint (all are "
+                         "missing); estimate the poses again (posereid_pose), or take "
+                         "another file.")
     at, front = match_pictures(table.names, paths, root and os.path.abspath(root), path)
     notes = {**table.notes, **_elsewhere(table, at, df, root, path, front)}
     notes.pop('no picture of this name', None)
     keep = np.flatnonzero(at >= 0)
-    if not len(keep): raise InputError(f"{path}: not one of its {len(table)} poses is of a picture that was read here, "
-                                       f"such as {paths[0]}; is it the file of another part of the set?")
+    if not len(keep):
+        raise InputError(f"{path}: not one of its {len(table)} poses is of a picture that was read "
+                         f"here, such as {paths[0]}; is it the file of another part of the set?")
     own = [paths[i] for i in at[keep]]
-    table = PoseTable(own, table.joints[keep], path, table.frames if table.frames is None else table.frames[keep])
+    table = PoseTable(own, table.joints[keep], path,
+                      table.frames if table.frames is None else table.frames[keep])
     table = _in_frame(table, own, path, notes)
     table.notes = notes
     return table if by_path else shorten(table, paths)
@@ -104,21 +114,29 @@ def shorten(
 def _elsewhere(table, at, df, root, path, front):
     "Names that match no row: unread pictures of the set, and strange ones; many of these: refused"
     lost = [table.names[i] for i in np.flatnonzero(at < 0)]
-    out = {f'folders in front of the names, passed over ({front}/)':list(table.names)} if front else {}
+    out = ({f'folders in front of the names, passed over ({front}/)':list(table.names)}
+           if front else {})
     if not lost: return out
-    cut = (lambda o: os.path.splitext(o)[0]) if 'no picture of this name' in table.notes else (lambda o: o)  # a file a picture drops the ending
-    also, names = {*df.attrs.get('also', ())}, [o.replace('\\', '/').removeprefix(front+'/') for o in lost]
+    # a file a picture drops the ending
+    cut = ((lambda o: os.path.splitext(o)[0]) if 'no picture of this name' in table.notes
+           else (lambda o: o))
+    also, names = {*df.attrs.get('also', ())}, [o.replace('\\', '/').removeprefix(front+'/')
+                                                for o in lost]
     there = _folders_of({cut(o.rsplit('/', 1)[-1]) for o in names}, root, df, cut)
-    above = Path(root).absolute().parent if root is not None else None  # a part of a set is read, by the file of the whole
-    known = lambda o: o in also or _is_there(cut(o), there) or above is not None and (above/o).is_file()
+    # a part of a set is read, by the file of the whole
+    above = Path(root).absolute().parent if root is not None else None
+    known = (lambda o: o in also or _is_there(cut(o), there) or above is not None
+             and (above/o).is_file())
     strange = [o for o,n in zip(lost, names) if not known(n)]
     if len(strange) > .1*len(table):
-        raise InputError(f"{path}: {len(strange)} of {len(table)} poses name no picture, among them "
-                         f"{', '.join(strange[:3])}; names must be base names as on disk, with their "
-                         "ending, or paths within the set: is it the keypoint file of another set?")
+        raise InputError(f"{path}: {len(strange)} of {len(table)} poses name no picture, among "
+                         f"them {', '.join(strange[:3])}; names must be base names as on disk, "
+                         "with their ending, or paths within the set: is it the keypoint file of "
+                         "another set?")
     odd = {*strange}
     rest = [o for o in lost if o not in odd]
-    parts = {'pictures of the set that are not read here':rest, 'names of no picture, left out':strange}
+    parts = {'pictures of the set that are not read here':rest,
+             'names of no picture, left out':strange}
     return {**out, **{k: v for k,v in parts.items() if v}}
 
 # %% ../../nbs/61_data.pairs.ipynb #022aa676
@@ -126,7 +144,8 @@ def _folders_of(wanted, root, df, cut):
     "In which folders below a set's, and beside its pictures, the wanted base names lie"
     out = {}
     def add(d, files):
-        for k in wanted.intersection(map(cut, files)): out.setdefault(k, []).append(d.replace(os.sep, '/'))
+        for k in wanted.intersection(map(cut, files)):
+            out.setdefault(k, []).append(d.replace(os.sep, '/'))
     for d, subs, files in os.walk(root) if root is not None else ():
         subs[:] = [o for o in subs if not is_junk_folder(o)]
         add(d, files)
@@ -154,11 +173,12 @@ def _in_frame(table, paths, path, notes):
     i, j = out.nonzero()[0].tolist()
     (x,y,_), (h,w) = table.joints[i,j].tolist(), sizes[i].tolist()
     if out.sum() > .1*seen.sum():
-        raise InputError(f"{path}: {out.sum()} of {seen.sum()} joints lie outside their pictures, such as the "
-                         f"{JOINTS[j]} of {os.path.basename(paths[i])} at x={x:g}, y={y:g} in a picture "
-                         f"of height {h} and width {w}; scale the joints to the pictures, or take the keypoint "
-                         "file of this set.")
-    notes['pictures with joints outside, taken as missing'] = [os.path.basename(paths[i]) for i in out.any(1).nonzero()[:,0].tolist()]
+        raise InputError(f"{path}: {out.sum()} of {seen.sum()} joints lie outside their pictures, "
+                         f"such as the {JOINTS[j]} of {os.path.basename(paths[i])} at x={x:g}, y="
+                         f"{y:g} in a picture of height {h} and width {w}; scale the joints to the "
+                         "pictures, or take the keypoint file of this set.")
+    notes['pictures with joints outside, taken as missing'] = [os.path.basename(paths[i])
+        for i in out.any(1).nonzero()[:,0].tolist()]
     return PoseTable(table.names, torch.where(out[...,None], 0., table.joints), path)
 
 # %% ../../nbs/61_data.pairs.ipynb #4c78398b
@@ -169,10 +189,11 @@ def _not_too_small(table, sizes, path, notes):
     span = span[~span.isnan()]
     if not len(span) or (mid := span.median()) >= .5: return
     if mid < 1/3:
-        raise InputError(f"{path}: the median pose spans {mid:.0%} of the height of its picture, so these are joints of "
-                         "pictures of another size; "
-                         "scale them to the pictures as stored.")
-    notes[f'small poses, the median one spans {mid:.0%} of its picture: are these joints of pictures of another size?'] = low
+        raise InputError(f"{path}: the median pose spans {mid:.0%} of the height of its picture, "
+                         "so these are joints of pictures of another size; scale them to the "
+                         "pictures as stored.")
+    notes[f'small poses, the median one spans {mid:.0%} of its picture: are these joints of '
+          'pictures of another size?'] = low
 
 # %% ../../nbs/61_data.pairs.ipynb #c055
 def scaled_joints(
@@ -197,10 +218,13 @@ class PairSource:
     ):
         kept, joints = poses_for(df, poses, missing)
         self.df, self.n_skipped = df.iloc[kept].reset_index(drop=True), len(df) - len(kept)
-        self.store, self.pair, self.report = store.preload(self.df), pair, pair_report(self.df, pair)
-        self.paths, self.joints = self.df.path.to_numpy(object), scaled_joints(self.df, joints, store)
+        self.store, self.pair, self.report = (store.preload(self.df), pair,
+                                              pair_report(self.df, pair))
+        self.paths, self.joints = (self.df.path.to_numpy(object),
+                                   scaled_joints(self.df, joints, store))
         self.all, self.kept, n = df, kept, len(kept)
-        self.label = torch.full((n,), -1) if labels is None else torch.from_numpy(label_of(self.df, labels))
+        self.label = (torch.full((n,), -1) if labels is None
+                      else torch.from_numpy(label_of(self.df, labels)))
         self.drawn, every = None, torch.arange(n)
         if 2*n*store.n_bytes <= cache_bytes:
             self.drawn = torch.cat([self.draw(every, every < 0), self.draw(every, every >= 0)])
@@ -219,7 +243,8 @@ class PairSource:
         epoch:int, # Number of the epoch, from 0
     ):
         "Draw a positive of Eq. 4 for each x, from all rows, by a random stream of its own"
-        self.r = self.all.path.to_numpy(object)[draw_positives(self.all, self.kept[self.x], how, (seed, epoch, 1))]
+        self.r = self.all.path.to_numpy(object)[draw_positives(self.all, self.kept[self.x], how,
+                                                    (seed, epoch, 1))]
 
 # %% ../../nbs/61_data.pairs.ipynb #c059
 @patch
@@ -242,7 +267,8 @@ def batch(self:PairSource,
     xy = self.store.get([*self.paths[xi], *self.paths[yi.numpy()]])
     where = torch.cat([flip, flip]).nonzero()[:,0]
     xy[where] = xy[where].flip(3)
-    s = self.draw(yi, flip) if self.drawn is None else self.drawn.index_select(0, yi + flip*len(self.paths))
+    s = (self.draw(yi, flip) if self.drawn is None
+         else self.drawn.index_select(0, yi + flip*len(self.paths)))
     return xy[:n], s, xy[n:], self.label[yi]
 
 # %% ../../nbs/61_data.pairs.ipynb #a9de259a

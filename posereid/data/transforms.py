@@ -76,7 +76,8 @@ def random_erase(
     eh, ew = (size*shape).sqrt().round().clamp(1, h-1), (size/shape).sqrt().round().clamp(1, w-1)
     top, left, on = (u()*(h-eh+1)).floor(), (u()*(w-ew+1)).floor(), u() < p
     ys, xs = torch.arange(h)[None], torch.arange(w)[None]
-    rows, cols = (ys>=top[:,None]) & (ys<(top+eh)[:,None]), (xs>=left[:,None]) & (xs<(left+ew)[:,None])
+    rows, cols = ((ys>=top[:,None]) & (ys<(top+eh)[:,None]),
+                  (xs>=left[:,None]) & (xs<(left+ew)[:,None]))
     hole = (rows[:,None,:,None] & cols[:,None,None,:]) & on[:,None,None,None]
     return torch.where(hole, torch.randint(0, 256, x.shape, generator=rng, dtype=torch.uint8), x)
 

@@ -61,7 +61,8 @@ def world_inputs(
 ) -> Inputs:                     # Both sets of the world, with their joints
     "A synthetic world as inputs; it is drawn on first use"
     w = settings if isinstance(settings, World) else load_world(make_world(settings))
-    name = f'synthetic world {w.cast.settings.world}' + ', validation people'*w.cast.settings.validation
+    name = (f'synthetic world {w.cast.settings.world}'
+            + ', validation people'*w.cast.settings.validation)
     return Inputs(w.target, w.source, w.poses, name, w)
 
 # %% ../../nbs/92_experiment.inputs.ipynb #90a2301c
@@ -78,10 +79,9 @@ def share_people(
     most = len(pids) - round(share*len(pids))
     n = most if ids is None else ids
     if not 2<=n<=most:
-        raise InputError(f"A target of {n} people was asked for, but of {len(pids)+len(held)} training people it can "
-                         f"have 2 to {most} "
-                         f"({len(held)} are set aside for validation, and the source has its share); choose --ids "
-                         "in that range.")
+        raise InputError(f"A target of {n} people was asked for, but of {len(pids)+len(held)} "
+                         f"training people it can have 2 to {most} ({len(held)} are set aside for "
+                         "validation, and the source has its share); choose --ids in that range.")
     lent = len(pids)-most if ids is None else round(n*share/(1-share))
     return np.sort(pids[:n]),np.sort(pids[n:n+lent]),np.sort(held)
 
@@ -121,8 +121,9 @@ def poses_beside(
     name = root.stem if root.suffix.lower()=='.csv' else root.name
     near = [root.parent/f'{name}_poses{o}' for o in ('.csv','.json','.mat','')]
     if not file and (there := [o for o in near if o.exists()]): return there[0]
-    raise InputError(f"No keypoint file for {root}: {file or near[0]} was expected; name it with --poses (target) or "
-                     "--source_poses (source), or estimate the poses of its folder with posereid_pose.")
+    raise InputError(f"No keypoint file for {root}: {file or near[0]} was expected; name it with "
+                     "--poses (target) or --source_poses (source), or estimate the poses of its "
+                     "folder with posereid_pose.")
 
 # %% ../../nbs/92_experiment.inputs.ipynb #c96c58f2
 def read_set(
@@ -137,7 +138,8 @@ def read_set(
     if layout is None: layout,root = find_layout(root)
     known = reader_choices(layout) if layout in READERS else {}
     choices = dict(choices or {})
-    if known.get('splits', 'all')!='all': choices.setdefault('splits', there_are(root, layout, splits) if optional else splits)
+    if known.get('splits', 'all')!='all':
+        choices.setdefault('splits', there_are(root, layout, splits) if optional else splits)
     return load_dataset(root, layout, **choices)
 
 # %% ../../nbs/92_experiment.inputs.ipynb #c5796118
@@ -158,7 +160,8 @@ def folder_inputs(
     choices:dict=None,      # Options of each reader by `read`, `source_read`, `pose_read`, …
 ) -> Inputs:                # Checked inputs
     "Folders as inputs, checked as far as possible before training"
-    how = {**dict.fromkeys(('read','source_read','pose_read','source_pose_read'), {}), **(choices or {})}
+    how = {**dict.fromkeys(('read','source_read','pose_read','source_pose_read'), {}),
+           **(choices or {})}
     want = ('train','query','gallery')
     whole = read_set(data, want, not need_test or validation, layout, how['read'])
     check_train(whole, str(data))
@@ -166,15 +169,21 @@ def folder_inputs(
     train = train_rows(whole)
     n = train.pid.nunique()
     n_val,share = min(100, n//5) if validation else 0,1/3 if need_poses and source is None else 0.
-    origin = dict(data=str(data), source=source and str(source), convert=convert, **_said_otherwise(cameras, layout, choices))
-    res = Inputs(whole, name=Path(data).absolute().name, origin=origin, convert=convert, cameras=cameras, notes=_notes(data, whole))
+    origin = dict(data=str(data), source=source and str(source), convert=convert,
+                  **_said_otherwise(cameras, layout, choices))
+    res = Inputs(whole, name=Path(data).absolute().name, origin=origin, convert=convert,
+                 cameras=cameras, notes=_notes(data, whole))
     if need_poses: _add_poses(res, whole, data, poses, how['pose_read'])
-    if share or ids or n_val: _share(res, whole, train, share_people(train, seed, ids, share, n_val), seed)
+    if share or ids or n_val:
+        _share(res, whole, train, share_people(train, seed, ids, share, n_val), seed)
     if source is not None: _add_source(res, Path(source), source_poses, need_poses, how)
-    if res.poses is not None: res.poses = shorten(res.poses, [*whole.path, *(() if res.source is None else res.source.path)])
+    if res.poses is not None:
+        res.poses = shorten(res.poses,
+                            [*whole.path, *(() if res.source is None else res.source.path)])
     used = [res.target] if res.source is None else [res.target, res.source]
     for df in used if need_poses else (): res.notes += _can_be_paired(train_rows(df), res.poses)
-    res.store(size).preload(pd.concat(used), show=True)  # a broken picture is found before anything is trained
+    # a broken picture is found before anything is trained
+    res.store(size).preload(pd.concat(used), show=True)
     return res
 
 # %% ../../nbs/92_experiment.inputs.ipynb #64a517c8
@@ -184,7 +193,8 @@ def _can_be_paired(df, poses):
     epoch_pairs(df.iloc[kept].reset_index(drop=True), 'any', 1)
     lack = df.path[~df.index.isin(kept)]
     few = ', '.join(Path(o).name for o in lack[:3])
-    return [f'{len(lack):,} of {len(df):,} training pictures have no pose, among them {few}; they take no part in step two']*bool(len(lack))
+    return [f'{len(lack):,} of {len(df):,} training pictures have no pose, among them {few}; they '
+            'take no part in step two']*bool(len(lack))
 
 def _said_otherwise(cameras, layout, choices):
     "Options of reading that are not the default, for the settings of a run"
@@ -199,7 +209,9 @@ def _add_poses(res, df, root, file, choices):
     "Add the joints of one set, by path, and notes on what was decided about them"
     file,home = poses_beside(root, file),Path(root).expanduser()
     table = load_poses(file, df, home if home.is_dir() else home.parent, True, **choices)
-    for what,some in table.notes.items(): res.notes.append(f"{Path(file).name}: {what}: {len(some):,}, among them {', '.join(map(str, some[:3]))}")
+    for what,some in table.notes.items():
+        res.notes.append(f"{Path(file).name}: {what}: {len(some):,}, among them "
+                         f"{', '.join(map(str, some[:3]))}")
     res.poses = table if res.poses is None else _both(res.poses, table)
 
 def _both(a, b):
@@ -213,13 +225,16 @@ def _share(res, whole, train, parts, seed):
     rest = as_test(train, held, seed) if len(held) else whole[whole.split!='train']
     res.target = pd.concat([train[train.pid.isin(target)], rest], ignore_index=True)
     if len(source): res.source = as_source(train, source, seed)
-    res.name += f', {len(target)} training people (split {seed})' + f', {len(held)} others for validation'*bool(len(held))
-    res.origin.update(split=seed, target=len(target), taken_as_source=len(source), validation=len(held))
+    res.name += (f', {len(target)} training people (split {seed})'
+                 + f', {len(held)} others for validation'*bool(len(held)))
+    res.origin.update(split=seed, target=len(target), taken_as_source=len(source),
+                      validation=len(held))
 
 def _add_source(res, source, file, need_poses, how):
     "Read a second folder that lends the poses"
     choices = dict(how['source_read'])
-    res.source = check_train(read_set(source, ('train',), False, choices.pop('layout', None), choices), str(source))
+    res.source = check_train(read_set(source, ('train',), False, choices.pop('layout', None),
+                                      choices), str(source))
     res.notes += _notes(source, res.source)
     if need_poses: _add_poses(res, res.source, source, file, how['source_pose_read'])
 
@@ -232,12 +247,14 @@ def write_world_at(
     "Write a world into a folder; a world that is there already must be the same"
     out,file = Path(out),Path(out)/'world.json'
     if out.exists() and not file.exists() and any(out.iterdir()):
-        raise InputError(f"{out} exists and is not a world (it has no world.json); choose another --out.")
+        raise InputError(f"{out} exists and is not a world (it has no world.json); choose "
+                         "another --out.")
     if file.exists():
         old,new = json.loads(file.read_text(encoding='utf-8')),json.loads(to_json(settings))
         diff = [f'{k}: {old.get(k)} → {v}' for k,v in new.items() if old.get(k)!=v]
-        if diff and not fresh: raise InputError(f"{out} holds another world ({', '.join(diff[:3])}); choose another "
-                                                "--out, or --fresh to draw it again.")
+        if diff and not fresh:
+            raise InputError(f"{out} holds another world ({', '.join(diff[:3])}); choose another "
+                             "--out, or --fresh to draw it again.")
         if fresh: shutil.rmtree(out)
     return make_world(settings, out)
 
@@ -254,8 +271,9 @@ def guider_for(
     labels:dict  # Class index of each pid of the target
 ) -> ReIDNet:    # Guider, in eval mode
     "The guider of a run folder, which must know exactly the identities of the target"
-    n = json.loads((folder/'reid.json').read_text(encoding='utf-8'))['n_ids'] if (folder/'reid.json').exists() else None
+    n = (json.loads((folder/'reid.json').read_text(encoding='utf-8'))['n_ids']
+         if (folder/'reid.json').exists() else None)
     model = load_reid(folder)
     if n==len(labels): return model
-    raise InputError(f"The guider in {folder} knows {n} people, but the target has {len(labels)}; train it on this "
-                     "target with posereid_guider.")
+    raise InputError(f"The guider in {folder} knows {n} people, but the target has {len(labels)}; "
+                     "train it on this target with posereid_guider.")

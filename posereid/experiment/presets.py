@@ -24,14 +24,19 @@ class RowSettings(Settings):
     eps_unguided:float=.2 # ε of pictures of an unguided generator (§4.4)
     init:str=''           # First weights of G: `shipped`, a file, a run folder; empty: random
 
-GROUPS = dict(world=WorldSettings, reid=ReIDSettings, transfer=TransferSettings, generate=GenerateSettings, dcgan=DCGANSettings, rows=RowSettings)
+GROUPS = dict(world=WorldSettings, reid=ReIDSettings, transfer=TransferSettings,
+              generate=GenerateSettings, dcgan=DCGANSettings, rows=RowSettings)
 
 # %% ../../nbs/90_experiment.presets.ipynb #5d915b76
 RECIPES = dict(
-    paper = {'R-CE':  dict(arch='resnet50',    loss='ce', lr=1e-3, milestones=(30,), epochs=50, bs=16, dropout=.5),
-             'D-CE':  dict(arch='densenet169', loss='ce', lr=1e-2, milestones=(25,), epochs=50, bs=16, dropout=0.),
-             'R-Tri': dict(arch='resnet50',    loss='triplet', lr=1e-3, milestones=(), epochs=50, bs=128, dropout=0.),
-             'D-Tri': dict(arch='densenet169', loss='triplet', lr=1e-3, milestones=(), epochs=50, bs=128, dropout=0.)},
+    paper = {'R-CE':  dict(arch='resnet50',    loss='ce', lr=1e-3, milestones=(30,), epochs=50,
+                           bs=16, dropout=.5),
+             'D-CE':  dict(arch='densenet169', loss='ce', lr=1e-2, milestones=(25,), epochs=50,
+                           bs=16, dropout=0.),
+             'R-Tri': dict(arch='resnet50',    loss='triplet', lr=1e-3, milestones=(), epochs=50,
+                           bs=128, dropout=0.),
+             'D-Tri': dict(arch='densenet169', loss='triplet', lr=1e-3, milestones=(), epochs=50,
+                           bs=128, dropout=0.)},
     small = {'R-CE':  dict(arch='small',       loss='ce'),
              'D-CE':  dict(arch='small_dense', loss='ce'),
              'R-Tri': dict(arch='small',       loss='triplet', lr=.05, bs=128),
@@ -44,8 +49,8 @@ def recipe(
 ) -> dict:           # Fields of `ReIDSettings`
     "A recipe of §4.2 by the paper's name"
     if name in RECIPES[size]: return RECIPES[size][name]
-    raise InputError(f"There is no recipe '{name}'; the nearest is '{nearest(name, RECIPES[size])}' of "
-                     f"{', '.join(RECIPES[size])}.")
+    raise InputError(f"There is no recipe '{name}'; the nearest is '"
+                     f"{nearest(name, RECIPES[size])}' of {', '.join(RECIPES[size])}.")
 
 def in_recipe(
     settings:ReIDSettings, # Settings of any recipe
@@ -53,7 +58,8 @@ def in_recipe(
 ) -> ReIDSettings:         # Settings of the other recipe at the same size, `paper` or `small`
     "The same settings with another recipe's network, loss and schedule"
     small = settings.arch.startswith('small')
-    open_ = dict(lr=ReIDSettings.lr, bs=ReIDSettings.bs) if small else {} # what a stand-in's recipe leaves to the defaults
+    # what a stand-in's recipe leaves to the defaults
+    open_ = dict(lr=ReIDSettings.lr, bs=ReIDSettings.bs) if small else {}
     return replace(settings, **{**open_, **recipe(name, 'small' if small else 'paper')})
 
 def other_form(
@@ -66,7 +72,8 @@ def other_form(
 # %% ../../nbs/90_experiment.presets.ipynb #a6afb084
 PRESETS = dict(
     smoke = dict(
-        world    = dict(n_train=24, per_train=6, n_source=12, per_source=8, n_test=16, per_test=6, n_junk=8, n_distractor=16),
+        world    = dict(n_train=24, per_train=6, n_source=12, per_source=8, n_test=16, per_test=6,
+                        n_junk=8, n_distractor=16),
         reid     = dict(width=8, epochs=2),
         transfer = dict(width=8, d_width=8, lr=1e-3, pairs=1600, parts=4),
         generate = dict(n_bank=24),
@@ -77,11 +84,13 @@ PRESETS = dict(
         rows     = dict(init='shipped')),
     paper = dict(
         world    = dict(size=(256,128)),
-        reid     = dict(weights='imagenet', size=(256,256), crop=(224,224), pad=0, **RECIPES['paper']['R-CE']),
+        reid     = dict(weights='imagenet', size=(256,256), crop=(224,224), pad=0,
+                        **RECIPES['paper']['R-CE']),
         transfer = dict(size=(256,256), width=64, d_width=64, pairs=500_000, bs=2, parts=100),
         dcgan    = dict(size=(128,128), width=64)))
 
-TINY_WORLD = [f'world.{k}={v}' for k,v in TINY.items()] # `opts` of the tiny world that all pages share
+# `opts` of the tiny world that all pages share
+TINY_WORLD = [f'world.{k}={v}' for k,v in TINY.items()]
 
 # %% ../../nbs/90_experiment.presets.ipynb #6d9e14ef
 def experiment_settings(
@@ -97,21 +106,26 @@ def experiment_settings(
 ) -> dict:                 # Settings by group, as in `GROUPS`
     "The settings of an experiment"
     if preset not in PRESETS:
-        raise InputError(f"There is no preset '{preset}'; the nearest is '{nearest(preset, PRESETS)}' of "
-                         f"{', '.join(PRESETS)}.")
-    more = {g: dict(seed=seed) for g in ('reid','transfer','generate','dcgan')} | {'world': dict(world=world, validation=validation), 'rows': {}}
+        raise InputError(f"There is no preset '{preset}'; the nearest is '"
+                         f"{nearest(preset, PRESETS)}' of {', '.join(PRESETS)}.")
+    more = ({g: dict(seed=seed) for g in ('reid','transfer','generate','dcgan')}
+            | {'world': dict(world=world, validation=validation), 'rows': {}})
     for g in ('world','reid','transfer','dcgan') if size else (): more[g]['size'] = tuple(size)
     if size: more['reid']['crop'] = ()
     if size or scratch: more['rows']['init'] = ''
-    if recipe_name: more['reid'].update(recipe(recipe_name, 'paper' if preset=='paper' else 'small'))
+    if recipe_name:
+        more['reid'].update(recipe(recipe_name, 'paper' if preset=='paper' else 'small'))
     groups = {g: GROUPS[g](**{**PRESETS[preset].get(g, {}), **more[g]}) for g in only}
     return check_settings(set_options(groups, list(opts or ())))
 
 # %% ../../nbs/90_experiment.presets.ipynb #17bc4f81
-RANGES = {(0,1): 'reid.eps_real reid.eps_generated reid.erase reid.jitter rows.eps_unguided transfer.lr_decay',
-          (0,1e9): 'reid.margin reid.margin_generated transfer.margin transfer.beta transfer.lam transfer.adv transfer.foreground reid.pad reid.weight_decay',
+RANGES = {(0,1): 'reid.eps_real reid.eps_generated reid.erase reid.jitter rows.eps_unguided '
+          'transfer.lr_decay',
+          (0,1e9): 'reid.margin reid.margin_generated transfer.margin transfer.beta transfer.lam '
+          'transfer.adv transfer.foreground reid.pad reid.weight_decay',
           (1e-9,1e3): 'reid.lr transfer.lr',
-          (1,1e9): 'reid.epochs reid.bs reid.width transfer.bs transfer.pairs transfer.parts transfer.width transfer.d_width generate.n_each generate.n_bank'}
+          (1,1e9): 'reid.epochs reid.bs reid.width transfer.bs transfer.pairs transfer.parts '
+          'transfer.width transfer.d_width generate.n_each generate.n_bank'}
 
 def _value(groups, key):
     g,name = key.split('.')
@@ -121,8 +135,9 @@ def _check_values(groups):
     for (lo,hi),keys in RANGES.items():
         for key in keys.split():
             v = _value(groups, key)
-            if v is not None and not lo<=v<=hi: raise InputError(f"Setting '{key}' must lie between {lo:g} and {hi:g}, "
-                                                                 f"but is {v:g}.")
+            if v is not None and not lo<=v<=hi:
+                raise InputError(f"Setting '{key}' must lie between {lo:g} and {hi:g}, but "
+                                 f"is {v:g}.")
 
 def check_settings(
     groups:dict # Settings by group
@@ -130,11 +145,14 @@ def check_settings(
     "Refuse numbers out of range, unknown networks, and sizes that the U-Net cannot halve"
     _check_values(groups)
     r,t,w = (groups.get(o) for o in ('reid','transfer','world'))
-    if t and t.bs%2: raise InputError(f"Setting 'transfer.bs' must be even, half target and half source, but is {t.bs}.")
+    if t and t.bs%2:
+        raise InputError("Setting 'transfer.bs' must be even, half target and half source, but "
+                         f"is {t.bs}.")
     if r: check_arch(r.arch, r.weights or None)
     with torch.device('meta'):
         if t: transfer_model(replace(t, ema=0.))
         if r: reid_net(2, r.arch, r.width)
     if w: check_world(w)
-    if t and 'rows' in groups and groups['rows'].init: start_from(transfer_model(replace(t, beta=0., ema=0.)), groups['rows'].init)
+    if t and 'rows' in groups and groups['rows'].init:
+        start_from(transfer_model(replace(t, beta=0., ema=0.)), groups['rows'].init)
     return groups

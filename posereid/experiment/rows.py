@@ -15,39 +15,60 @@ MAIN = [
     dict(row='control',     title='control, equal epochs'),
     dict(row='equal_steps', title='control, equal steps',   steps='equal'),
     dict(row='smoothed',    title='control, smoothed',      steps='equal', eps_real='average'),
-    dict(row='unguided',    title='unguided',               pictures='generator', **{'transfer.beta':0.}),
+    dict(row='unguided',    title='unguided',               pictures='generator',
+         **{'transfer.beta':0.}),
     dict(row='guided',      title='guided',                 pictures='generator'),
     dict(row='new',         title='rendered in new poses',  pictures='rendered')]
 
 # %% ../../nbs/91_experiment.rows.ipynb #c006
 OPTIONAL = [
-    dict(row='new_0',       title='rendered in new poses, ε=0', pictures='rendered', **{'reid.eps_generated':0.}),
+    dict(row='new_0',       title='rendered in new poses, ε=0', pictures='rendered',
+         **{'reid.eps_generated':0.}),
     dict(row='own',         title='rendered in own poses',      pictures='rendered', poses='own'),
-    dict(row='own_0',       title='rendered in own poses, ε=0', pictures='rendered', poses='own', **{'reid.eps_generated':0.}),
-    dict(row='unguided_04', title='unguided, ε=0.4',            pictures='generator', **{'transfer.beta':0., 'reid.eps_generated':.4}),
-    dict(row='guided_02',   title='guided, ε=0.2',              pictures='generator', **{'reid.eps_generated':.2}),
-    dict(row='cross',       title='guided by the other form',   pictures='generator', guider='other'),
-    dict(row='small_guider',title='guided by a small guider',   pictures='generator', guider='small'),
-    dict(row='guider_d_tri',title='guided by D-Tri',             pictures='generator', guider='D-Tri'),
-    dict(row='guider_r_ce', title='guided by R-CE',              pictures='generator', guider='R-CE'),
-    dict(row='synthetic',   title='guided, synthetic poses',    pictures='generator', poses='synthetic'),
+    dict(row='own_0',       title='rendered in own poses, ε=0', pictures='rendered', poses='own',
+         **{'reid.eps_generated':0.}),
+    dict(row='unguided_04', title='unguided, ε=0.4',            pictures='generator',
+         **{'transfer.beta':0., 'reid.eps_generated':.4}),
+    dict(row='guided_02',   title='guided, ε=0.2',              pictures='generator',
+         **{'reid.eps_generated':.2}),
+    dict(row='cross',       title='guided by the other form',   pictures='generator',
+         guider='other'),
+    dict(row='small_guider',title='guided by a small guider',   pictures='generator',
+         guider='small'),
+    dict(row='guider_d_tri',title='guided by D-Tri',             pictures='generator',
+         guider='D-Tri'),
+    dict(row='guider_r_ce', title='guided by R-CE',              pictures='generator',
+         guider='R-CE'),
+    dict(row='synthetic',   title='guided, synthetic poses',    pictures='generator',
+         poses='synthetic'),
     dict(row='reconstructed',title='guided, own poses',         pictures='generator', poses='own'),
-    dict(row='shuffled',    title='guided, poses shuffled among the target', pictures='generator', poses='shuffled'),
-    dict(row='any_camera',  title='guided, pairs across cameras', pictures='generator', **{'transfer.pair':'any'}),
-    dict(row='diverse',     title='guided, diverse bank',       pictures='generator', **{'generate.bank':'diverse'}),
-    dict(row='trusted',     title='guided, ε by the guider',    pictures='generator', trust='guider')]
+    dict(row='shuffled',    title='guided, poses shuffled among the target', pictures='generator',
+         poses='shuffled'),
+    dict(row='any_camera',  title='guided, pairs across cameras', pictures='generator',
+         **{'transfer.pair':'any'}),
+    dict(row='diverse',     title='guided, diverse bank',       pictures='generator',
+         **{'generate.bank':'diverse'}),
+    dict(row='trusted',     title='guided, ε by the guider',    pictures='generator',
+         trust='guider')]
 
 # %% ../../nbs/91_experiment.rows.ipynb #2310f388
 OPTIONAL += [
-    dict(row='lsro',        title='LSRO (DCGAN pictures, ε=1)', pictures='dcgan', **{'reid.eps_generated':1.}),
-    dict(row='guided_lsro', title='guided, and LSRO, equal steps', pictures='generator', also='dcgan', steps='equal'),
-    dict(row='jitter',      title='control, colours jittered',  steps='equal', **{'reid.jitter':.4}),
-    dict(row='jitter_smoothed',title='control, smoothed, colours jittered', steps='equal', eps_real='average', **{'reid.jitter':.4}),
+    dict(row='lsro',        title='LSRO (DCGAN pictures, ε=1)', pictures='dcgan',
+         **{'reid.eps_generated':1.}),
+    dict(row='guided_lsro', title='guided, and LSRO, equal steps', pictures='generator',
+         also='dcgan', steps='equal'),
+    dict(row='jitter',      title='control, colours jittered',  steps='equal',
+         **{'reid.jitter':.4}),
+    dict(row='jitter_smoothed',title='control, smoothed, colours jittered', steps='equal',
+         eps_real='average', **{'reid.jitter':.4}),
     dict(row='erasing',     title='control, random erasing',    steps='equal', **{'reid.erase':.5}),
-    dict(row='erasing_smoothed',title='control, smoothed, random erasing', steps='equal', eps_real='average', **{'reid.erase':.5}),
-    dict(row='guided_erasing',title='guided, random erasing',   pictures='generator', **{'reid.erase':.5}),
+    dict(row='erasing_smoothed',title='control, smoothed, random erasing', steps='equal',
+         eps_real='average', **{'reid.erase':.5}),
+    dict(row='guided_erasing',title='guided, random erasing',   pictures='generator',
+         **{'reid.erase':.5}),
     dict(row='reranked',    title='control, equal steps, re-ranked', steps='equal', rerank=True),
-    dict(row='reranked_smoothed',title='control, smoothed, re-ranked', steps='equal', eps_real='average', rerank=True),
+    dict(row='reranked_smoothed',title='control, smoothed, re-ranked', steps='equal',
+         eps_real='average', rerank=True),
     dict(row='guided_reranked',title='guided, re-ranked',       pictures='generator', rerank=True)]
 
 # %% ../../nbs/91_experiment.rows.ipynb #0d774f5c
@@ -60,16 +81,18 @@ def pick_rows(
     known,groups = {r['row']: r for r in MAIN+OPTIONAL},dict(main=MAIN, all=MAIN+OPTIONAL)
     for o in names:
         if o not in known and o not in groups:
-            raise InputError(f"There is no row '{o}'; the nearest is '{nearest(o, [*known, *groups])}' of "
-                             f"{', '.join(known)}.")
-    groups = {k: [r for r in rows if rendered or r.get('pictures')!='rendered'] for k,rows in groups.items()}
+            raise InputError(f"There is no row '{o}'; the nearest is '"
+                             f"{nearest(o, [*known, *groups])}' of {', '.join(known)}.")
+    groups = {k: [r for r in rows if rendered or r.get('pictures')!='rendered']
+              for k,rows in groups.items()}
     wanted = {r['row'] for o in names for r in groups.get(o, [known.get(o)])}
     return [r for r in known.values() if r['row'] in wanted]
 
 # %% ../../nbs/91_experiment.rows.ipynb #c028
-_plain_keys = dict(row=None, title=None, pictures=(None,'generator','rendered','dcgan'), also=(None,'dcgan'), steps=('epochs','equal'),
-                   eps_real=('average',), trust=('alike','guider'), guider=('same','other','small',*RECIPES['paper']), rerank=(False,True),
-                   poses=('source','own','shuffled','synthetic'))
+_plain_keys = dict(row=None, title=None, pictures=(None,'generator','rendered','dcgan'),
+                   also=(None,'dcgan'), steps=('epochs','equal'), eps_real=('average',),
+                   trust=('alike','guider'), guider=('same','other','small',*RECIPES['paper']),
+                   rerank=(False,True), poses=('source','own','shuffled','synthetic'))
 
 def check_row(
     row:dict,   # Row of an experiment
@@ -78,15 +101,17 @@ def check_row(
     "Refuse a row with an unknown key or value"
     known = [*_plain_keys, *(f'{g}.{f.name}' for g,o in groups.items() for f in fields(o))]
     for k,v in row.items():
-        if k not in known: raise InputError(f"Row '{row.get('row')}' has no setting '{k}'; the nearest is "
-                                            f"'{nearest(k, known)}'.")
-        if _plain_keys.get(k) and v not in _plain_keys[k]: raise InputError(f"'{k}' of a row is one of {_plain_keys[k]}, "
-                                                                            f"but got {v!r}.")
-    if 'row' not in row: raise InputError(f"Each row needs a name under the key 'row', but got {row}.")
+        if k not in known:
+            raise InputError(f"Row '{row.get('row')}' has no setting '{k}'; the nearest is '"
+                             f"{nearest(k, known)}'.")
+        if _plain_keys.get(k) and v not in _plain_keys[k]:
+            raise InputError(f"'{k}' of a row is one of {_plain_keys[k]}, but got {v!r}.")
+    if 'row' not in row:
+        raise InputError(f"Each row needs a name under the key 'row', but got {row}.")
     by_eps = [k for k in ('also','trust') if row.get(k) in ('dcgan','guider')]
     if by_eps and row_settings(row, groups)['reid'].loss!='ce':
-        raise InputError(f"Row '{row['row']}' has '{by_eps[0]}', an ε for each picture, which triplets do not have; use "
-                         "a recipe with cross-entropy.")
+        raise InputError(f"Row '{row['row']}' has '{by_eps[0]}', an ε for each picture, which "
+                         "triplets do not have; use a recipe with cross-entropy.")
     return row
 
 # %% ../../nbs/91_experiment.rows.ipynb #ecff7447
@@ -99,7 +124,8 @@ def row_settings(
     for k,v in row.items():
         if '.' in k: own.setdefault(k.split('.')[0], {})[k.split('.')[1]] = v
     res = {g: replace(o, **own.get(g, {})) for g,o in groups.items()}
-    unguided = row.get('pictures')=='generator' and res['transfer'].beta==0 and 'reid.eps_generated' not in row
+    unguided = (row.get('pictures')=='generator' and res['transfer'].beta==0
+                and 'reid.eps_generated' not in row)
     if unguided: res['reid'] = replace(res['reid'], eps_generated=groups['rows'].eps_unguided)
     res['guider'] = _guider(groups['reid'], row.get('guider', 'same'))
     return res

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import torch
 from ..core import InputError, hash_settings, nearest, write_beside
-from .engine import COLUMNS, Experiment
-from .judges import FLOORS
+from .engine import RESULT_COLUMNS, Experiment
+from .judges import FLOORS, save_small, transfer_sheet
 from .rows import MAIN, OPTIONAL, pick_rows
 from .inputs import folder_inputs
 from .presets import experiment_settings
@@ -25,14 +25,16 @@ def eps_rows(
     epsilons:tuple=(0,.2,.4,.6,.8,1) # Values of ε for generated pictures
 ) -> list:                           # Rows, one dict each
     "Fig. 6, left: guided and unguided pictures at each ε, from hard labels to those of LSRO"
-    return [dict(row=f'{name}_eps_{e:g}', title=f'{name}, ε={e:g}', pictures='generator', **more, **{'reid.eps_generated':float(e)})
+    return [dict(row=f'{name}_eps_{e:g}', title=f'{name}, ε={e:g}', pictures='generator', **more,
+                 **{'reid.eps_generated':float(e)})
             for name,more in (('guided', {}), ('unguided', {'transfer.beta':0.})) for e in epsilons]
 
 def alpha_rows(
     alphas:tuple=(0,.25,.5,.75,1) # Values of α for triplets with a generated picture
 ) -> list:                        # Rows, one dict each
     "Fig. 6, right: guided pictures at each margin α"
-    return [dict(row=f'guided_alpha_{a:g}', title=f'guided, α={a:g}', pictures='generator', **{'reid.margin_generated':float(a)}) for a in alphas]
+    return [dict(row=f'guided_alpha_{a:g}', title=f'guided, α={a:g}', pictures='generator',
+                 **{'reid.margin_generated':float(a)}) for a in alphas]
 
 # %% ../../nbs/95_experiment.tables.ipynb #a6164e1f
 NS,EPSILONS = (1,2,3,5,10),(.2,.4,.8) # Each N of Fig. 5, and each ε that is tried for it
@@ -43,15 +45,18 @@ def n_rows(
     name:str='N'          # Beginning of the rows' keys
 ) -> list:                # Rows, one dict each
     "Fig. 5: N generated pictures for each real one"
-    return [dict(row=f'{name}_{n}_eps_{e:g}', title=f'guided, N={n}, ε={e:g}', pictures='generator', **{'generate.n_each':n, 'reid.eps_generated':float(e)})
+    return [dict(row=f'{name}_{n}_eps_{e:g}', title=f'guided, N={n}, ε={e:g}', pictures='generator',
+                 **{'generate.n_each':n, 'reid.eps_generated':float(e)})
             for n in ns for e in epsilons]
 
 def n_controls(
     ns:tuple=NS # Values of N, whose number of training steps is matched
 ) -> list:      # Rows, one dict each
     "Fig. 5: controls with the steps of each N, with hard and with smoothed labels"
-    kinds = (('equal_steps', 'control', {}), ('smoothed', 'control, smoothed', dict(eps_real='average')))
-    return [dict(row=f'{k}_{n}', title=f'{title}, steps of N={n}', steps='equal', **more, **{'generate.n_each':n}) for k,title,more in kinds for n in ns]
+    kinds = (('equal_steps', 'control', {}),
+             ('smoothed', 'control, smoothed', dict(eps_real='average')))
+    return [dict(row=f'{k}_{n}', title=f'{title}, steps of N={n}', steps='equal', **more,
+                 **{'generate.n_each':n}) for k,title,more in kinds for n in ns]
 
 # %% ../../nbs/95_experiment.tables.ipynb #5c27c5f3
 def best_eps(
@@ -66,29 +71,55 @@ def best_eps(
 
 # %% ../../nbs/95_experiment.tables.ipynb #fdb3ce60
 CONTROLS = 'equal_steps smoothed'
-def _recipes(*names): return [dict(part=o, recipe=None if o=='R-CE' else o, rows=f'control {CONTROLS} guided') for o in names]
+def _recipes(*names):
+    return [dict(part=o, recipe=None if o=='R-CE' else o, rows=f'control {CONTROLS} guided')
+            for o in names]
 
 TABLES = dict(
     main = dict(title='The rows of the front page', seeds=5, parts=[dict(rows='main unguided_04')]),
-    tbl1 = dict(title='Control, LSRO, pose transfer', seeds=5, parts=[dict(rows=f'control {CONTROLS} lsro guided')]),
-    tbl2 = dict(title='Three recipes, as on Market-1501 and DukeMTMC-reID', seeds=5, parts=_recipes('R-CE','D-CE','D-Tri')),
+    tbl1 = dict(title='Control, LSRO, pose transfer', seeds=5,
+                parts=[dict(rows=f'control {CONTROLS} lsro guided')]),
+    tbl2 = dict(title='Three recipes, as on Market-1501 and DukeMTMC-reID', seeds=5,
+                parts=_recipes('R-CE','D-CE','D-Tri')),
     tbl3 = dict(title='Two recipes, as on CUHK03', seeds=5, parts=_recipes('R-CE','R-Tri')),
-    tbl4 = dict(title='Without and with guider', seeds=5, parts=[dict(rows=f'{CONTROLS} unguided unguided_04 guided_02 guided')]),
-    cross = dict(title='The guider of one form, the model of the other', seeds=3, parts=[dict(part='CE model', rows=f'{CONTROLS} guided cross small_guider guider_d_tri'),
-        dict(part='Tri model', recipe='R-Tri', rows=f'{CONTROLS} guided cross'), dict(part='D-Tri model', recipe='D-Tri', rows=f'{CONTROLS} guided guider_r_ce')]),
-    fig3 = dict(title='Pictures without and with guider', seeds=3, pictures=True, parts=[dict(rows='equal_steps unguided guided')]),
-    fig4 = dict(title='Pictures by two forms of guider', seeds=3, pictures=True, parts=[dict(rows='equal_steps guided cross guider_d_tri')]),
-    fig5 = dict(title='N generated pictures for each real one', seeds=3, parts=[dict(part='tuning', validation=True, worlds=[0], rows=n_rows(NS, EPSILONS, 'try')), dict(part='fixed', rows=n_rows()), dict(part='controls', rows=n_controls()),
-                dict(part='tuned', rows=best_eps, names=[f'tuned_{n}' for n in NS], after='tuning')]),
-    fig6 = dict(title='How far generated pictures are trusted', seeds=3, parts=[dict(part='ε', rows=[*pick_rows(CONTROLS), *eps_rows()]), dict(part='α', recipe='R-Tri', rows=[*pick_rows(CONTROLS), *alpha_rows()])]))
+    tbl4 = dict(title='Without and with guider', seeds=5,
+                parts=[dict(rows=f'{CONTROLS} unguided unguided_04 guided_02 guided')]),
+    cross = dict(title='The guider of one form, the model of the other', seeds=3, parts=[
+        dict(part='CE model', rows=f'{CONTROLS} guided cross small_guider guider_d_tri'),
+        dict(part='Tri model', recipe='R-Tri', rows=f'{CONTROLS} guided cross'),
+        dict(part='D-Tri model', recipe='D-Tri', rows=f'{CONTROLS} guided guider_r_ce')]))
+
+# %% ../../nbs/95_experiment.tables.ipynb #0322e414
+TABLES |= dict(
+    fig3 = dict(title='Pictures without and with guider', seeds=3, pictures=True,
+                parts=[dict(rows='equal_steps unguided guided')]),
+    fig4 = dict(title='Pictures by two forms of guider', seeds=3, pictures=True,
+                parts=[dict(rows='equal_steps guided cross guider_d_tri')]),
+    fig5 = dict(title='N generated pictures for each real one', seeds=3, parts=[
+                dict(part='tuning', validation=True, worlds=[0], rows=n_rows(NS, EPSILONS, 'try')),
+                dict(part='fixed', rows=n_rows()), dict(part='controls', rows=n_controls()),
+                dict(part='tuned', rows=best_eps, names=[f'tuned_{n}' for n in NS],
+                     after='tuning')]),
+    fig6 = dict(title='How far generated pictures are trusted', seeds=3,
+                parts=[dict(part='ε', rows=[*pick_rows(CONTROLS), *eps_rows()]),
+                       dict(part='α', recipe='R-Tri', rows=[*pick_rows(CONTROLS), *alpha_rows()])]))
 
 # %% ../../nbs/95_experiment.tables.ipynb #63aa9113
 TABLES |= dict(
-    controls = dict(title='Controls that the paper lacks', seeds=5, parts=[dict(rows=f'{CONTROLS} jitter jitter_smoothed reconstructed shuffled any_camera guided own_0 own new_0 new')]),
-    beside = dict(title='Beside LSRO, random erasing and re-ranking', seeds=3, parts=[dict(rows=f'{CONTROLS} lsro guided_lsro erasing erasing_smoothed guided_erasing reranked reranked_smoothed guided_reranked guided')]),
-    beyond = dict(title='A diverse bank, an ε for each picture, generators from scratch', seeds=3, parts=[dict(rows=f'{CONTROLS} guided diverse trusted'),
+    controls = dict(title='Controls that the paper lacks', seeds=5,
+                    parts=[dict(rows=f'{CONTROLS} jitter jitter_smoothed reconstructed shuffled '
+                                'any_camera guided own_0 own new_0 new')]),
+    beside = dict(title='Beside LSRO, random erasing and re-ranking',
+                  seeds=3, parts=[dict(rows=f'{CONTROLS} lsro guided_lsro erasing erasing_smoothed '
+                                       'guided_erasing reranked reranked_smoothed '
+                                       'guided_reranked guided')]),
+    beyond = dict(title='A diverse bank, an ε for each picture, generators from scratch', seeds=3,
+                  parts=[dict(rows=f'{CONTROLS} guided diverse trusted'),
         dict(part='from scratch', opts=['rows.init='], rows=f'{CONTROLS} unguided_04 guided')]),
-    coverage = dict(title='Gain against the pose coverage of the target', seeds=3, parts=[dict(part=f'{d} directions', opts=[f'world.directions={d}','world.per_train=12'], rows=f'{CONTROLS} guided new') for d in (1,2,4,6)]))
+    coverage = dict(title='Gain against the pose coverage of the target',
+                    seeds=3, parts=[dict(part=f'{d} directions',
+                                         opts=[f'world.directions={d}','world.per_train=12'],
+                                         rows=f'{CONTROLS} guided new') for d in (1,2,4,6)]))
 
 # %% ../../nbs/95_experiment.tables.ipynb #72843a6e
 def find_table(
@@ -96,7 +127,8 @@ def find_table(
 ) -> dict:   # Table with `title`, `seeds` and `parts`
     "A table by its name"
     if name in TABLES: return TABLES[name]
-    raise InputError(f"There is no table '{name}'; the nearest is '{nearest(name, TABLES)}' of {', '.join(TABLES)}.")
+    raise InputError(f"There is no table '{name}'; the nearest is '{nearest(name, TABLES)}' of "
+                     f"{', '.join(TABLES)}.")
 
 def part_rows(
     part:dict,              # Part of a table
@@ -109,6 +141,7 @@ def part_rows(
     rows = pick_rows(rows) if isinstance(rows, str) else rows
     return [r for r in rows if rendered or r.get('pictures')!='rendered']
 
+# %% ../../nbs/95_experiment.tables.ipynb #35eca5a8
 def part_names(
     part:dict # Part of a table
 ) -> list:    # Keys of rows
@@ -122,16 +155,20 @@ def part_name(
     return part.get('part', '')
 
 # %% ../../nbs/95_experiment.tables.ipynb #c0107e02
-LINE = 'table part'.split() + [c for c in COLUMNS if c not in ('d_steps','d_smoothed')] + ['run','command']
+LINE = ('table part'.split() + [c for c in RESULT_COLUMNS if c not in ('d_steps','d_smoothed')]
+        + ['run','command'])
 
 def read_lines(
     path:Path # CSV of `reproduce`
 ) -> pd.DataFrame: # Its lines; none where there is no file
     "The lines of a table's CSV"
     if not Path(path).exists(): return pd.DataFrame(columns=LINE)
-    df = row_and_title(pd.read_csv(path, dtype=dict(part=str, run=str)).fillna({'part':'', 'run':''}))
+    df = row_and_title(pd.read_csv(path, dtype=dict(part=str, run=str))
+                       .fillna({'part':'', 'run':''}))
     lack = [c for c in ('row','part','seed','run','map_trap') if c not in df]
-    if lack: raise InputError(f"{path} is no CSV of posereid_reproduce (it lacks {', '.join(lack)}); name another --out.")
+    if lack:
+        raise InputError(f"{path} is no CSV of posereid_reproduce (it lacks {', '.join(lack)}); "
+                         "name another --out.")
     return df
 
 def append_lines(
@@ -143,7 +180,8 @@ def append_lines(
     new = pd.DataFrame(more)
     df = new if not len(df) else pd.concat([df, new], ignore_index=True)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with write_beside(path) as tmp: df.to_csv(tmp, index=False, float_format='%.4f', lineterminator='\n')
+    with write_beside(path) as tmp:
+        df.to_csv(tmp, index=False, float_format='%.4f', lineterminator='\n')
     return df
 
 # %% ../../nbs/95_experiment.tables.ipynb #6566f4e8
@@ -153,7 +191,8 @@ def row_and_title(
     "Lines with today's names of the columns `row` and `title`"
     if 'title' in df or not {'row','name'} & set(df): return df
     if {'row','name'} <= set(df): return df.rename(columns={'row':'title', 'name':'row'})
-    old,keys = 'row' if 'row' in df else 'name',{r['title']: r['row'] for r in MAIN+OPTIONAL} | {v:k for k,v in FLOORS.items()}
+    old,keys = ('row' if 'row' in df else 'name',
+                {r['title']: r['row'] for r in MAIN+OPTIONAL} | {v:k for k,v in FLOORS.items()})
     df = df.rename(columns={old:'title'})
     df.insert(df.columns.get_loc('title'), 'row', [keys.get(o, o) for o in df.title])
     return df
@@ -167,7 +206,8 @@ def run_name(
     opts:list=()          # Further settings, as strings `group.name=value`
 ) -> str:                 # Name of a folder, the same for equal settings
     "The name of the run folder of a part and a seed"
-    own = [part.get('recipe'), [*part.get('opts', []), *opts], bool(part.get('validation')), *[f'{k}={v}' for k,v in (data or {}).items()]]
+    own = [part.get('recipe'), [*part.get('opts', []), *opts], bool(part.get('validation')),
+           *[f'{k}={v}' for k,v in (data or {}).items()]]
     where = f"world{world_of(part, seed)}" if data is None else Path(data['data']).name
     return f'{preset}-{where}-seed{seed}' + f'-{hash_settings(own)[:6]}'*(own!=[None, [], False])
 
@@ -191,11 +231,14 @@ def open_part(
 ) -> Experiment:          # Experiment, ready for `result`
     "The engine for one part and one seed"
     held = bool(part.get('validation'))
-    groups = experiment_settings(preset, seed, world_of(part, seed), None, held, [*part.get('opts', []), *opts], scratch=data is not None,
+    groups = experiment_settings(preset, seed, world_of(part, seed), None, held,
+                                 [*part.get('opts', []), *opts], scratch=data is not None,
                                  recipe_name=part.get('recipe'))
-    inputs = None if data is None else folder_inputs(**data, size=groups['transfer'].size, seed=seed, validation=held)
+    inputs = None if data is None else folder_inputs(**data, size=groups['transfer'].size,
+                                                     seed=seed, validation=held)
     for o in inputs.notes if inputs and say else (): say(o)
-    return Experiment(rows, groups, Path(runs)/run_name(part, seed, preset, data, opts), inputs, say=say)
+    return Experiment(rows, groups, Path(runs)/run_name(part, seed, preset, data, opts),
+                      inputs, say=say)
 
 # %% ../../nbs/95_experiment.tables.ipynb #8f4db61e
 def _seeds_of(part, seeds):
@@ -218,19 +261,23 @@ def reproduce(
     seeds,only = list(seeds or range(1, t['seeds']+1)),only.replace(',', ' ').split()
     df = read_lines(path)
     _check_names(only, [o for part in t['parts'] for o in part_names(part)])
-    first = {part.get('after') for part in t['parts'] if set(only) & set(part_names(part))} # a choice is made before it is used
+    # a choice is made before it is used
+    first = {part.get('after') for part in t['parts'] if set(only) & set(part_names(part))}
     for part in t['parts']:
         for seed in _seeds_of(part, seeds):
-            rows = [r for r in part_rows(part, df, data is None) if not only or r['row'] in only or part_name(part) in first-{None}]
-            df = _run_part(t, name, part, rows, seed, df, path, say, dict(runs=runs, preset=preset, data=data, opts=opts))
+            rows = [r for r in part_rows(part, df, data is None)
+                    if not only or r['row'] in only or part_name(part) in first-{None}]
+            df = _run_part(t, name, part, rows, seed, df, path, say,
+                           dict(runs=runs, preset=preset, data=data, opts=opts))
     return df
 
 # %% ../../nbs/95_experiment.tables.ipynb #392f1c4d
 def _check_names(only, known):
     "Refuse a key that no row of the table has"
     for o in only:
-        if o not in known: raise InputError(f"This table has no row '{o}'; the nearest is '{nearest(o, known)}' of "
-                                            f"{', '.join(dict.fromkeys(known))}.")
+        if o not in known:
+            raise InputError(f"This table has no row '{o}'; the nearest is '{nearest(o, known)}' "
+                             f"of {', '.join(dict.fromkeys(known))}.")
 
 def _run_part(t, name, part, rows, seed, df, path, say, kwargs):
     "Run what is missing of one part and one seed"
@@ -238,10 +285,14 @@ def _run_part(t, name, part, rows, seed, df, path, say, kwargs):
     mine = df[(df.part==part_name(part)) & (df.seed==seed) & (df.run==run)]
     lacking = [r for r in rows if r['row'] not in set(mine.row)]
     if not lacking or (t.get('pictures') and len(mine)): return df
-    same,exp = dict(table=name, part=part_name(part), run=run),open_part(part, rows, seed, say=say, **kwargs)
-    if t.get('pictures'): return append_lines(df, picture_lines(exp, seed, path, {**same, 'command':_command(name, seed, None, kwargs)}), path)
+    same,exp = (dict(table=name, part=part_name(part), run=run),
+                open_part(part, rows, seed, say=say, **kwargs))
+    if t.get('pictures'):
+        return append_lines(df, picture_lines(exp, seed, path, {**same, 'command':_command(name,
+                                                      seed, None, kwargs)}), path)
     for r in lacking:
-        say(f"{name}{' '+part_name(part) if part_name(part) else ''}, seed {seed}: {r.get('title', r['row'])}")
+        say(f"{name}{' '+part_name(part) if part_name(part) else ''}, seed {seed}: "
+            f"{r.get('title', r['row'])}")
         line = {**exp.result(r), **same, 'command':_command(name, seed, r['row'], kwargs)}
         df = append_lines(df, [{k: line.get(k, '') for k in LINE}], path)
     return df
@@ -249,11 +300,17 @@ def _run_part(t, name, part, rows, seed, df, path, say, kwargs):
 # %% ../../nbs/95_experiment.tables.ipynb #f9847292
 def _command(name, seed, row, kwargs):
     "The command that makes a line again"
-    words = [f'posereid_reproduce {name} --seeds {seed}', f'--rows {row}'*bool(row), f"--preset {kwargs['preset']}"*(kwargs['preset']!='default')]
+    words = [f'posereid_reproduce {name} --seeds {seed}', f'--rows {row}'*bool(row),
+             f"--preset {kwargs['preset']}"*(kwargs['preset']!='default')]
     d = kwargs['data'] or {}
-    if d: words += [f"--data {Path(d['data']).name}", *[f'--{k} {Path(d[k]).name}' for k in ('poses','source','source_poses') if d.get(k)], f"--ids {d.get('ids')}"*bool(d.get('ids'))]
-    words += ['--no_cameras']*(not d.get('cameras', True)) + [f"--layout {d.get('layout')}"]*bool(d.get('layout'))
-    words += [f"--{k} {shlex.join(f'{a}={b}' for a,b in o.items())}" for k,o in (d.get('choices') or {}).items()]
+    if d:
+        words += [f"--data {Path(d['data']).name}",
+                  *[f'--{k} {Path(d[k]).name}' for k in ('poses','source','source_poses')
+                    if d.get(k)], f"--ids {d.get('ids')}"*bool(d.get('ids'))]
+    words += (['--no_cameras']*(not d.get('cameras', True))
+              + [f"--layout {d.get('layout')}"]*bool(d.get('layout')))
+    words += [f"--{k} {shlex.join(f'{a}={b}' for a,b in o.items())}"
+              for k,o in (d.get('choices') or {}).items()]
     n = torch.get_num_threads() # another number of threads is another order of sums
     words += [f"--set {' '.join(kwargs['opts'])}"*bool(kwargs['opts']), f'--threads {n}'*(n!=1)]
     return ' '.join(w for w in words if w)
@@ -266,7 +323,6 @@ def picture_lines(
     same:dict       # Columns that all lines share
 ) -> list:          # Lines, one dict each
     "Errors of each generator, and a contact sheet of the same transfers by all of them"
-    from posereid.experiment.report import save_small, transfer_sheet
     lines = exp.errors(poses=True).to_dict('records')
     save_small(transfer_sheet(exp), path.with_name(f'{path.stem}_seed{seed}.png'))
     return [dict(**same, **o, map_trap=np.nan, seed=seed) for o in lines]

@@ -28,7 +28,9 @@ class StageLearner(Learner):
         for cb in self.cbs.sorted('order'):
             if not hasattr(type(cb), event_name): continue
             try: cb(event_name)
-            except InputError as e: raise InputError(str(e).split('\n\t')[-1]) from e # without fastai's preface
+            except InputError as e:
+                # without fastai's preface
+                raise InputError(str(e).split('\n\t')[-1]) from e
 
 # %% ../../nbs/80_stages.fit.ipynb #c017
 def plain(
@@ -96,7 +98,8 @@ def read_log(
     path:Path # File `log.csv`
 ) -> list:    # One dict of strings for each epoch
     "Rows of a log; none if there is no file yet"
-    return list(csv.DictReader(io.StringIO(Path(path).read_text(encoding='utf-8')))) if Path(path).exists() else []
+    return (list(csv.DictReader(io.StringIO(Path(path).read_text(encoding='utf-8'))))
+            if Path(path).exists() else [])
 
 @patch
 def write(self:EpochLog,
@@ -177,10 +180,12 @@ def fit_stage(
 ) -> Learner:        # The same learner, trained
     "Fit with log, checkpoint and bar; stopped and started again, it ends with the same weights"
     log = EpochLog(run/'log.csv', terms)
-    learn.fit(epochs, cbs=[SeedEpoch(seed), LrSchedule(lr_at), log, Checkpoint(run/'checkpoint.pt', every), Bar(desc),
-                           TrainOnly(), *cbs])
-    if log.bad: raise InputError(f"{run.path}: `{log.bad}` was no longer a finite number in epoch {learn.epoch+1} "
-                                 f"of {epochs}; lower the learning rate and start over with --fresh.")
+    learn.fit(epochs, cbs=[SeedEpoch(seed), LrSchedule(lr_at), log,
+                           Checkpoint(run/'checkpoint.pt', every), Bar(desc), TrainOnly(), *cbs])
+    if log.bad:
+        raise InputError(f"{run.path}: `{log.bad}` was no longer a finite number in epoch "
+                         f"{learn.epoch+1} of {epochs}; lower the learning rate and start over "
+                         "with --fresh.")
     return learn
 
 # %% ../../nbs/80_stages.fit.ipynb #44114449
@@ -206,7 +211,8 @@ def open_run(
     fresh:bool=False       # Start over in a folder that is there
 ) -> RunFolder:            # Run folder to write into
     "The run folder of a stage, made unless it is handed in"
-    return folder if isinstance(folder, RunFolder) else RunFolder(Path(folder), settings, fresh=fresh)
+    return (folder if isinstance(folder, RunFolder)
+            else RunFolder(Path(folder), settings, fresh=fresh))
 
 # %% ../../nbs/80_stages.fit.ipynb #18e7162b
 def at_least_one(

@@ -99,18 +99,22 @@ def reid_batches(
 ) -> DataLoaders:         # Batches (x, label, ε); for triplets (x, label, is_generated)
     "The loaders of steps one and three, on the device in use"
     s = settings
-    if tuple(store.size)!=tuple(s.size): raise InputError(
-        f"The store holds pictures of {tuple(store.size)} but reid.size is {tuple(s.size)}; open a PictureStore "
-        "of that size.")
-    kwargs = dict(bs=s.bs, seed=s.seed, pad=s.pad, flip=s.flip, crop=tuple(s.crop) or None, erase=s.erase, jitter=s.jitter, device=default_device())
+    if tuple(store.size)!=tuple(s.size):
+        raise InputError(
+            f"The store holds pictures of {tuple(store.size)} but reid.size is {tuple(s.size)}; "
+            "open a PictureStore of that size.")
+    kwargs = dict(bs=s.bs, seed=s.seed, pad=s.pad, flip=s.flip, crop=tuple(s.crop) or None,
+                  erase=s.erase, jitter=s.jitter, device=default_device())
     if s.loss=='triplet': return _tell_left_out(triplet_dls(df, store, labels, **kwargs))
     return reid_dls(df, store, labels, eps_real=s.eps_real, eps_generated=s.eps_generated, **kwargs)
 
 def _tell_left_out(dls):
     "Warn of pictures that are in no triplet"
     r = dls.train.make.report
-    if r.n_left_out: warnings.warn(f'{r.n_left_out} pictures are in no triplet, since their identities have a single real picture or none: '
-                                   f"pid {', '.join(map(str, (r.single+r.only_generated)[:8]))}.")
+    if r.n_left_out:
+        warnings.warn(f"{r.n_left_out} pictures are in no triplet, since their identities have a "
+                      "single real picture or none: pid "
+                      f"{', '.join(map(str, (r.single+r.only_generated)[:8]))}.")
     return dls
 
 # %% ../../nbs/81_stages.reid.ipynb #c042
@@ -121,7 +125,8 @@ class TripletLoss:
     ): self.settings,self.stats = settings,{}
     def __call__(self, emb, label, is_generated):
         s = self.settings
-        loss,self.stats = triplet_loss(emb, label, is_generated, s.margin, s.margin_generated, s.mining, s.rule, stats=True)
+        loss,self.stats = triplet_loss(emb, label, is_generated, s.margin, s.margin_generated,
+                                       s.mining, s.rule, stats=True)
         return loss
 
 def reid_loss(
@@ -134,7 +139,8 @@ def reid_terms(
     learn:Learner # Learner after a batch
 ) -> dict:        # Scalar tensors: loss and accuracy; for triplets loss and `stats`
     "The terms of a ReID network that `log.csv` holds"
-    if isinstance(learn.loss_func, TripletLoss): return dict(loss=learn.loss, **learn.loss_func.stats)
+    if isinstance(learn.loss_func, TripletLoss):
+        return dict(loss=learn.loss, **learn.loss_func.stats)
     return dict(loss=learn.loss, accuracy=(learn.pred.argmax(1)==learn.yb[0]).float().mean())
 
 # %% ../../nbs/81_stages.reid.ipynb #9bd43076
@@ -144,8 +150,10 @@ def reid_learner(
     settings:ReIDSettings # Loss, learning rate, momentum and weight decay
 ) -> Learner:             # Learner without validation pass, recorder or bar
     "A `Learner` for steps one and three: Eq. 8 or triplets, with SGD"
-    sgd = partial(torch.optim.SGD, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True)
-    return StageLearner(dls, model, loss_func=reid_loss(settings), opt_func=partial(OptimWrapper, opt=sgd), lr=settings.lr,
+    sgd = partial(torch.optim.SGD, momentum=settings.momentum, weight_decay=settings.weight_decay,
+                  fused=True)
+    return StageLearner(dls, model, loss_func=reid_loss(settings),
+                        opt_func=partial(OptimWrapper, opt=sgd), lr=settings.lr,
                         default_cbs=False, cbs=[TrainEvalCallback(), PlainBatch()])
 
 # %% ../../nbs/81_stages.reid.ipynb #c046
@@ -160,8 +168,10 @@ class CollapseWatch(Callback):
     def after_train(self):
         loss,margin = (torch.stack(o).mean().item() for o in (self.costs, self.margins))
         if not collapsed(loss, margin): return
-        if not self.epochs: warnings.warn(f'The triplets have collapsed in epoch {self.epoch+1}: the loss, {loss:.3f}, is α, {margin:.3f}; '
-                                  'a smaller reid.lr, or reid.mining=semihard, may help.')
+        if not self.epochs:
+            warnings.warn(f'The triplets have collapsed in epoch {self.epoch+1}: the loss, '
+                          f'{loss:.3f}, is α, {margin:.3f}; a smaller reid.lr, or '
+                          'reid.mining=semihard, may help.')
         self.epochs.append(self.epoch+1)
 
 # %% ../../nbs/81_stages.reid.ipynb #6da13230
@@ -183,8 +193,10 @@ def train_reid(
     seed_everything(s.seed)
     net = reid_net(_n_classes(s, len(labels)), s.arch, s.width, s.dropout, s.weights or None)
     dls,watch = reid_batches(df, store, labels, s),[CollapseWatch()]*(s.loss=='triplet')
-    fit_stage(reid_learner(dls, net, s), s.epochs, run, partial(step_lr, s), reid_terms, s.seed, desc, every, watch)
-    finish_reid(run, net, s, len(labels), len(df), s.epochs*len(dls.train), *(o.epochs for o in watch))
+    fit_stage(reid_learner(dls, net, s), s.epochs, run, partial(step_lr, s), reid_terms, s.seed,
+              desc, every, watch)
+    finish_reid(run, net, s, len(labels), len(df), s.epochs*len(dls.train),
+                *(o.epochs for o in watch))
     return load_reid(run.path)
 
 def _n_classes(settings, n_ids):
@@ -203,9 +215,11 @@ def finish_reid(
 ):
     "Write the weights, the settings, and `metrics.json`, which marks the run as done"
     save_weights(net, run/'reid.safetensors')
-    with write_beside(run/'reid.json') as tmp: Path(tmp).write_text(to_json(dict(n_ids=n_ids, **asdict(settings))), encoding='utf-8')
+    with write_beside(run/'reid.json') as tmp:
+        Path(tmp).write_text(to_json(dict(n_ids=n_ids, **asdict(settings))), encoding='utf-8')
     more = dict(collapsed_in=list(collapsed_in)) if settings.loss=='triplet' else {}
-    run.finish(dict(n_pictures=n_pictures, n_ids=n_ids, steps=steps, **last_row(run/'log.csv'), **more))
+    run.finish(dict(n_pictures=n_pictures, n_ids=n_ids, steps=steps,
+                    **last_row(run/'log.csv'), **more))
     (run/'checkpoint.pt').unlink(missing_ok=True)
 
 # %% ../../nbs/81_stages.reid.ipynb #d28b2e3f
@@ -214,10 +228,12 @@ def load_reid(
 ) -> ReIDNet:   # Trained network, in eval mode
     "Build the network of a run folder and load its weights"
     path = Path(folder)/'reid.json'
-    if not path.exists(): raise InputError(f"{folder}: expected a trained ReID net (reid.json and reid.safetensors), "
-                                           "found none; train one with posereid_guider, or name its folder.")
+    if not path.exists():
+        raise InputError(f"{folder}: expected a trained ReID net (reid.json and reid.safetensors), "
+                         "found none; train one with posereid_guider, or name its folder.")
     s = json.loads(path.read_text(encoding='utf-8'))
-    net = reid_net(s['n_ids'] if s.get('loss', 'ce')=='ce' else None, s['arch'], s['width'], s['dropout'])
+    net = reid_net(s['n_ids'] if s.get('loss', 'ce')=='ce' else None, s['arch'], s['width'],
+                   s['dropout'])
     load_weights(net, Path(folder)/'reid.safetensors')
     return net.eval()
 
@@ -266,5 +282,6 @@ def freeze(
     model:nn.Module # Any network
 ) -> nn.Module:     # The same object, without gradients and in eval mode for good
     "Fix weights *and* running statistics: neither an optimiser nor `.train()` changes them"
-    if not isinstance(model, Frozen): model.__class__ = type(f'Frozen{type(model).__name__}', (Frozen, type(model)), {})
+    if not isinstance(model, Frozen):
+        model.__class__ = type(f'Frozen{type(model).__name__}', (Frozen, type(model)), {})
     return model.requires_grad_(False).eval()
