@@ -130,12 +130,13 @@ def _as_html(a, n=3):
                                                   for c in cells) + '</tr>'
     files = (lambda f: '; '.join(os.path.basename(p) for p in f.files[:n])
              + (f' and {len(f.files)-n:,} more' if len(f.files) > n else ''))
-    return (f'<p>{html.escape(_safe(a.layout))}, compared with '
-            f'{html.escape(a.against or "nothing")}</p>'
-            f"<table><thead>{tr(_HEAD, 'th')}</thead><tbody>"
-            f"{''.join(tr(_cells(s)) for s in a.splits)}</tbody></table><table><thead>"
-            f"{tr(('', 'check', 'found', 'files'), 'th')}</thead><tbody>"
-            f"{''.join(tr((f.level, f.check, f.text, files(f))) for f in a.findings)}</tbody></table>")
+    return (
+        f'<p>{html.escape(_safe(a.layout))}, compared with '
+        f'{html.escape(a.against or "nothing")}</p>'
+        f"<table><thead>{tr(_HEAD, 'th')}</thead><tbody>"
+        f"{''.join(tr(_cells(s)) for s in a.splits)}</tbody></table><table><thead>"
+        f"{tr(('', 'check', 'found', 'files'), 'th')}</thead><tbody>"
+        f"{''.join(tr((f.level, f.check, f.text, files(f))) for f in a.findings)}</tbody></table>")
 
 # %% ../../nbs/57_data.audit.ipynb #bb7f1fbc
 def _folders(path): # the folders of CUHK03, at `path` or one below

@@ -93,7 +93,8 @@ def verdict(
                    f"(95 % interval {i.lo:+.1f} to {i.hi:+.1f}, {i.n} seeds)")
     return by_interval(i, f"{a} is {size} above {b} {range_}.",
                        f"{a} is {size} below {b} {range_}.",
-                       f"{a} is not significantly different from {b}: {i.mean:+.1f} {unit} {range_}.")
+                       f"{a} is not significantly different from {b}: {i.mean:+.1f} {unit} "
+                       f"{range_}.")
 
 def verdicts(
     df:pd.DataFrame, # Lines of a CSV, one for each row and seed
@@ -124,7 +125,8 @@ def finding(
     titles,run,said = df.groupby('row', sort=False).title.first(),set(by_seed(df, value, part)),{}
     for b in [o for o in refs if {a,o}<=run]:
         said.setdefault(by_interval(difference(df, a, b, value, part), 'is above', 'is below',
-                                    'is not significantly different from'), []).append(f'“{titles[b]}”')
+                                    'is not significantly different from'),
+                        []).append(f'“{titles[b]}”')
     if not said: return ''
     return f'“{titles[a]}” ' + '; it '.join(f'{k} {_listed(v)}' for k,v in said.items()) + '.'
 
@@ -275,7 +277,8 @@ def picture_verdicts(
         size = f"{what}, {interval_text(i, max(d, 1), '+')}, {i.n} seed{'s'*(i.n!=1)}"
         res.append('- '+by_interval(i, f'“{t[a]}” is {more} than “{t[b]}”',
                                     f'“{t[a]}” is {less} than “{t[b]}”',
-                                    f'“{t[a]}” and “{t[b]}” do not differ significantly')+f': {size}.')
+                                    f'“{t[a]}” and “{t[b]}” do not differ significantly')
+                   +f': {size}.')
     return '\n'.join(res)
 
 # %% ../../nbs/72_evaluate.results.ipynb #e4dec8fd
