@@ -81,6 +81,13 @@ def _open(data, size, source=None, poses=None, source_poses=None, no_cameras=Fal
     for o in res.notes: tell(o)
     return res
 
+def _open_target(data, size, no_cameras, layout, read, convert):
+    "Call `target_inputs` with the arguments of a command and print its notes"
+    from posereid.experiment.inputs import target_inputs
+    res = target_inputs(data, size, not no_cameras, layout, parse_choices(read), convert)
+    for o in res.notes: tell(o)
+    return res
+
 # %% ../nbs/98_cli.ipynb #c007
 def _command_line(name, **kwargs):
     "The command line that repeats this call, for the report"
@@ -269,9 +276,8 @@ def posereid_guider(
 ):
     "Step one: train and score the ReID baseline, which becomes the guider"
     s = _reid_settings(preset, seed, size, set)
-    i = _open(data, s.size, no_cameras=no_cameras, layout=layout, read=read, need_poses=False,
-              convert=convert)
-    _reid(i, s, None, out, fresh, 'guider')
+    i = _open_target(data, s.size, no_cameras, layout, read, convert)
+    _reid(i, i.train, s, out, fresh, 'guider')
 
 def _reid_settings(preset, seed, size, opts):
     "Settings of a ReID model from the arguments of a command"
@@ -279,15 +285,12 @@ def _reid_settings(preset, seed, size, opts):
     return experiment_settings(preset, seed, size=parse_size(size), opts=opts,
                                only=('reid',))['reid']
 
-def _reid(inputs, s, generated, out, fresh, desc):
-    "Train a ReID model in a run folder and score it"
-    from posereid.data.market import read_generated
+def _reid(inputs, rows, s, out, fresh, desc):
+    "Train a ReID model on rows in a run folder and score it"
     from posereid.data.manifest import train_labels
-    from posereid.stages.augment import augment
     from posereid.experiment.engine import score_model
     from posereid.stages.reid import train_reid
-    df = inputs.train if generated is None else augment(inputs.train, read_generated(generated))
-    model = train_reid(df, inputs.store(s.size), train_labels(inputs.target), s, Path(out),
+    model = train_reid(rows, inputs.store(s.size), train_labels(inputs.target), s, Path(out),
                        fresh, desc)
     _tell_scores(score_model(model, inputs, s, Path(out)))
     tell(out)
@@ -392,10 +395,12 @@ def posereid_augment(
     set:_set_reid=None, # Override ReID settings, such as reid.eps_generated=0.2
 ):
     "Step three, second half: train and score a ReID model on real and generated pictures"
+    from posereid.data.market import read_generated
+    from posereid.stages.augment import augment
     s = _reid_settings(preset, seed, size, set)
-    i = _open(data, s.size, no_cameras=no_cameras, layout=layout, read=read, need_poses=False,
-              convert=convert)
-    _reid(i, s, Path(generated), out, fresh, 'augmented')
+    i = _open_target(data, s.size, no_cameras, layout, read, convert)
+    rows = augment(i.train, read_generated(Path(generated)))
+    _reid(i, rows, s, out, fresh, 'augmented')
 
 # %% ../nbs/98_cli.ipynb #c021
 @call_parse

@@ -292,7 +292,7 @@ def inputs(spy):
     i = SimpleNamespace(train='train rows', target='target', source='source', poses='poses',
                         notes=['a note'])
     i.store = lambda size: ('store', tuple(size))
-    i.read = spy('folder_inputs', returns=i)
+    i.read,i.target_read = spy('folder_inputs', returns=i),spy('target_inputs', returns=i)
     i.labels = spy('train_labels', returns={7:0})
     return i
 
@@ -320,6 +320,9 @@ def test_a_world_is_drawn(spy, said):
             b.fresh)==(0, False, (64,32), Path('world'), False) and said()==['/where']*2
 
 
+TARGET = dict(data=Path('/a'), size=(64,32), cameras=True, layout=None, read={}, convert=False)
+
+
 def test_step_one(spy, inputs, said):
     train,score = spy('train_reid', returns='model'),spy('score_model', returns=SCORES)
     cli.posereid_guider(Path('/a'))
@@ -334,9 +337,9 @@ def test_step_one(spy, inputs, said):
         ('store',(64,32)), {7:0}, 'runs/guider', False, 0)
     assert (b.df, b.store, str(b.folder), b.fresh, b.settings.seed, b.settings.epochs,
             tuple(b.settings.size))==('train rows', ('store',(32,16)), '/o', True, 4, 9, (32,16))
-    assert reading(inputs.read[0])==PLAIN
-    assert reading(inputs.read[1])=={**PLAIN, 'size':(32,16), 'cameras':False, 'layout':'folder',
-                                     'choices':{'read':{'odd':'skip'}}, 'convert':True}
+    assert vars(inputs.target_read[0])==TARGET
+    assert vars(inputs.target_read[1])=={**TARGET, 'size':(32,16), 'cameras':False, 'layout':'folder',
+                                          'read':{'odd':'skip'}, 'convert':True}
     assert (score[1].model, score[1].inputs, score[1].settings, str(score[1].path))==('model',
         inputs, b.settings, '/o') and list(vars(inputs.labels[0]).values())==['target']
 
@@ -356,9 +359,9 @@ def test_step_three(spy, inputs, said):
         'runs/augmented', False, 0)
     assert (b.df, str(b.folder), b.fresh, b.settings.seed, b.settings.eps_generated,
             b.store)==('real and new', '/o', True, 4, .3, ('store',(32,16)))
-    assert reading(inputs.read[0])==PLAIN
-    assert reading(inputs.read[1])=={**PLAIN, 'size':(32,16), 'cameras':False, 'layout':'folder',
-                                     'choices':{'read':{'odd':'skip'}}, 'convert':True}
+    assert vars(inputs.target_read[0])==TARGET
+    assert vars(inputs.target_read[1])=={**TARGET, 'size':(32,16), 'cameras':False, 'layout':'folder',
+                                          'read':{'odd':'skip'}, 'convert':True}
     assert said()[1:4]==['rank-1 11.1  rank-5 22.2  mAP 33.3 (trapezoid)  44.4 (mean precision)',
                          'the protocol', 'runs/augmented']
 
