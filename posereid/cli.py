@@ -40,6 +40,7 @@ def tell(*text):
     sys.stdout.write(' '.join(map(str, text))+'\n')
     sys.stdout.flush()
 
+# %% ../nbs/98_cli.ipynb #8a0c606e
 def parse_size(
     s:str # Size as text, such as 64x32
 ) -> tuple: # Height and width in pixels; None for an empty text
@@ -49,7 +50,7 @@ def parse_size(
     if h.strip().isdigit() and w.strip().isdigit() and int(h)*int(w)>0: return int(h),int(w)
     raise InputError(f"A size is height x width, such as 64x32, but got '{s}'.")
 
-
+# %% ../nbs/98_cli.ipynb #077b863c
 def parse_choices(
     words # Texts such as `odd=skip`, or None
 ) -> dict: # Name → value, as text

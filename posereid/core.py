@@ -125,6 +125,7 @@ def default_device() -> 'torch.device': # `cuda` where there is one, else `cpu`
     return torch.device(os.environ.get('POSEREID_DEVICE')
                         or ('cuda' if torch.cuda.is_available() else 'cpu'))
 
+# %% ../nbs/00_core.ipynb #9e44fcff
 def cache_dir() -> Path: # The cache folder; created if missing
     "Where rendered worlds are kept: `$POSEREID_CACHE`, else `~/.cache/posereid`"
     res = Path(os.environ.get('POSEREID_CACHE') or '~/.cache/posereid').expanduser()
@@ -194,6 +195,7 @@ def to_json(
     "JSON of settings or metrics"
     return json.dumps(obj, default=_plain, indent=1, ensure_ascii=False)
 
+# %% ../nbs/00_core.ipynb #3e776b9f
 def hash_settings(
     *objs # Whatever `to_json` takes
 ) -> str: # 12 hex digits
@@ -274,12 +276,14 @@ class Settings:
             if typing.get_origin(kind) is typing.Literal:
                 one_of(f'{settings_group(self)}.{name}', getattr(self, name), typing.get_args(kind))
 
+# %% ../nbs/00_core.ipynb #46f08ad5
 def settings_group(
     settings # A dataclass, such as `TransferSettings()`
 ) -> str:    # What commands call it, such as `transfer`
     "The group of a settings dataclass"
     return type(settings).__name__.removesuffix('Settings').lower()
 
+# %% ../nbs/00_core.ipynb #0a3aebd1
 def one_of(
     name:str,   # A setting or an argument, as its reader knows it
     value:str,  # What it is
@@ -308,6 +312,7 @@ def sha12(
         while chunk := f.read(1<<20): h.update(chunk)
     return h.hexdigest()[:12]
 
+# %% ../nbs/00_core.ipynb #cf0977bd
 def weights_hash(
     module:'nn.Module' # Any network
 ) -> str:              # 12 hex digits
@@ -330,6 +335,7 @@ def save_weights(
     state = {k: v.detach().cpu().contiguous().clone() for k,v in module.state_dict().items()}
     with write_beside(path) as p: save_file(state, p, metadata={'format':'pt'})
 
+# %% ../nbs/00_core.ipynb #963a7193
 def _first_difference(have, want):
     for k in [*want, *have]:
         if k not in have: return f"'{k}' is missing"
@@ -441,6 +447,7 @@ def finish(self:RunFolder,
     "Write `metrics.json`; from now on the run is `done`"
     with write_beside(self/'metrics.json') as p: p.write_text(to_json(metrics), encoding='utf-8')
 
+# %% ../nbs/00_core.ipynb #4a0d42f6
 @patch(as_prop=True)
 def metrics(self:RunFolder) -> dict: # Empty while the run is not done
     "What `finish` was given"

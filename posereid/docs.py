@@ -135,6 +135,7 @@ def kept_captions(
     return [o['metadata']['caption'] for o in cell.get('outputs', [])
             if 'caption' in o.get('metadata', {})]
 
+# %% ../nbs/99_docs.ipynb #6c0a25cf
 def _with_caption(source, text, page):
     found = _label.search(source)
     if not found:

@@ -36,6 +36,7 @@ def picture_kind(
         return ''
     return kind
 
+# %% ../nbs/01_imagefiles.ipynb #3dce5e4d
 def is_picture(
     path:str|Path # A file
 ) -> bool:         # True for a picture
@@ -55,6 +56,7 @@ def is_junk_folder(
     "Was this folder made by a program, beside the pictures?"
     return name.startswith('.') or name in JUNK_FOLDERS
 
+# %% ../nbs/01_imagefiles.ipynb #79702f33
 def list_images(
     folder:str|Path # Folder to search, with all folders in it; links to folders are not followed
 ) -> list:          # Paths, sorted
@@ -75,6 +77,7 @@ def upright(
     im.load()  # TIFF is turned by Pillow itself, here
     return ImageOps.exif_transpose(im) if im.getexif().get(_ORIENTATION, 1)!=1 else im
 
+# %% ../nbs/01_imagefiles.ipynb #9f8d29c8
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 def open_upright(

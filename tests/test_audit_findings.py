@@ -100,10 +100,15 @@ def test_missed_counts_name_what_may_explain_them(tmp_path):
     assert ('camera 1 has 3 of 2, camera 2 has 2 of 3' in cams.text
             and cams.files==[str(tmp_path/f'{i}.jpg') for i in (1,2,0)])
     cams, = got(dict(train=dict(cameras={'1':3, '4':2})))
-    assert 'camera 2 has 2 of 0, camera 4 has 0 of 2' in cams.text and 'camera 1' not in cams.text and cams.files==[str(tmp_path/f'{i}.jpg') for i in (3,4)]
-    assert [f.text for f in got(dict(multi=dict(pictures=9), other=dict(pictures=9)))]==['all 0 published counts are met'] # hand-drawn boxes are not asked for
-    boxes = pd.concat([df, df[:1].assign(split='multi')], ignore_index=True)                        # unless there are some
-    assert ['multi: 1' in f.text and f.level=='fail' for f in A._check_counts(count_splits(boxes), dict(multi=dict(pictures=9)), boxes, {})]==[True]
+    assert ('camera 2 has 2 of 0, camera 4 has 0 of 2' in cams.text and 'camera 1' not in cams.text
+            and cams.files==[str(tmp_path/f'{i}.jpg') for i in (3,4)])
+    # hand-drawn boxes are not asked for
+    assert ([f.text for f in got(dict(multi=dict(pictures=9), other=dict(pictures=9)))]
+            ==['all 0 published counts are met'])
+    # unless there are some
+    boxes = pd.concat([df, df[:1].assign(split='multi')], ignore_index=True)
+    assert ['multi: 1' in f.text and f.level=='fail' for f in A._check_counts(count_splits(boxes),
+                dict(multi=dict(pictures=9)), boxes, {})]==[True]
     none, = got(dict(query=dict(pictures=1234)))
     assert 'query: 0 pictures' in none.text and '1,234' in none.text
     assert 'never queried' in got(dict(gallery=dict(never_queried=3)))[0].text
@@ -196,8 +201,10 @@ def test_queries_are_asked_for_only_with_a_gallery():
 
 
 def test_unanswered_queries_are_noted_and_fail_where_all_are():
-    level = lambda *rows: [(f.level, [o[-7:-4] for o in f.files]) for f in found(A._check_names(frame(*rows), None), 'queries')]
-    assert level(('query',1,1), ('query',2,1), ('gallery',1,2))==[('note',['001'])] and level(('query',1,1), ('query',2,1), ('gallery',3,2))==[('fail',['000','001'])]
+    level = lambda *rows: [(f.level, [o[-7:-4] for o in f.files])
+                           for f in found(A._check_names(frame(*rows), None), 'queries')]
+    assert (level(('query',1,1), ('query',2,1), ('gallery',1,2))==[('note',['001'])]
+            and level(('query',1,1), ('query',2,1), ('gallery',3,2))==[('fail',['000','001'])])
     assert level(('query',1,1), ('gallery',1,2))==[('ok',[])]
 
 

@@ -19,6 +19,9 @@ def test_moved_names_are_where_the_table_says(old, new, names):
 
 
 def test_pages_that_moved_redirect():
-    nbs = {o.name: o.read_text(encoding='utf-8') for o in (Path(__file__).parent.parent/'nbs').glob('*.ipynb')}
-    gone = {old for old,_,_ in MOVED if not any(re.fullmatch(rf'\d\d_{re.escape(old)}\.ipynb', o) for o in nbs)}
-    assert gone and not [o for o in gone if not any(f'aliases: [/{o}.html]' in t for t in nbs.values())]
+    nbs = {o.name: o.read_text(encoding='utf-8')
+           for o in (Path(__file__).parent.parent/'nbs').glob('*.ipynb')}
+    gone = {old for old,_,_ in MOVED
+            if not any(re.fullmatch(rf'\d\d_{re.escape(old)}\.ipynb', o) for o in nbs)}
+    assert gone and not [o for o in gone
+                         if not any(f'aliases: [/{o}.html]' in t for t in nbs.values())]

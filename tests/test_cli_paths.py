@@ -338,8 +338,8 @@ def test_step_one(spy, inputs, said):
     assert (b.df, b.store, str(b.folder), b.fresh, b.settings.seed, b.settings.epochs,
             tuple(b.settings.size))==('train rows', ('store',(32,16)), '/o', True, 4, 9, (32,16))
     assert vars(inputs.target_read[0])==TARGET
-    assert vars(inputs.target_read[1])=={**TARGET, 'size':(32,16), 'cameras':False, 'layout':'folder',
-                                          'read':{'odd':'skip'}, 'convert':True}
+    assert vars(inputs.target_read[1])=={**TARGET, 'size':(32,16), 'cameras':False,
+                                          'layout':'folder', 'read':{'odd':'skip'}, 'convert':True}
     assert (score[1].model, score[1].inputs, score[1].settings, str(score[1].path))==('model',
         inputs, b.settings, '/o') and list(vars(inputs.labels[0]).values())==['target']
 
@@ -360,8 +360,8 @@ def test_step_three(spy, inputs, said):
     assert (b.df, str(b.folder), b.fresh, b.settings.seed, b.settings.eps_generated,
             b.store)==('real and new', '/o', True, 4, .3, ('store',(32,16)))
     assert vars(inputs.target_read[0])==TARGET
-    assert vars(inputs.target_read[1])=={**TARGET, 'size':(32,16), 'cameras':False, 'layout':'folder',
-                                          'read':{'odd':'skip'}, 'convert':True}
+    assert vars(inputs.target_read[1])=={**TARGET, 'size':(32,16), 'cameras':False,
+                                          'layout':'folder', 'read':{'odd':'skip'}, 'convert':True}
     assert said()[1:4]==['rank-1 11.1  rank-5 22.2  mAP 33.3 (trapezoid)  44.4 (mean precision)',
                          'the protocol', 'runs/augmented']
 
@@ -519,14 +519,23 @@ def test_pose(spy, said, monkeypatch):
     table = Table(['a','b'], {'nobody found':['a'], 'not read':['b','c','d','e']})
     made = spy('estimate_folder', returns=table)
     cli.posereid_pose(Path('/r'))
-    cli.posereid_pose(Path('/r'), out=Path('/o.csv'), estimator='blazepose', weights=Path('/w'), folders='x, y', batch=5, fresh=True, no_sheet=True, pose_read=['people=first'])
-    cli.posereid_pose(Path('/r'), estimator='known', weights=Path('/k'), skip_unreadable=True, pose_read=['people=first'])
-    assert said()[:3]==['poses.csv: 2 poses', 'nobody found: 1, among them a', 'not read: 4, among them b, c, d']
+    cli.posereid_pose(Path('/r'), out=Path('/o.csv'), estimator='blazepose', weights=Path('/w'),
+                      folders='x, y', batch=5, fresh=True, no_sheet=True,
+                      pose_read=['people=first'])
+    cli.posereid_pose(Path('/r'), estimator='known', weights=Path('/k'), skip_unreadable=True,
+                      pose_read=['people=first'])
+    assert said()[:3]==['poses.csv: 2 poses', 'nobody found: 1, among them a',
+                        'not read: 4, among them b, c, d']
     a,b,c = made
-    assert (str(a.root), str(a.out), a.estimator, a.folders, a.batch, a.fresh, a.skip_unreadable, a.sheet)==('/r', 'poses.csv', 'estimator', None, 32, False, False, True)
-    assert (str(b.out), b.folders, b.batch, b.fresh, b.skip_unreadable, b.sheet, c.fresh, c.skip_unreadable)==('/o.csv', ['x','y'], 5, True, False, False, False, True)
-    assert [o.folders for o in listed]==[None,['x','y'],None] and [o.name for o in est]==['rcnn','blazepose','known'] and [o.weights and str(o.weights) for o in est]==[None,'/w','/k']
-    assert [getattr(o, 'choices', {}) for o in est]==[{},{},{'people':'first'}] and all(o.names is files for o in est)
+    assert (str(a.root), str(a.out), a.estimator, a.folders, a.batch, a.fresh, a.skip_unreadable,
+            a.sheet)==('/r', 'poses.csv', 'estimator', None, 32, False, False, True)
+    assert (str(b.out), b.folders, b.batch, b.fresh, b.skip_unreadable, b.sheet, c.fresh,
+            c.skip_unreadable)==('/o.csv', ['x','y'], 5, True, False, False, False, True)
+    assert ([o.folders for o in listed]==[None,['x','y'],None]
+            and [o.name for o in est]==['rcnn','blazepose','known']
+            and [o.weights and str(o.weights) for o in est]==[None,'/w','/k'])
+    assert ([getattr(o, 'choices', {}) for o in est]==[{},{},{'people':'first'}]
+            and all(o.names is files for o in est))
 
 
 def test_how_far_estimates_are(spy, said):

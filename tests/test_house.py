@@ -222,6 +222,21 @@ def test_no_print_and_no_star(py):
         if isinstance(o, ast.Call) and isinstance(o.func, ast.Name) and o.func.id=='print':
             assert name_of(py)=='posereid.cli', f'{name_of(py)}, line {o.lineno}: print'
 
+def public_definitions(code):
+    "Names of the functions and classes that a cell shows on the site"
+    return [o.name for o in ast.parse(code).body
+            if isinstance(o, (ast.FunctionDef,ast.ClassDef))
+            and (not o.name.startswith('_') or o.name.startswith('__'))]
+
+
+@pytest.mark.parametrize('nb', NOTEBOOKS, ids=show)
+def test_an_export_cell_has_one_public_definition(nb):
+    "The site shows what a cell defines below it; of several, it would turn the order round"
+    for i,c in enumerate(cells(nb)):
+        names = public_definitions(source(c)) if is_export(c) else []
+        assert len(names)<2, f'{show(nb)}, cell {i}: {names} want a cell each'
+
+
 def long_lines(nb):
     "Lengths of the lines of code of a notebook"
     return [len(l) for c in cells(nb) if c['cell_type']=='code' for l in source(c).splitlines()

@@ -118,7 +118,8 @@ def watched(monkeypatch):
     seen,f = [],DCGANCallback.before_batch
     def before_batch(self):
         group = self.opt.D.param_groups[0], self.opt.G.param_groups[0]
-        seen.append(SimpleNamespace(x=self.xb[0].clone(), lr=[o['lr'] for o in group], betas=[tuple(o['betas']) for o in group],
+        seen.append(SimpleNamespace(x=self.xb[0].clone(), lr=[o['lr'] for o in group],
+                                    betas=[tuple(o['betas']) for o in group],
                                     train=self.model.training, chance=torch.get_rng_state()))
         return f(self)
     monkeypatch.setattr(DCGANCallback, 'before_batch', before_batch)
@@ -188,16 +189,19 @@ def test_what_is_done_is_not_done_again(real, store, tmp_path, watched):
     train_dcgan(real, store, S, tmp_path/'a')
     n,before = len(watched),{p: p.stat().st_mtime_ns for p in (tmp_path/'a').iterdir()}
     G = train_dcgan(real, store, S, tmp_path/'a')
-    assert len(watched)==n>0 and before=={p: p.stat().st_mtime_ns for p in (tmp_path/'a').iterdir()} and not G.training
+    assert len(watched)==n>0 and before=={p: p.stat().st_mtime_ns
+                                          for p in (tmp_path/'a').iterdir()} and not G.training
     train_dcgan(real, store, S, tmp_path/'a', fresh=True)
     assert len(watched)==2*n
 
 
 def test_order_and_noise_come_from_the_seed(real, store, tmp_path, watched):
-    for i,seed in enumerate((3,3,4)): train_dcgan(real, store, replace(S, seed=seed, flip=False), tmp_path/f'{i}')
+    for i,seed in enumerate((3,3,4)):
+        train_dcgan(real, store, replace(S, seed=seed, flip=False), tmp_path/f'{i}')
     a,b,c = watched[0],watched[3],watched[6]
     assert torch.equal(a.x, b.x) and not torch.equal(a.x, c.x)
-    assert torch.equal(a.chance, b.chance) and not torch.equal(a.chance, c.chance) # of which the noise is drawn next
+    # of which the noise is drawn next
+    assert torch.equal(a.chance, b.chance) and not torch.equal(a.chance, c.chance)
 
 
 def test_first_weights_come_from_the_seed(real, store, tmp_path):

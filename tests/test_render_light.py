@@ -241,13 +241,15 @@ def test_patterns_by_hand():
 
 def test_hair_on_a_head():
     "Forward and upward part of the normal: the top, and behind the face down to the nape; nothing of a bald head"
-    cases = [(1.,.43,True), (1.,.41,False), (.2,0.,False), (.05,0.,True), (.05,-.44,True), (.05,-.46,False), (-1.,-.44,True), (-.8,-.5,False)]
+    cases = [(1.,.43,True), (1.,.41,False), (.2,0.,False), (.05,0.,True), (.05,-.44,True),
+             (.05,-.46,False), (-1.,-.44,True), (-.8,-.5,False)]
     who,n = sample_people(2, 0),len(cases)
     who.kind[:,3] = torch.tensor([0,1])
     f,u,want = zip(*cases)
     for i,hair in enumerate((False,True)):
         hit = dict(part=torch.full((n,), PARTS.index('head')), who=torch.full((n,), i))
-        got = R._garment(hit, who, *torch.zeros(3,n), torch.tensor(f), torch.tensor(u), torch.zeros(n))
+        got = R._garment(hit, who, *torch.zeros(3,n), torch.tensor(f), torch.tensor(u),
+                         torch.zeros(n))
         assert got.tolist()==[COLOURS.index('hair' if hair and o else 'skin') for o in want]
 
 

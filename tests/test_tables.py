@@ -281,7 +281,8 @@ def test_what_may_be_said():
             and 'not significantly different' in verdict('C', 'A', difference(df, 'c', 'a')))
     assert 'below' in verdict('A', 'B', difference(df, 'a', 'b'))
     assert 'nothing follows' in verdict('B', 'A', difference(df[df.seed==0], 'b', 'a'))
-    assert finding(df, 'a', ['b','c']) == '“a” is below “b”; it is not significantly different from “c”.'
+    assert (finding(df, 'a', ['b','c']) == '“a” is below “b”; it is not significantly different '
+            'from “c”.')
     assert verdicts(df, [('b','a')]).endswith('In rank-1: +2.0 [+2.0, +2.1], above.')
     t = scores_table(df, 'a', paper=dict(a='1/2'))
     assert ([c for c in t if 'context' in c]==['the paper, Market-1501 (context)']

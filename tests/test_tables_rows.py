@@ -123,7 +123,8 @@ def test_rows_without_true_renderings():
     assert part_rows(dict(rows=mine), rendered=False)==mine[1:] and part_rows(dict(rows=mine))==mine
     done = tried(lambda n,e,s: e)
     late = dict(part='late', rows=best_eps, after='tuning', names=['x'])
-    assert len(part_rows(late, done))==5 and part_rows(late, done.assign(part='other'))==[] and part_names(late)==part_names(dict(rows='guided', names=['x']))==['x']
+    assert (len(part_rows(late, done))==5 and part_rows(late, done.assign(part='other'))==[]
+            and part_names(late)==part_names(dict(rows='guided', names=['x']))==['x'])
 
 
 def test_names_of_tables():

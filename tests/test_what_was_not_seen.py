@@ -15,8 +15,8 @@ from posereid.pose.draw import draw_skeletons
 from posereid.pose.table import PoseTable
 from posereid.stages.generate import skeletons_for
 from posereid.stages.reid import ReIDSettings, reid_batches, reid_learner
-from posereid.stages.transfer import (TransferSettings, guider_input, stage_batches, transfer_learner,
-                                     transfer_model)
+from posereid.stages.transfer import (TransferSettings, guider_input, stage_batches,
+                                     transfer_learner, transfer_model)
 from posereid.synth.world import tiny_world
 
 
@@ -32,14 +32,17 @@ def test_a_pose_comes_from_its_own_frame(tmp_path):
     joints[:,:,2] = 1
     joints[1,:,:2] = 2*joints[0,:,:2] + .5  # pixel centres: x + ½ is what doubles
     paths = [str(tmp_path/'small.png'), str(tmp_path/'large.png')]
-    drawn = skeletons_for(paths, PoseTable([o.split('/')[-1] for o in paths], joints), PictureStore((64,32)))
-    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], draw_skeletons(joints[:1], (64,32))[0])
+    drawn = skeletons_for(paths, PoseTable([o.split('/')[-1] for o in paths], joints),
+                          PictureStore((64,32)))
+    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0],
+        draw_skeletons(joints[:1], (64,32))[0])
 
 
 def test_the_middle_is_the_middle():
     x = torch.arange(8*6).view(1, 1, 8, 6)
     assert torch.equal(centre_crop(x, (4,2))[0,0], x[0,0,2:6,2:4])
-    assert torch.equal(centre_crop(x, (5,3))[0,0], x[0,0,1:6,1:4])  # what is odd is left over below and to the right
+    # what is odd is left over below and to the right
+    assert torch.equal(centre_crop(x, (5,3))[0,0], x[0,0,1:6,1:4])
 
 
 def test_a_net_of_crops_is_scored_on_the_middle(world, tmp_path):
@@ -56,11 +59,13 @@ def test_a_net_of_crops_is_scored_on_the_middle(world, tmp_path):
 
 def triplet_stage(world, **kw):
     "Learner of step two with a guider without classifier, and its first batch"
-    s,labels = TransferSettings(width=4, d_width=4, d_layers=2, bs=16, pairs=32, parts=1, **kw),train_labels(world.target)
+    s,labels = (TransferSettings(width=4, d_width=4, d_layers=2, bs=16, pairs=32, parts=1, **kw),
+                train_labels(world.target))
     torch.manual_seed(0)
     R = reid_net(None, 'small', 4).eval()
     store = PictureStore((64,32))
-    dls = stage_batches(pick(world.target, 'train'), world.source, world.poses, store, labels, s, positives=True)
+    dls = stage_batches(pick(world.target, 'train'), world.source, world.poses, store, labels, s,
+                        positives=True)
     return s,R,transfer_learner(dls, transfer_model(s, R), s),dls.train.one_batch()
 
 
@@ -71,9 +76,10 @@ def test_eq_4_has_the_real_picture_as_positive_and_its_margin(world, margin):
     seen = {}
     class Look(Callback):
         order = 50
-        def after_fake(self): seen.update(guide=self.losses.log['guide'].item(), fake=self.fake.detach().clone(),
-                                          positive=self.positive.clone(), label=self.label.clone(),
-                                          rows=self.is_target.bool().clone(), x=self.cond[0].clone())
+        def after_fake(self):
+            seen.update(guide=self.losses.log['guide'].item(), fake=self.fake.detach().clone(),
+                        positive=self.positive.clone(), label=self.label.clone(),
+                        rows=self.is_target.bool().clone(), x=self.cond[0].clone())
     learn.add_cb(Look())
     torch.manual_seed(1)
     learn.fit(1)
@@ -81,7 +87,8 @@ def test_eq_4_has_the_real_picture_as_positive_and_its_margin(world, margin):
     look = lambda o: guider_input(o[rows], s.guider_size, s.guider_crop)
     def term(pos, m):
         with torch.no_grad():
-            return guider_triplet(R.embed(look(seen['fake'])), R.embed(look(pos)), seen['label'][rows], rows[rows], m).item()
+            return guider_triplet(R.embed(look(seen['fake'])), R.embed(look(pos)),
+                                  seen['label'][rows], rows[rows], m).item()
     assert not torch.equal(seen['positive'][rows], seen['x'][rows])
     assert seen['guide']==pytest.approx(term(seen['positive'], margin), rel=1e-4, abs=1e-6)
     assert abs(seen['guide']-term(seen['x'], margin))>1e-4

@@ -64,6 +64,7 @@ class Finding:
     text:str                                 # Finding in a sentence
     files:list = field(default_factory=list) # Paths of the files concerned
 
+# %% ../../nbs/57_data.audit.ipynb #ccaa2ab7
 @dataclass(repr=False)
 class Audit:
     "Contents of a data set, and its faults"

@@ -33,6 +33,7 @@ def epoch_rng(
     state = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
+# %% ../../nbs/62_data.block.ipynb #fcc1bb45
 class BatchDL(DataLoader):
     "A fastai `DataLoader` of indices, whose batches are made whole by `make(idxs, rng)`"
     def __init__(self,
@@ -57,6 +58,7 @@ def set_epoch(self:BatchDL,
     "Make the next pass this epoch"
     self.epoch = int(epoch)
 
+# %% ../../nbs/62_data.block.ipynb #8e370abd
 @patch
 def __iter__(self:BatchDL):
     "One epoch; after a complete pass comes the next one"
@@ -75,6 +77,7 @@ def one_batch(self:BatchDL):
     if not len(self): raise InputError("This loader holds no batch; give it pictures.")
     return next(iter(self))
 
+# %% ../../nbs/62_data.block.ipynb #18c1ad4c
 @patch
 def new(self:BatchDL,
     dataset=None, # Ignored; the copy has the same pictures
@@ -311,6 +314,7 @@ class ReIDImage(TensorImageBase):
         "Draw the picture"
         return show_image(to_uint8(self.as_subclass(Tensor)), ctx=ctx, **kwargs)
 
+# %% ../../nbs/62_data.block.ipynb #5da72fe5
 class SkeletonImage(ReIDImage):
     "A drawn skeleton in [-1, 1], `(3, h, w)`, that can show itself"
 
@@ -323,6 +327,7 @@ def rows(self:ReIDBatch,
     "Pictures of a batch with their class indices, for `show_batch`"
     return [[(ReIDImage(x), str(int(l))) for x,l in zip(b[0][:n], b[1])]]
 
+# %% ../../nbs/62_data.block.ipynb #e12d30d0
 @patch
 def rows(self:TransferBatch,
     b:tuple, # A batch

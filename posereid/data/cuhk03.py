@@ -33,6 +33,7 @@ def cuhk03_raw(
     return next((p for p in (root/'cuhk-03.mat', root/'cuhk03_release'/'cuhk-03.mat')
                  if p.is_file()), None)
 
+# %% ../../nbs/53_data.cuhk03.ipynb #66aa706d
 def _has_boxes(folder): return any((folder/MARKET_FOLDERS[s]).is_dir() for s in ('train','gallery'))
 
 def cuhk03_forms(

@@ -92,6 +92,7 @@ def load_dataset(
     root = root/'manifest.csv' if name == 'csv' and root.is_dir() else root
     return read(root, **typed(kwargs, reader_choices(name), f'The reader of {name}'))
 
+# %% ../../nbs/56_data.layouts.ipynb #b052614c
 def reader_choices(
     name:str # Layout, one of `READERS`
 ) -> dict:   # Default of each argument beside the path, by name
@@ -100,6 +101,7 @@ def reader_choices(
     return {k: o.default for k, o in list(inspect.signature(READERS[name]).parameters.items())[1:]
             if k not in fixed}
 
+# %% ../../nbs/56_data.layouts.ipynb #8cf1a346
 def pose_choices() -> dict: # Default of each argument beside paths and names, by name
     "Arguments of `read_poses`, which commands take as `--pose_read name=value`"
     from posereid.pose.files import read_poses
@@ -131,6 +133,7 @@ def _typed(k, v, like):
     except ValueError:
         raise InputError(f"{k!r} takes a number, such as {like}, but got {v!r}.") from None
 
+# %% ../../nbs/56_data.layouts.ipynb #13c1c889
 def there_are(
     root:Path,                                # Folder of a set
     name:str,                                 # Layout, one of `READERS`

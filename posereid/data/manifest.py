@@ -231,6 +231,7 @@ def read_table(
     for c in df.columns.intersection([*_TEXT, *text]): df[c] = df[c].fillna('')
     return df
 
+# %% ../../nbs/50_data.manifest.ipynb #c3f389dc
 def absolute(
     paths:list,  # Paths as written in a file; an empty path stays empty
     folder:Path, # Folder that they are relative to

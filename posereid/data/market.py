@@ -47,12 +47,14 @@ def parse_market_name(
     "Parse a file name of Market-1501"
     return _parse('market1501', name)
 
+# %% ../../nbs/52_data.market.ipynb #96ad3cbb
 def parse_duke_name(
     name:str,    # Base name, e.g. `0001_c2_f0046182.jpg`
 ) -> DukeName:   # Identity, camera and frame, as numbers
     "Parse a file name of DukeMTMC-reID"
     return _parse('dukemtmc', name)
 
+# %% ../../nbs/52_data.market.ipynb #4917f7e4
 def parse_cuhk03_name(
     name:str,      # Base name, e.g. `0001_c1_1.png`
 ) -> Cuhk03Name:   # Identity, camera and number of the picture, as numbers
@@ -93,6 +95,7 @@ def files_below(
     "Every file below a folder; links to folders are not followed"
     return sorted(os.path.join(d, f) for d, _, fs in os.walk(folder) for f in fs)
 
+# %% ../../nbs/52_data.market.ipynb #668fd5b4
 def _why_not(o, homes):
     "Reason not to read a link, or None"
     to = os.path.realpath(o.path)
@@ -122,6 +125,7 @@ def scan_folder(
         else: others.append(o.path)
     return pics, others, bad
 
+# %% ../../nbs/52_data.market.ipynb #41afa4a4
 def list_pictures(
     folder:Path,    # Folder of pictures
     deep:bool=False # Whether to enter the folders in it, one level deep
@@ -137,6 +141,7 @@ def whole_path(
     "The absolute path, without resolving links"
     return Path(os.path.abspath(os.path.expanduser(path)))
 
+# %% ../../nbs/52_data.market.ipynb #fc6212fb
 def subfolder(
     root:Path, # Folder of the set
     name:str,  # Name of the folder in it
@@ -158,6 +163,7 @@ def printed_id(
     "The identity as it is written in a file name"
     return sys.intern(base.partition('_')[0])
 
+# %% ../../nbs/52_data.market.ipynb #9b87acf0
 class Reading:
     "Rows, ignored files and skipped pictures of one data set"
     def __init__(self,
@@ -218,6 +224,7 @@ def folder(self:Reading,
                                 own_id=own))
     return self.parts[-1]
 
+# %% ../../nbs/52_data.market.ipynb #be0de1f3
 @patch
 def manifest(self:Reading,
     dataset:str,  # Value of the column `dataset`
@@ -272,6 +279,7 @@ def chosen_splits(
                              f"{nearest(s, list(folders))!r}?")
     return splits
 
+# %% ../../nbs/52_data.market.ipynb #0d2a50de
 def read_boxes(
     root:Path,      # Folder that contains bounding_box_train, query and bounding_box_test
     splits:tuple,   # Splits to read, or `'all'`
@@ -288,6 +296,7 @@ def read_boxes(
     for s in chosen_splits(splits, root, kind): r.folder(MARKET_FOLDERS[s], s, parse)
     return r.manifest(dataset, layout, drop)
 
+# %% ../../nbs/52_data.market.ipynb #ffe9aa68
 def read_market(
     root:Path,                                # Folder that contains bounding_box_train
     splits:tuple=('train','query','gallery'), # Splits to read, or `'all'`
@@ -336,6 +345,7 @@ def reading_notes(
     if (rule := df.attrs.get('cameras', '')).startswith('no cameras'): out.append(rule)
     return out + list(said)
 
+# %% ../../nbs/52_data.market.ipynb #e365d1ac
 def unread_kinds(
     paths:list # Paths of files that a reader ignored
 ) -> list:     # Paths of those that are pictures
@@ -369,6 +379,7 @@ def msmt17_form(
     return next((v for v, halves in _MSMT17.items() if any((root/h).is_dir() for h in halves)),
                 None)
 
+# %% ../../nbs/52_data.market.ipynb #d201a7b8
 def parse_msmt17_name(
     name:str,      # Base name, e.g. `0000_000_01_0303morning_0015_0.jpg`
 ) -> Msmt17Name:   # Camera, from 1 to 15

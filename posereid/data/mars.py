@@ -38,6 +38,7 @@ def read_mars(
     if {'query','gallery'} & {*splits}: _mars_test(r, splits, tracks)
     return r.manifest(dataset, 'MARS' + ' with info tables'*bool(info))
 
+# %% ../../nbs/54_data.mars.ipynb #7ee45943
 def mars_info(
     root:Path, # Folder of the set
 ) -> Path:     # `root/info`, or None if one of the three tables is missing

@@ -78,6 +78,7 @@ def read_mat(
                          "it again.") from None
     return out
 
+# %% ../../nbs/51_data.matlab.ipynb #b6ca4ece
 def mat_table(
     path:Path,           # MATLAB file
     name:str,            # Name of the variable

@@ -44,6 +44,7 @@ def number_people(
                          "own_ids=True if it is a person (commands: --read own_ids=true).")
     return num.to_numpy(), []
 
+# %% ../../nbs/55_data.own.ipynb #1eb746bd
 def number_by_rank(
     own:pd.Series, # `(n,)` original ids, numbers or texts
     what:str       # Kind of the ids, for the sentence

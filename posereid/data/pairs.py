@@ -257,6 +257,7 @@ def draw(self:PairSource,
     k = torch.where(flip[:,None,None], flip_joints(k, self.store.size[1]), k)
     return draw_skeletons(k, size=self.store.size)
 
+# %% ../../nbs/61_data.pairs.ipynb #fccd75bd
 @patch
 def batch(self:PairSource,
     pairs:np.ndarray, # `(n,)` numbers of pairs of this epoch

@@ -65,6 +65,7 @@ class PictureStore:
     @property
     def n_bytes(self) -> int: return 3*self.size[0]*self.size[1]
 
+# %% ../../nbs/58_data.pictures.ipynb #b5b0c452
 def paths_of(
     items:DataFrame|str|Path|list, # Manifest, path, or list of paths
 ) -> list:                         # Paths as text
@@ -157,6 +158,7 @@ def sizes(self:PictureStore,
         self._sizes.update({p: known[os.path.abspath(p)] for p in new})
     return torch.tensor([self._sizes[p] for p in paths], dtype=torch.long).reshape(-1, 2)
 
+# %% ../../nbs/58_data.pictures.ipynb #437176d9
 @patch
 def forget(self:PictureStore,
     items:DataFrame|list=None, # Manifest or paths; None: all pictures

@@ -17,6 +17,7 @@ def to_float(
     "Bytes 0…255 as floats -1…1, the input of every network"
     return x.float().div_(127.5).sub_(1)
 
+# %% ../../nbs/60_data.transforms.ipynb #17c163c9
 def to_uint8(
     x:Tensor, # Pictures of any shape in [-1, 1]
 ) -> Tensor:  # The same shape, uint8
@@ -53,6 +54,7 @@ def random_crop(
     left = torch.randint(-pad, x.shape[3]+pad-cw+1, (n,), generator=rng)
     return crop_at(x, top, left, (ch,cw), torch.rand(n, generator=rng) < .5 if flip else None)
 
+# %% ../../nbs/60_data.transforms.ipynb #6dc75fa7
 def centre_crop(
     x:Tensor,        # `(n, c, h, w)` pictures
     size:tuple=None, # Height and width of the crop in pixels; None returns `x`
@@ -81,6 +83,7 @@ def random_erase(
     hole = (rows[:,None,:,None] & cols[:,None,None,:]) & on[:,None,None,None]
     return torch.where(hole, torch.randint(0, 256, x.shape, generator=rng, dtype=torch.uint8), x)
 
+# %% ../../nbs/60_data.transforms.ipynb #17284621
 def colour_jitter(
     x:Tensor,            # `(n, 3, h, w)` uint8 pictures
     rng:torch.Generator, # Random generator for the gains

@@ -482,6 +482,7 @@ class Middle:
         "Centre crops of pictures"
         return centre_crop(self.store.get(items), self.size)
 
+# %% ../../nbs/70_evaluate.protocol.ipynb #08619b5d
 def seen_by(
     store:PictureStore,   # Store of whole pictures
     crop:tuple=()         # Height and width of the training crops, in pixels; empty: no crops

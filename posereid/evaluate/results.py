@@ -27,6 +27,7 @@ def interval_text(
     o = lambda x: f'{np.clip(x, *within):{sign}.{digits}f}'
     return o(i.mean) + (f' [{o(i.lo)}, {o(i.hi)}]' if np.isfinite(i.lo) else '')
 
+# %% ../../nbs/72_evaluate.results.ipynb #674d3b4b
 def by_interval(
     i,                            # An `Interval` of a difference
     more:str='larger',            # Word for an interval above 0
@@ -46,6 +47,7 @@ def by_seed(
     df = df if part is None else df[df.part==part]
     return df.pivot_table(index='seed', columns='row', values=value, sort=False)
 
+# %% ../../nbs/72_evaluate.results.ipynb #805aaf6b
 def difference(
     df:pd.DataFrame,      # Lines of a CSV, one for each row and seed
     a:str,                # Key of a row
@@ -96,6 +98,7 @@ def verdict(
                        f"{a} is not significantly different from {b}: {i.mean:+.1f} {unit} "
                        f"{range_}.")
 
+# %% ../../nbs/72_evaluate.results.ipynb #3c388c7e
 def verdicts(
     df:pd.DataFrame, # Lines of a CSV, one for each row and seed
     pairs:list,      # Pairs (row, reference) of keys; those that were not run are left out
@@ -201,6 +204,7 @@ def plot_gains(
     return plot_intervals(gains.assign(title=gains.row.map(titles)),
                           xlabel or f'difference in mAP to "{titles[ref]}" (points)')
 
+# %% ../../nbs/72_evaluate.results.ipynb #5b705243
 def sweep(
     df:pd.DataFrame,      # Lines of a CSV, one for each row and seed
     prefix:str,           # Beginning of the keys, before the number
@@ -256,6 +260,7 @@ def picture_table(
     t.insert(0, 'seeds', [df[df.title==n].seed.nunique() for n in titles])
     return t
 
+# %% ../../nbs/72_evaluate.results.ipynb #bdd520cd
 _words = dict(l1=('farther from the truth in all pixels', 'nearer to the truth in all pixels'),
               sharpness=('sharper', 'less sharp'),
               l1_person=('farther from the truth on the person', 'nearer to the truth on '

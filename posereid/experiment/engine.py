@@ -64,6 +64,7 @@ def once(self:Experiment,
     if key not in self.made: self.made[key] = make()
     return self.made[key]
 
+# %% ../../nbs/93_experiment.engine.ipynb #76f6ae7d
 @patch
 def folder(self:Experiment,
     stage:str, # Beginning of the folder's name
@@ -89,6 +90,7 @@ def train_reid(self:Experiment,
     return path, self.once(path.name, lambda: train_reid(self.union(extra, eps), store, self.labels,
                                settings, path, desc=desc))
 
+# %% ../../nbs/93_experiment.engine.ipynb #73669067
 @patch
 def union(self:Experiment,
     extra:tuple=(), # Folders of generated sets
@@ -128,6 +130,7 @@ def bank(self:Experiment,
     w = self.once('synthetic', lambda: world_inputs(self.groups.get('world') or WorldSettings()))
     return w.source,w.poses
 
+# %% ../../nbs/93_experiment.engine.ipynb #b35e3412
 @patch
 def pose_plan(self:Experiment,
     g:dict,           # Settings of a row by group
@@ -139,6 +142,7 @@ def pose_plan(self:Experiment,
     return self.once(('plan', kind, hash_settings(s)),
                      lambda: plan(self.inputs.target, *self.bank(kind), s))
 
+# %% ../../nbs/93_experiment.engine.ipynb #91ff5951
 @patch
 def plans(self:Experiment):
     "Draw the plans of all rows"
@@ -224,6 +228,7 @@ def own_eps(self:Experiment,
         res[extra[0]] = doubt(self.confidence(g, extra[0]), g['reid'].eps_generated)
     return res
 
+# %% ../../nbs/93_experiment.engine.ipynb #0bd6663f
 @patch
 def confidence(self:Experiment,
     g:dict,      # Settings of a row by group
@@ -317,6 +322,7 @@ def add_deltas(
         df[col] = df.map_trap-ref.iloc[0] if len(ref) else np.nan
     return df
 
+# %% ../../nbs/93_experiment.engine.ipynb #ac88316f
 def write_results(
     df:pd.DataFrame, # Lines from `results`
     path:Path        # File to write

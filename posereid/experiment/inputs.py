@@ -97,6 +97,7 @@ def as_source(
     new = dict(zip(np.unique(pids), np.random.default_rng([seed, 752]).permutation(len(pids))+1))
     return df.assign(pid=df.pid.map(new)).reset_index(drop=True)
 
+# %% ../../nbs/92_experiment.inputs.ipynb #8f0a1c14
 def as_test(
     df:pd.DataFrame, # Manifest with training rows
     pids:np.ndarray, # Identities that are set aside
@@ -285,6 +286,7 @@ def kind_of(
     d = json.loads(Path(file).read_text(encoding='utf-8'))
     return dict(size=tuple(d['size']), crop=tuple(d.get('crop', ())))
 
+# %% ../../nbs/92_experiment.inputs.ipynb #043ea09b
 def guider_for(
     folder:Path, # Run folder of step one
     labels:dict  # Class index of each pid of the target

@@ -90,6 +90,7 @@ def transfer_sheet(
                      row_titles=[f'{p:04d}' for p in todo.pid],
                      col_titles=[k.replace(' ', '\n') for k in columns])
 
+# %% ../../nbs/94_experiment.judges.ipynb #96280a4e
 def save_small(
     fig:Figure,     # Any figure
     path:Path,      # PNG to write
@@ -134,6 +135,7 @@ def joints(self:Experiment,
     "Joints of real pictures, scaled to the size at which these are read"
     return scale_joints(self.inputs.poses.of(paths), self.inputs.store(size).sizes(paths), size)
 
+# %% ../../nbs/94_experiment.judges.ipynb #1c7c2b33
 @patch
 def joint_judge(self:Experiment) -> JointNet: # Judge of pictures at the generator's size
     "A network that finds joints, trained on the real pictures of this experiment"
@@ -157,6 +159,7 @@ def independent(
     return ReIDSettings(arch=INDEPENDENT[s.arch], width=s.width, size=s.size, crop=s.crop,
                         pad=s.pad, epochs=s.epochs, seed=s.seed+1000)
 
+# %% ../../nbs/94_experiment.judges.ipynb #e40214dd
 @patch
 def judges(self:Experiment) -> dict: # `guider`; `independent` beside small nets; `control` if a row
     "ReID networks that judge whose picture it is"

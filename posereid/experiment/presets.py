@@ -52,6 +52,7 @@ def recipe(
     raise InputError(f"There is no recipe '{name}'; the nearest is '"
                      f"{nearest(name, RECIPES[size])}' of {', '.join(RECIPES[size])}.")
 
+# %% ../../nbs/90_experiment.presets.ipynb #5af4b9c1
 def in_recipe(
     settings:ReIDSettings, # Settings of any recipe
     name:str               # Name of the other recipe: `R-CE`, `D-CE`, `R-Tri` or `D-Tri`
@@ -62,6 +63,7 @@ def in_recipe(
     open_ = dict(lr=ReIDSettings.lr, bs=ReIDSettings.bs) if small else {}
     return replace(settings, **{**open_, **recipe(name, 'small' if small else 'paper')})
 
+# %% ../../nbs/90_experiment.presets.ipynb #3f08ddf5
 def other_form(
     settings:ReIDSettings # Recipe with cross-entropy or triplets
 ) -> ReIDSettings:        # Recipe of the same network with triplets or cross-entropy

@@ -50,6 +50,7 @@ def text_table(
     return _aligned([[heads[c] for c in cols]] + [[show_value(c, v) for c,v in zip(cols, r)]
                                                   for r in df[cols].itertuples(index=False)])
 
+# %% ../../nbs/96_experiment.report.ipynb #5a3b0dcd
 def plain_table(
     df:pd.DataFrame # Text or numbers, with names in the index
 ) -> str:           # Lines of text

@@ -29,6 +29,7 @@ def eps_rows(
                  **{'reid.eps_generated':float(e)})
             for name,more in (('guided', {}), ('unguided', {'transfer.beta':0.})) for e in epsilons]
 
+# %% ../../nbs/95_experiment.tables.ipynb #3d118f05
 def alpha_rows(
     alphas:tuple=(0,.25,.5,.75,1) # Values of α for triplets with a generated picture
 ) -> list:                        # Rows, one dict each
@@ -49,6 +50,7 @@ def n_rows(
                  **{'generate.n_each':n, 'reid.eps_generated':float(e)})
             for n in ns for e in epsilons]
 
+# %% ../../nbs/95_experiment.tables.ipynb #cd336a06
 def n_controls(
     ns:tuple=NS # Values of N, whose number of training steps is matched
 ) -> list:      # Rows, one dict each
@@ -130,6 +132,7 @@ def find_table(
     raise InputError(f"There is no table '{name}'; the nearest is '{nearest(name, TABLES)}' of "
                      f"{', '.join(TABLES)}.")
 
+# %% ../../nbs/95_experiment.tables.ipynb #d20735b3
 def part_rows(
     part:dict,              # Part of a table
     done:pd.DataFrame=None, # Lines of the table's CSV; None: none yet
@@ -148,6 +151,7 @@ def part_names(
     "The keys of a part's rows, also of rows that are chosen later"
     return part.get('names') or [r['row'] for r in part_rows(part)]
 
+# %% ../../nbs/95_experiment.tables.ipynb #76d4a116
 def part_name(
     part:dict # Part of a table
 ) -> str:     # Name of the part, empty in a table of one part
@@ -171,6 +175,7 @@ def read_lines(
                          "name another --out.")
     return df
 
+# %% ../../nbs/95_experiment.tables.ipynb #10f24747
 def append_lines(
     df:pd.DataFrame, # Lines that are there
     more:list,       # Further lines, one dict each
@@ -211,6 +216,7 @@ def run_name(
     where = f"world{world_of(part, seed)}" if data is None else Path(data['data']).name
     return f'{preset}-{where}-seed{seed}' + f'-{hash_settings(own)[:6]}'*(own!=[None, [], False])
 
+# %% ../../nbs/95_experiment.tables.ipynb #adb935ce
 def world_of(
     part:dict, # Part of a table
     seed:int   # Seed of the run

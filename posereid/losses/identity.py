@@ -196,6 +196,7 @@ def reduce_triplets(
     n = {'mean':len(loss), 'sum':1, 'active':(loss.detach()>0).sum().clamp_min(1)}[reduction]
     return loss.sum()/n
 
+# %% ../../nbs/30_losses.identity.ipynb #c2bcddf2
 @torch.no_grad()
 def triplet_stats(
     loss:Tensor,  # `(m,)` a value for each triplet

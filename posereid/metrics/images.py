@@ -312,6 +312,7 @@ def inception_score(
     return dict(value=float(value), sd=float(sd), n=len(x),
                 dialect=DIALECTS['inception'].format(splits=splits, seed=seed))
 
+# %% ../../nbs/42_metrics.images.ipynb #2d668025
 @torch.no_grad()
 def fid(
     fake:Tensor, # `(n, 3, h, w)` generated pictures, uint8 or float in [−1,1]

@@ -54,6 +54,7 @@ class Verification(NamedTuple):
     tpr:float       # Share of positive pairs below the threshold, in [0,1]
     threshold:float # Distance below which pairs are accepted
 
+# %% ../../nbs/44_metrics.protocols.ipynb #fe533afe
 def tpr_at_far(
     dist:np.ndarray|Tensor,           # `(q, g)` distances
     q_pids:np.ndarray,                # `(q,)` identities of the queries, from 1

@@ -89,6 +89,7 @@ class Sought(NamedTuple):
         return (Sought(self.good[s], self.gone[s], self.junk) if isinstance(s, slice)
                 else tuple(self)[s])
 
+# %% ../../nbs/40_metrics.retrieval.ipynb #e60086e7
 def sought_columns(
     q_pids:np.ndarray,   # `(q,)` identities of the queries
     g_pids:np.ndarray,   # `(g,)` identities of the gallery pictures; −1 junk, 0 distractor
@@ -305,6 +306,7 @@ def to_dict(self:RetrievalResult) -> dict: # Scores as fractions, counts, and th
     shots = {} if self.single_shot is None else dict(single_shot=self.single_shot.tolist())
     return {**ranks, **{k: getattr(self, k) for k in names}, **shots}
 
+# %% ../../nbs/40_metrics.retrieval.ipynb #b747d114
 @patch
 def write_json(self:RetrievalResult,
     path:str # File to write

@@ -150,6 +150,7 @@ def _short(names):
     base = [o.rsplit('/', 1)[-1] for o in names]
     return base if len(set(base))==len(base) else names
 
+# %% ../../nbs/43_metrics.stats.ipynb #e1a72e15
 def write_per_query(
     result,   # A `RetrievalResult`
     names,    # `(n_query,)` name of each query's picture

@@ -44,6 +44,7 @@ class DCGANGenerator(nn.Module):
         self.stack = nn.Sequential(*layers, nn.ConvTranspose2d(cs[-1], 3, 4, 2, 1), nn.Tanh())
         self.apply(init_dcgan).to(memory_format=torch.channels_last)
 
+# %% ../../nbs/23_models.dcgan.ipynb #b0d072c4
 class DCGANDiscriminator(nn.Module):
     "One score for each picture: strided 4×4 convolutions down to the smallest map"
     def __init__(self,
@@ -69,6 +70,7 @@ def init_dcgan(
     elif getattr(m, 'weight', None) is not None: nn.init.normal_(m.weight, 1., .02)
     if getattr(m, 'bias', None) is not None: nn.init.zeros_(m.bias)
 
+# %% ../../nbs/23_models.dcgan.ipynb #69cb9f45
 @patch
 def forward(self:DCGANGenerator,
     z:Tensor, # `(n, z)` noise
@@ -76,6 +78,7 @@ def forward(self:DCGANGenerator,
     "ŷ = G(z)"
     return self.stack(z[:,:,None,None])
 
+# %% ../../nbs/23_models.dcgan.ipynb #bb826e3c
 @patch
 def forward(self:DCGANDiscriminator,
     y:Tensor, # `(n, 3, h, w)` real or generated pictures in [−1, 1]

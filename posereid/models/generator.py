@@ -131,6 +131,7 @@ def check_choices(
             raise InputError(f"`{k}` must be one of {', '.join(known[k])}, but got {v!r}; choose "
                              "one of these.")
 
+# %% ../../nbs/21_models.generator.ipynb #bc67cefd
 def init_gan(
     m:nn.Module, # Any layer
 ):
@@ -151,6 +152,7 @@ def encode(self:SiameseUNet,
     both = [self.skips=='both']*(len(a)-1) + [True]
     return [torch.cat([p,q], 1) if k else p for p,q,k in zip(a, b, both)]
 
+# %% ../../nbs/21_models.generator.ipynb #07792224
 @patch
 def forward(self:SiameseUNet,
     x:Tensor, # `(n, 3, h, w)` appearances in [−1, 1]

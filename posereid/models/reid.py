@@ -323,6 +323,7 @@ def embed(self:ReIDNet,
         raise InputError(f"Pictures of {x.shape[-2]}×{x.shape[-1]} do not fit this net ({e}); make "
                          "them larger, or choose another `arch`.") from e
 
+# %% ../../nbs/20_models.reid.ipynb #70214ac6
 @patch
 def forward(self:ReIDNet,
     x:Tensor, # `(n, 3, h, w)` pictures in [−1, 1]

@@ -87,6 +87,7 @@ def covered_share(
     d = _nearest(bank, poses)[0]
     return (d[has_pose(bank, 8)]<=radius).float().mean().item()
 
+# %% ../../nbs/17_pose.bank.ipynb #aee3f5e6
 def pose_kinds(
     poses:Tensor, # `(n, 18, 3)` poses of a data set
     kinds:Tensor, # `(k, 18, 3)` reference poses, such as the clusters of a large bank

@@ -92,6 +92,7 @@ def __call__(self:KeypointRCNN, pictures, names=None):
     with torch.inference_mode(): found = self.net([p.to(self.device).float()/255 for p in pictures])
     return torch.cat([self.decode(o) for o in found])
 
+# %% ../../nbs/16_pose.estimate.ipynb #ef68e3c2
 @patch
 def decode(self:KeypointRCNN,
     found:dict, # torchvision's output for one picture: `scores`, `keypoints`, …
@@ -242,6 +243,7 @@ def list_pictures_in(
     if len({p.name for p in paths})==len(paths): return {p.name: p for p in paths}
     return {p.relative_to(root).as_posix(): p for p in paths}
 
+# %% ../../nbs/16_pose.estimate.ipynb #9672b0c2
 def read_picture(
     path:str|Path, # A picture file
 ) -> Tensor: # `(3, h, w)` uint8

@@ -58,6 +58,7 @@ def joint_distance(
     seen = kpts[...,2]>0
     return ((xy-kpts[...,:2]).norm(dim=-1)*seen).sum()/seen.sum().clamp_min(1)
 
+# %% ../../nbs/18_pose.judge.ipynb #6bc1ab8d
 def as_float(
     pictures:Tensor # `(n, 3, h, w)` uint8
 ) -> Tensor:        # The same from −1 to 1
@@ -111,6 +112,7 @@ def find_joints(
     xy = torch.cat([centres(net(as_float(x)), x.shape[-2:]) for x in pictures.split(bs)])
     return torch.cat([xy, torch.ones_like(xy[...,:1])], -1)
 
+# %% ../../nbs/18_pose.judge.ipynb #a25ed568
 def pose_error(
     found:Tensor, # `(n, 18, 3)` where the joints of pictures were found
     asked:Tensor  # `(n, 18, 3)` where they should be

@@ -124,6 +124,7 @@ def walk_json(
         with open(path, encoding='utf-8-sig') as f: yield from _Json(f, path)._top()
     except UnicodeDecodeError: raise _no_text(path) from None
 
+# %% ../../nbs/12_pose.reading.ipynb #1c46cd13
 def read_json(
     path:str|Path, # A JSON file
 ) -> dict|list: # Its content
@@ -257,6 +258,7 @@ def table(self:FoundPeople,
     out.notes = {what:some for what,some in out.notes.items() if some}
     return out
 
+# %% ../../nbs/12_pose.reading.ipynb #a001c526
 def flat_joints(
     values:list, # x, y and confidence of each joint, as read
     counts:tuple, # Allowed numbers of joints

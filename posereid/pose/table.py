@@ -94,12 +94,14 @@ def slashed(
     while name.startswith('./'): name = name[2:]
     return name
 
+# %% ../../nbs/11_pose.table.ipynb #e9098f58
 def base_name(
     name:str, # A name with `/` between folders
 ) -> str: # What follows the last `/`
     "A name without its folders"
     return name[name.rfind('/')+1:]
 
+# %% ../../nbs/11_pose.table.ipynb #431e0be8
 def stem_of(
     name:str, # A name or path
 ) -> str: # The same without its last extension
@@ -118,6 +120,7 @@ def rows_of(self:PoseTable,
         rows = [row.get(base_name(slashed(p)), -1) if i<0 else i for i,p in zip(rows, paths)]
     return torch.tensor(rows, dtype=torch.long)
 
+# %% ../../nbs/11_pose.table.ipynb #87187e34
 @patch
 def of(self:PoseTable,
     items:list, # Paths of pictures, or a frame with a column `path`
@@ -166,6 +169,7 @@ def take(self:PoseTable,
     out.notes = {what:some for what,some in notes.items() if some}
     return out
 
+# %% ../../nbs/11_pose.table.ipynb #ad3d159a
 @patch
 def __add__(self:PoseTable, other:PoseTable):
     "One table with the rows, the frames and the notes of both"
@@ -200,6 +204,7 @@ def match_ends(
             if i>=0 and n in clash: raise clash_error(n, *(shown[j] for j in clash[n]))
     return out
 
+# %% ../../nbs/11_pose.table.ipynb #5a7c301f
 def apart(
     a:str, # A path
     b:str, # Another path

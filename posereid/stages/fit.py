@@ -40,6 +40,7 @@ def plain(
     x = x.as_subclass(torch.Tensor)
     return x.contiguous(memory_format=torch.channels_last) if x.ndim==4 else x
 
+# %% ../../nbs/80_stages.fit.ipynb #822f3691
 class PlainBatch(Callback):
     "Hand the networks plain tensors in `channels_last` order, the fastest for convolutions"
     order = -5
@@ -59,6 +60,7 @@ class SeedEpoch(Callback):
         seed_everything((self.seed*100_003 + self.epoch) % 2**31)
         self.dls.train.set_epoch(self.epoch)
 
+# %% ../../nbs/80_stages.fit.ipynb #2bae9c7f
 class LrSchedule(Callback):
     "Set the learning rate to `lr_at(epoch)` whenever it changes"
     order,run_valid = 5,False
@@ -101,6 +103,7 @@ def read_log(
     return (list(csv.DictReader(io.StringIO(Path(path).read_text(encoding='utf-8'))))
             if Path(path).exists() else [])
 
+# %% ../../nbs/80_stages.fit.ipynb #1066e27e
 @patch
 def write(self:EpochLog,
     row:dict # Number of the epoch and the mean of each term
@@ -137,6 +140,7 @@ def save(self:Checkpoint):
     with write_beside(self.path) as tmp: torch.save(state, tmp)
     self.last = time.perf_counter()
 
+# %% ../../nbs/80_stages.fit.ipynb #f1fc3a47
 @patch
 def load(self:Checkpoint):
     "Read weights, optimiser and the next epoch from the checkpoint"
@@ -161,6 +165,7 @@ class Bar(Callback):
     def after_fit(self):
         if self.ticks is not None: next(self.ticks, None)
 
+# %% ../../nbs/80_stages.fit.ipynb #3cce4275
 class TrainOnly(Callback):
     "Leave the validation pass out; `posereid.evaluate` scores the last epoch"
     order = 100
@@ -205,6 +210,7 @@ def frame_id(
     own = [f'{o:.6g}' for o in df.eps] if 'eps' in df else []
     return hash_settings(rows, *[own]*bool(own))
 
+# %% ../../nbs/80_stages.fit.ipynb #fd46196f
 def open_run(
     folder:RunFolder|Path, # Run folder, or the path of one
     settings:dict,         # All settings of the stage

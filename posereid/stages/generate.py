@@ -101,6 +101,7 @@ def generated_name(
     ending = Path(name).suffix
     return f"{name.removesuffix(ending) if ending.lower() in ENDINGS else name}_g{k}.jpg"
 
+# %% ../../nbs/83_stages.generate.ipynb #bbdd7959
 def generated_names(
     source_paths:list, # `(n,)` paths of the pictures that give the appearance
     ks:list            # `(n,)` numbers of their poses, from 0

@@ -55,6 +55,7 @@ class NoiseGAN(nn.Module):
         s = settings
         self.G,self.D = DCGANGenerator(s.size, s.width, s.z),DCGANDiscriminator(s.size, s.width)
 
+# %% ../../nbs/85_stages.lsro.ipynb #7612b94b
 class DCGANCallback(Callback):
     "One step of D, then one of G, for each batch, with the non-saturating form of Eq. 1"
     order,run_valid = 10,False
@@ -81,6 +82,7 @@ def step_D(self:DCGANCallback,
     self.terms.update(d_loss=loss.detach(), d_real=a.detach().sigmoid().mean(),
                       d_fake=b.detach().sigmoid().mean())
 
+# %% ../../nbs/85_stages.lsro.ipynb #e57ba3be
 @patch
 def step_G(self:DCGANCallback,
     fake:torch.Tensor # `(n, 3, h, w)` generated pictures
@@ -160,6 +162,7 @@ def noise_pictures(
     for o in progress(z.split(bs), desc='draw'): yield to_uint8(G(o.to(default_device()))).cpu()
     G.cpu()
 
+# %% ../../nbs/85_stages.lsro.ipynb #0611faab
 def draw_unlabelled(
     G:nn.Module,           # Generator of a DCGAN
     df:pd.DataFrame,       # Manifest of the target, of which the real training rows are used

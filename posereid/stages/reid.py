@@ -70,6 +70,7 @@ def milestone_epochs(
     "Milestones in epochs; shares stretch with the training, whole epochs do not"
     return [m*settings.epochs if m<1 else float(m) for m in settings.milestones]
 
+# %% ../../nbs/81_stages.reid.ipynb #06b05688
 def step_lr(
     settings:ReIDSettings, # Schedule: `lr`, `milestones`, `gamma` and `warmup`
     epoch:float            # Epochs done, with the fraction of the current one
@@ -129,12 +130,14 @@ class TripletLoss:
                                        s.mining, s.rule, stats=True)
         return loss
 
+# %% ../../nbs/81_stages.reid.ipynb #c5f4806b
 def reid_loss(
     settings:ReIDSettings # Settings; `loss` is `ce` or `triplet`
 ) -> callable:            # Function of the network's output and the targets of a batch
     "Eq. 8 with an ε for each picture, or the triplets of §3.3"
     return TripletLoss(settings) if settings.loss=='triplet' else lsr_loss
 
+# %% ../../nbs/81_stages.reid.ipynb #790df5a8
 def reid_terms(
     learn:Learner # Learner after a batch
 ) -> dict:        # Scalar tensors: loss and accuracy; for triplets loss and `stats`
@@ -258,6 +261,7 @@ class ClassMeans(nn.Module):
         "Minus the squared distance to each mean"
         return -torch.cdist(F.normalize(self.embed(x), dim=1), self.means).pow(2)
 
+# %% ../../nbs/81_stages.reid.ipynb #2882869e
 def as_classifier(
     net:nn.Module,         # ReID network
     pictures:torch.Tensor, # `(n, 3, h, w)` uint8 real training pictures
@@ -278,6 +282,7 @@ class Frozen:
         "Stay in eval mode"
         return super().train(False)
 
+# %% ../../nbs/81_stages.reid.ipynb #946ac9e5
 def freeze(
     model:nn.Module # Any network
 ) -> nn.Module:     # The same object, without gradients and in eval mode for good

@@ -91,6 +91,7 @@ def guider_input(
     if crop: fake = centre(fake, crop)
     return shifted(fake, pad) if pad else fake
 
+# %% ../../nbs/82_stages.transfer.ipynb #e513c9b2
 def centre(
     x:Tensor,            # `(n, c, h, w)` pictures
     crop:tuple[int,int] # Height and width to keep
@@ -99,6 +100,7 @@ def centre(
     top,left = ((n-c)//2 for n,c in zip(x.shape[-2:], crop))
     return x[..., top:top+crop[0], left:left+crop[1]]
 
+# %% ../../nbs/82_stages.transfer.ipynb #2dcb1f9f
 def shifted(
     x:Tensor, # `(n, c, h, w)` pictures in [-1, 1]
     pad:int   # Largest shift in pixels
@@ -185,6 +187,7 @@ class TwoAdams:
         state:dict # Result of `state_dict`
     ): self.D.load_state_dict(state['D']); self.G.load_state_dict(state['G'])
 
+# %% ../../nbs/82_stages.transfer.ipynb #5c170cfc
 def split_DG(
     model:TransferModel # Nets of the stage
 ) -> list:              # Parameters of D, parameters of G
@@ -208,6 +211,7 @@ def by_triplets(
     "A guider that was trained with triplets guides by Eq. 4, one with a classifier by Eq. 3"
     return guider is not None and getattr(guider, 'head', True) is None
 
+# %% ../../nbs/82_stages.transfer.ipynb #b1b96014
 class TransferCallback(Callback):
     "Eq. 6 as four steps: `forward`, `backward_D`, `backward_G`, and `step`, which calls them all"
     order,run_valid = 10,False
@@ -288,6 +292,7 @@ def check(self:Terms,
     if name in (*self.columns, *self.unweighted, *self.stats): raise InputError(
         f"The generator's log has a column {name!r} already; give this term another name.")
 
+# %% ../../nbs/82_stages.transfer.ipynb #84b5ccdb
 @patch(as_prop=True)
 def log(self:Terms) -> dict: # Scalars without gradient
     "What goes to `log.csv`: further numbers of the terms, then the terms without their weights"
@@ -340,6 +345,7 @@ class AdversarialTerm(Callback):
         if s.adv: value = generator_adv_loss(self.model.D(*self.cond, self.fake), s.gan)
         self.losses.add('adv', value, s.adv)
 
+# %% ../../nbs/82_stages.transfer.ipynb #8ad7c446
 class L1Term(Callback):
     "Eq. 2, times λ"
     order = -2
@@ -374,6 +380,7 @@ def by_class(self:GuiderTerm,
     "Eq. 3 by the scores of the frozen guider"
     return guider_ce(self.model.R(seen), self.label[rows], rows[rows]),{}
 
+# %% ../../nbs/82_stages.transfer.ipynb #48730945
 @patch
 def by_distance(self:GuiderTerm,
     seen:Tensor, # Generated target pictures, as the guider sees them
@@ -439,6 +446,7 @@ def sample_sheet(
     strips = [torch.cat(list(o.detach().cpu().float()), dim=-1) for o in rows]
     return ((torch.cat(strips, dim=-2)+1)*127.5).round().clamp(0,255).to(torch.uint8)
 
+# %% ../../nbs/82_stages.transfer.ipynb #c50260be
 class Samples(Callback):
     "Write `samples.png` after each part: appearance, skeleton, generated, true, for the same pairs"
     order,run_valid = 35,False
@@ -492,6 +500,7 @@ def poses_id(
     joints = poses.of(df)
     return hashlib.sha256(joints.contiguous().numpy().tobytes()).hexdigest()[:12]
 
+# %% ../../nbs/82_stages.transfer.ipynb #151c7237
 def callback_id(
     cb:Callback # A callback before its training
 ) -> dict:      # Class and attributes: plain values, hashes of nets, types of all else
@@ -502,6 +511,7 @@ def callback_id(
                 else type(v).__name__)
     return {'class':type(cb).__name__, **{k:plain(v) for k,v in vars(cb).items() if k!='learn'}}
 
+# %% ../../nbs/82_stages.transfer.ipynb #c5bd55b5
 def transfer_choices(
     target_df,                 # Training pictures of the target
     source_df,                 # Training pictures of the source, or None

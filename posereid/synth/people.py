@@ -34,6 +34,7 @@ def __len__(self:People) -> int:
     "Number of people"
     return len(self.shape)
 
+# %% ../../nbs/65_synth.people.ipynb #7d4eb04a
 @patch
 def __getitem__(self:People, i) -> People:
     "The people at the indices `i`, which may repeat"

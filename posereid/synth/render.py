@@ -26,6 +26,7 @@ class Camera:
     pitch:float   # Angle by which the camera looks down, radians
     things:Tensor # `(6, 3)` colours of what may stand between camera and person
 
+# %% ../../nbs/66_synth.render.ipynb #b503a94f
 def _scene(rng, h, w):
     "Wall, floor, and some upright and lying rectangles"
     y = np.linspace(0, 1, h)[:,None,None]

@@ -238,6 +238,7 @@ def check_world(
                                         f"{s.size[0]}×{s.size[1]}.")
     return s
 
+# %% ../../nbs/67_synth.world.ipynb #ac0a449a
 def write_world(
     s:WorldSettings, # Settings of the world
     root:Path        # Folder to be made; it must not exist yet
@@ -277,6 +278,7 @@ class World:
     def __truediv__(self, name): return self.root/name
     def __fspath__(self): return str(self.root)
 
+# %% ../../nbs/67_synth.world.ipynb #b302dad6
 def load_world(
     root:Path # Folder that `make_world` wrote
 ) -> World:   # World that was read
@@ -312,6 +314,7 @@ def rows_of(self:Cast,
                          f"such as {next(iter(self._row))}.")
     return np.array([self._row[n] for n in names])
 
+# %% ../../nbs/67_synth.world.ipynb #8a74f795
 def render_as(
     world:World,          # Synthetic world
     appearances:list,     # Names or paths of pictures that give person, camera, scene and light
