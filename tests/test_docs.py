@@ -48,7 +48,7 @@ def copy(tmp_path_factory):
 @pytest.fixture(scope='session')
 def proc(copy):
     "The processed pages"
-    run('from nbdev.serve import proc_nbs; proc_nbs(n_workers=0, force=True)', copy)
+    run('from nbdev.serve import proc_nbs; proc_nbs(n_workers=2, force=True)', copy)
     return copy/'_proc'
 
 
