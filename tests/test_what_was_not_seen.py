@@ -1,14 +1,19 @@
 "Right values of what could be changed without any other test noticing"
+from dataclasses import dataclass
+
+import pandas as pd
 import pytest
 import torch
 from fastai.callback.core import Callback
 from PIL import Image
-from posereid.data.manifest import pick, train_labels
+from posereid.core import InputError, RunFolder, hash_settings, later
+from posereid.data.manifest import make_manifest, pick, train_labels
+from posereid.data.own import camera_rule
 from posereid.data.pictures import PictureStore
 from posereid.data.transforms import centre_crop
 from posereid.evaluate.protocol import evaluate_reid, seen_by
 from posereid.experiment.engine import score_model
-from posereid.experiment.inputs import world_inputs
+from posereid.experiment.inputs import share_people, world_inputs
 from posereid.losses.transfer import guider_triplet
 from posereid.models.reid import reid_net
 from posereid.pose.draw import draw_skeletons
@@ -116,3 +121,33 @@ def test_lsro_pictures_have_eps_1_beside_guided_ones(monkeypatch):
     monkeypatch.setattr(engine, 'read_generated', lambda folder: range(3))
     eps = engine.Experiment.own_eps(None, dict(also='dcgan'), {}, ('guided','dcgan'))
     assert {k: v.tolist() for k,v in eps.items()}=={'dcgan': [1., 1., 1.]}
+
+
+def test_cameras_of_distractors_do_not_matter():
+    "Distractors and junk may have no camera; the rule is that of the identities"
+    rows = [dict(path=f'{i}.jpg', pid=pid, camid=cam, split=split)
+            for i,(pid,cam,split) in enumerate([(1,1,'query'), (1,2,'gallery'), (0,0,'gallery'), (-1,0,'gallery')])]
+    assert camera_rule(pd.DataFrame(rows)).startswith('cameras known')
+
+
+@pytest.mark.parametrize('share,most', [(1/3,8), (.5,6), (0,12)])
+def test_the_most_identities_that_a_target_can_have(share, most):
+    "What the source does not need is the target's; one more is refused"
+    df = make_manifest(pd.DataFrame(dict(path=[f'{p}_{k}.jpg' for p in range(1,13) for k in (0,1)],
+                                         pid=[p for p in range(1,13) for _ in (0,1)], camid=1, split='train')))
+    target,*_ = share_people(df, ids=most, share=share)
+    assert len(target)==most
+    with pytest.raises(InputError, match=str(most)): share_people(df, ids=most+1, share=share)
+
+
+def test_a_run_from_before_a_setting_came_is_the_same_run(tmp_path):
+    "A field made by `later` is its default in older run folders; another value is another run"
+    @dataclass
+    class Before: lr:float = .1
+    @dataclass
+    class After(Before): pillow:str = later('soft', since='0.2')
+    RunFolder(tmp_path/'run', dict(reid=Before())).finish(dict(score=1))
+    assert RunFolder(tmp_path/'run', dict(reid=After())).metrics==dict(score=1)
+    assert hash_settings(After())==hash_settings(Before())!=hash_settings(After(pillow='hard'))
+    with pytest.raises(InputError, match='reid.pillow: absent'):
+        RunFolder(tmp_path/'run', dict(reid=After(pillow='hard')))
