@@ -10,9 +10,10 @@ from posereid.core import InputError, RunFolder, hash_settings, later
 from posereid.data.manifest import make_manifest, pick, train_labels
 from posereid.data.own import camera_rule
 from posereid.data.pictures import PictureStore
-from posereid.data.transforms import centre_crop
+from posereid.data.transforms import centre_crop, random_crop
 from posereid.evaluate.protocol import evaluate_reid, seen_by
 from posereid.experiment.engine import score_model
+from posereid.experiment.judges import gradient_energy
 from posereid.experiment.inputs import share_people, world_inputs
 from posereid.losses.transfer import guider_triplet
 from posereid.models.reid import reid_net
@@ -126,7 +127,8 @@ def test_lsro_pictures_have_eps_1_beside_guided_ones(monkeypatch):
 def test_cameras_of_distractors_do_not_matter():
     "Distractors and junk may have no camera; the rule is that of the identities"
     rows = [dict(path=f'{i}.jpg', pid=pid, camid=cam, split=split)
-            for i,(pid,cam,split) in enumerate([(1,1,'query'), (1,2,'gallery'), (0,0,'gallery'), (-1,0,'gallery')])]
+            for i,(pid,cam,split) in enumerate([(1,1,'query'), (1,2,'gallery'), (0,0,'gallery'),
+                                                (-1,0,'gallery')])]
     assert camera_rule(pd.DataFrame(rows)).startswith('cameras known')
 
 
@@ -134,7 +136,8 @@ def test_cameras_of_distractors_do_not_matter():
 def test_the_most_identities_that_a_target_can_have(share, most):
     "What the source does not need is the target's; one more is refused"
     df = make_manifest(pd.DataFrame(dict(path=[f'{p}_{k}.jpg' for p in range(1,13) for k in (0,1)],
-                                         pid=[p for p in range(1,13) for _ in (0,1)], camid=1, split='train')))
+                                         pid=[p for p in range(1,13) for _ in (0,1)], camid=1,
+                                         split='train')))
     target,*_ = share_people(df, ids=most, share=share)
     assert len(target)==most
     with pytest.raises(InputError, match=str(most)): share_people(df, ids=most+1, share=share)
@@ -151,3 +154,31 @@ def test_a_run_from_before_a_setting_came_is_the_same_run(tmp_path):
     assert hash_settings(After())==hash_settings(Before())!=hash_settings(After(pillow='hard'))
     with pytest.raises(InputError, match='reid.pillow: absent'):
         RunFolder(tmp_path/'run', dict(reid=After(pillow='hard')))
+
+
+def test_half_of_the_crops_are_mirrored():
+    "Each picture by a draw of its own"
+    ramp = torch.arange(8).expand(2000, 1, 4, 8).contiguous()
+    out = random_crop(ramp, torch.Generator().manual_seed(0), pad=0)
+    mirrored = (out[:,0,0,0]==7).float()
+    assert .45 < mirrored.mean() < .55 and torch.equal(out[mirrored==0], ramp[mirrored==0])
+    assert torch.equal(random_crop(ramp, torch.Generator().manual_seed(0), pad=0, flip=False), ramp)
+
+
+def test_blurred_pictures_have_less_energy():
+    noise = torch.randint(0, 256, (4,3,16,8), generator=torch.Generator().manual_seed(0),
+                          dtype=torch.uint8)
+    blurred = torch.nn.functional.avg_pool2d(noise.float(), 3, 1, 1).byte()
+    assert gradient_energy(blurred) < .5*gradient_energy(noise)
+    step = torch.zeros(1, 3, 4, 8, dtype=torch.uint8)
+    step[...,4:] = 255
+    # one of seven differences a row is 1, none a column
+    assert gradient_energy(step)==pytest.approx(1/7)
+
+
+def test_sharpness_is_below_1_of_blurred_pictures():
+    from posereid.experiment.judges import _image_errors
+    truth = torch.randint(0, 256, (2,3,16,8), generator=torch.Generator().manual_seed(0),
+                          dtype=torch.uint8)
+    blurred = torch.nn.functional.avg_pool2d(truth.float(), 3, 1, 1).byte()
+    assert _image_errors(blurred, truth, torch.ones(2, 1, 16, 8))['sharpness'] < .5
