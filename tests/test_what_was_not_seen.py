@@ -178,7 +178,7 @@ def test_blurred_pictures_have_less_energy():
 
 def test_sharpness_is_below_1_of_blurred_pictures():
     from posereid.experiment.judges import _image_errors
-    truth = torch.randint(0, 256, (2,3,16,8), generator=torch.Generator().manual_seed(0),
+    truth = torch.randint(0, 256, (2,3,32,16), generator=torch.Generator().manual_seed(0),
                           dtype=torch.uint8)
     blurred = torch.nn.functional.avg_pool2d(truth.float(), 3, 1, 1).byte()
-    assert _image_errors(blurred, truth, torch.ones(2, 1, 16, 8))['sharpness'] < .5
+    assert _image_errors(blurred, truth, torch.ones(2, 1, 32, 16))['sharpness'] < .5
