@@ -5,7 +5,7 @@ from posereid.core import InputError
 from posereid.evaluate.plots import (camera_matrix, plot_ap_by_pose, plot_cameras, plot_distances,
     plot_embedding, plot_intervals, plot_ranking, pose_differences,
     project_features, ranked_pictures)
-from posereid.evaluate.results import difference, differences, plot_gains, plot_sweep, sweep
+from posereid.evaluate.results import by_seed, difference, differences, plot_gains, plot_sweep, sweep
 from posereid.metrics.retrieval import retrieval
 from posereid.metrics.stats import bootstrap_interval, interval_ends, mean_interval
 from posereid.pose.bank import pose_distance
@@ -281,3 +281,13 @@ def test_bars_of_a_sweep_are_the_intervals():
     relative = sweep(df, 'b_eps_', ref='b_eps_0')
     assert (relative.value[relative.x==0].eq(0).all()
             and relative.value[relative.x==1].tolist()==pytest.approx([1,2,4]))
+
+
+def test_lines_of_different_runs_are_not_averaged():
+    "One seed of one row has one score; which lines clash is said"
+    lines = pd.DataFrame([dict(row=r, seed=s, part='', run=run, map_trap=v)
+                          for r,s,run,v in (('a',1,'x',1.), ('a',2,'x',2.), ('b',1,'x',3.), ('b',2,'x',5.))])
+    assert by_seed(lines).b.tolist()==[3., 5.]
+    more = pd.concat([lines, lines[lines.row=='a'].assign(run='y', map_trap=9.)], ignore_index=True)
+    with pytest.raises(InputError, match="Row 'a' has 2 lines of seed 1 \\(run 'x', 'y'\\)"): by_seed(more)
+    assert by_seed(more[more.run=='x']).equals(by_seed(lines))

@@ -41,11 +41,22 @@ def by_interval(
 def by_seed(
     df:pd.DataFrame,     # Lines of a CSV, one for each row and seed
     value:str='map_trap',# Column of the score
-    part:str=None        # Part of the table; all parts if None
+    part:str=None        # Part of the table; None if there is one
 ) -> pd.DataFrame:       # Index: seeds; columns: rows of the table
     "A score for each seed and row; seeds that lack a row have NaN"
-    df = df if part is None else df[df.part==part]
+    df = _once(df if part is None else df[df.part==part])
     return df.pivot_table(index='seed', columns='row', values=value, sort=False)
+
+def _once(df):
+    "Refuse several lines of one row and seed, which have no common score"
+    again = df[df.duplicated(['row','seed'], keep=False)]
+    if not len(again): return df
+    o = again.iloc[0]
+    mine = again[(again.row==o.row) & (again.seed==o.seed)]
+    by = next((k for k in ('part','run','data') if k in df and mine[k].nunique()>1), None)
+    says = f" ({by} {', '.join(map(repr, mine[by].unique()))})" if by else ''
+    raise InputError(f"Row '{o.row}' has {len(mine)} lines of seed {o.seed}{says}; compare lines of "
+                     f"one {by or 'run'}, or drop those that stand twice.")
 
 # %% ../../nbs/72_evaluate.results.ipynb #805aaf6b
 def difference(
@@ -53,7 +64,7 @@ def difference(
     a:str,                # Key of a row
     b:str,                # Key of the reference row
     value:str='map_trap', # Column of the score
-    part:str=None         # Part of the table; all parts if None
+    part:str=None         # Part of the table; None if there is one
 ) -> Interval:            # Interval of `a` minus `b` over the seeds that have both
     "Difference of two rows, paired by seed, with its t-interval"
     wide = by_seed(df, value, part)
@@ -66,7 +77,7 @@ def differences(
     df:pd.DataFrame,      # Lines of a CSV, one for each row and seed
     pairs:list,           # Pairs (row, reference) of keys
     value:str='map_trap', # Column of the score
-    part:str=None         # Part of the table; all parts if None
+    part:str=None         # Part of the table; None if there is one
 ) -> pd.DataFrame:        # A line for each pair and seed: `row ref title seed value`
     "The paired differences of several rows, a line for each seed"
     wide,t = by_seed(df, value, part),df.groupby('row').title.first()
@@ -102,7 +113,7 @@ def verdict(
 def verdicts(
     df:pd.DataFrame, # Lines of a CSV, one for each row and seed
     pairs:list,      # Pairs (row, reference) of keys; those that were not run are left out
-    part:str=None    # Part of the table; all parts if None
+    part:str=None    # Part of the table; None if there is one
 ) -> str:            # Markdown list
     "What the intervals of several differences allow to say, in mAP (trapezoid) and in rank-1"
     titles,run = df.groupby('row', sort=False).title.first(),set(by_seed(df, part=part))
@@ -121,7 +132,7 @@ def finding(
     df:pd.DataFrame,     # Lines of a CSV, one for each row and seed
     a:str,               # Key of a row
     refs:list,           # Keys of the reference rows; those that were not run are left out
-    part:str=None,       # Part of the table; all parts if None
+    part:str=None,       # Part of the table; None if there is one
     value:str='map_trap' # Column of the score
 ) -> str:                # Sentence
     "Sentence on where a row stands among others, by its paired differences"
@@ -150,7 +161,7 @@ def part_gains(
 def scores_table(
     df:pd.DataFrame,        # Lines of a CSV, one for each row and seed
     ref:str='equal_steps',  # Key of the reference row of the differences
-    part:str=None,          # Part of the table; all parts if None
+    part:str=None,          # Part of the table; None if there is one
     paper:dict=None,        # Key → the paper's numbers as text, for a column of their own
     names:list=None,        # Keys of the rows to show, in order; all if None
     where:str='Market-1501' # Data set of the paper's numbers
@@ -194,7 +205,7 @@ def plot_gains(
     ref:str,              # Key of the reference row
     names:list=None,      # Keys of the rows from top to bottom; all if None
     value:str='map_trap', # Column of the score
-    part:str=None,        # Part of the table; all parts if None
+    part:str=None,        # Part of the table; None if there is one
     xlabel:str=None       # Label of the x axis
 ):                        # Matplotlib figure
     "Paired differences to a reference with their t-intervals over seeds"

@@ -92,6 +92,11 @@ def _expand(level, n):
     from scipy import stats
     return stats.norm.cdf(stats.t.ppf((1-level)/2, n-1)*(n/(n-1))**.5) if n>1 else float('nan')
 
+def _p_value(tail, n):
+    "Two-sided p-value of a 0 at this percentile: where an expanded interval would end on it"
+    from scipy import stats
+    return min(1., 2*float(stats.t.cdf(stats.norm.ppf(min(tail, .5))*((n-1)/n)**.5, n-1)))
+
 # %% ../../nbs/43_metrics.stats.ipynb #a0281c79
 def bootstrap_interval(
     x,               # `(n,)` numbers, one for each query
@@ -109,9 +114,9 @@ def bootstrap_interval(
                                                     size=n_boot)
     means,tail = draws@sums/(draws@counts), _expand(level, len(counts))
     lo,hi = np.quantile(means, [tail, 1-tail])
-    p = min(1., 2*(min((means<=0).sum(), (means>=0).sum())+1)/(n_boot+1))
+    p = _p_value((min((means<=0).sum(), (means>=0).sum())+1)/(n_boot+1), len(counts))
     return Interval(float(x.mean()), float(lo), float(hi), len(counts),
-                    float(means.std(ddof=1)), float(p))
+                    float(means.std(ddof=1)), p)
 
 # %% ../../nbs/43_metrics.stats.ipynb #ac93d6f4
 def permutation_p(
