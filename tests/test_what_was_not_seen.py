@@ -1,5 +1,6 @@
 "Right values of what could be changed without any other test noticing"
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from posereid.data.pictures import PictureStore
 from posereid.data.transforms import centre_crop, random_crop
 from posereid.evaluate.protocol import evaluate_reid, seen_by
 from posereid.experiment.engine import score_model
+from posereid.experiment.presets import check_settings
 from posereid.experiment.judges import gradient_energy
 from posereid.experiment.inputs import share_people, world_inputs
 from posereid.losses.transfer import guider_triplet
@@ -22,7 +24,7 @@ from posereid.pose.table import PoseTable
 from posereid.stages.generate import skeletons_for
 from posereid.stages.reid import ReIDSettings, reid_batches, reid_learner
 from posereid.stages.transfer import (TransferSettings, guider_input, stage_batches,
-                                     transfer_learner, transfer_model)
+                                     train_transfer, transfer_learner, transfer_model)
 from posereid.synth.world import tiny_world
 
 
@@ -182,3 +184,38 @@ def test_sharpness_is_below_1_of_blurred_pictures():
                           dtype=torch.uint8)
     blurred = torch.nn.functional.avg_pool2d(truth.float(), 3, 1, 1).byte()
     assert _image_errors(blurred, truth, torch.ones(2, 1, 32, 16))['sharpness'] < .5
+
+
+def test_a_guider_with_triplets_needs_two_target_pictures(world, tmp_path):
+    "A batch with one target picture has no negative: Eq. 4 would be 0, and β without effect"
+    s = TransferSettings(width=4, d_width=4, d_layers=2, bs=2, pairs=4, parts=1)
+    R,labels = reid_net(None, 'small', 4).eval(),train_labels(world.target)
+    train = lambda source, s: train_transfer(world.target, source, world.poses,
+                                             PictureStore((64,32)), labels, R, s,
+                                             tmp_path/f'{s.bs}{source is None}')
+    with pytest.raises(InputError, match='transfer.bs 2 .* 1 target picture.* 4 or more'):
+        train(world.source, s)
+    train(None, s)  # without a source the whole batch is target
+    train(world.source, replace(s, bs=4))
+    with pytest.raises(InputError, match='to 4 or more'):
+        check_settings(dict(transfer=s, reid=ReIDSettings(loss='triplet')))
+    check_settings(dict(transfer=replace(s, beta=0.), reid=ReIDSettings(loss='triplet')))
+    check_settings(dict(transfer=s, reid=ReIDSettings()))
+    with pytest.raises(InputError, match='to 4 or more'):  # the guider of a row, not its model
+        check_settings(dict(transfer=s, reid=ReIDSettings(), guider=ReIDSettings(loss='triplet')))
+
+
+def test_a_part_without_a_triplet_is_told(world, tmp_path):
+    "All target pictures of one identity: Eq. 4 is 0 throughout, which a log of zeros hides"
+    one = world.target[(world.target.split!='train') | (
+                           world.target.pid==world.target[world.target.split=='train'].pid.iloc[0])]
+    s = TransferSettings(width=4, d_width=4, d_layers=2, bs=4, pairs=8, parts=1)
+    run = lambda df, name, **kw: train_transfer(df, world.source, world.poses,
+                                                PictureStore((64,32)), train_labels(df),
+                                                reid_net(None, 'small', 4).eval(), replace(s, **kw),
+                                                tmp_path/name)
+    with pytest.warns(UserWarning, match='Part 1 of 1 had no triplet'): run(one, 'one')
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='Part')
+        run(world.target, 'all', bs=16, pairs=16)
+        run(one, 'unguided', beta=0.)

@@ -13,7 +13,7 @@ from ..core import InputError, Settings, nearest, set_options
 from ..models.reid import check_arch, reid_net
 from ..synth.world import TINY, WorldSettings, check_world
 from ..stages.reid import ReIDSettings
-from ..stages.transfer import TransferSettings, start_from, transfer_model
+from ..stages.transfer import TransferSettings, enough_for_triplets, start_from, transfer_model
 from ..stages.generate import GenerateSettings
 from ..stages.lsro import DCGANSettings
 
@@ -117,6 +117,8 @@ def experiment_settings(
     if size or scratch: more['rows']['init'] = ''
     if recipe_name:
         more['reid'].update(recipe(recipe_name, 'paper' if preset=='paper' else 'small'))
+    # Eq. 4 needs other identities in a batch than the paper's single one
+    if more['reid'].get('loss')=='triplet' and preset=='paper': more['transfer']['bs'] = 8
     groups = {g: GROUPS[g](**{**PRESETS[preset].get(g, {}), **more[g]}) for g in only}
     return check_settings(set_options(groups, list(opts or ())))
 
@@ -150,6 +152,8 @@ def check_settings(
     if t and t.bs%2:
         raise InputError("Setting 'transfer.bs' must be even, half target and half source, but "
                          f"is {t.bs}.")
+    R = groups.get('guider', r)
+    if t and t.beta and R and R.loss=='triplet': enough_for_triplets(t)
     if r: check_arch(r.arch, r.weights or None)
     with torch.device('meta'):
         if t: transfer_model(replace(t, ema=0.))

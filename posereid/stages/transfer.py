@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['SHIPPED', 'TransferSettings', 'guider_input', 'centre', 'shifted', 'shown_to', 'TransferModel', 'transfer_model',
            'TwoAdams', 'split_DG', 'held', 'by_triplets', 'TransferCallback', 'Terms', 'AdversarialTerm', 'L1Term',
-           'GuiderTerm', 'decay_lr', 'stage_batches', 'transfer_learner', 'sample_sheet', 'Samples', 'start_from',
-           'poses_id', 'callback_id', 'transfer_choices', 'train_transfer', 'finish_transfer', 'load_generator']
+           'GuiderTerm', 'enough_for_triplets', 'decay_lr', 'stage_batches', 'transfer_learner', 'sample_sheet',
+           'Samples', 'start_from', 'poses_id', 'callback_id', 'transfer_choices', 'train_transfer', 'finish_transfer',
+           'load_generator']
 
 # %% ../../nbs/82_stages.transfer.ipynb #c002
-import hashlib, json
+import hashlib, json, warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -361,7 +362,8 @@ class GuiderTerm(Callback):
     order = -1
     def __init__(self,
         settings:TransferSettings # `beta`, `margin`, and what the guider sees
-    ): self.settings = settings
+    ): self.settings,self.pairs = settings,0
+    def before_train(self): self.pairs = 0
     def after_fake(self):
         rows,s,R = self.is_target.bool(),self.settings,self.model.R
         value = self.fake.new_zeros(())
@@ -390,9 +392,30 @@ def by_distance(self:GuiderTerm,
     R,s = self.model.R,self.settings
     with torch.no_grad():
         real = R.embed(guider_input(self.positive[rows], s.guider_size, s.guider_crop))
+    self.pairs += len(self.label[rows].unique())>1 # a triplet takes two identities
     loss,stats = guider_triplet(R.embed(seen), real, self.label[rows], rows[rows], s.margin,
                                 stats=True)
     return loss,dict(active=stats['active'])
+
+# %% ../../nbs/82_stages.transfer.ipynb #fba14d8c
+def enough_for_triplets(
+    settings:TransferSettings, # `bs`
+    with_source:bool=True      # Whether half of a batch belongs to the source
+):
+    "Refuse batches in which Eq. 4 has no negative, since they hold a single target picture"
+    n = settings.bs//2 if with_source else settings.bs
+    if n<2:
+        raise InputError(f"With transfer.bs {settings.bs} a batch holds {n} target picture, but "
+                         "Eq. 4 of a guider with triplets takes two identities; set transfer.bs "
+                         f"to {4 if with_source else 2} or more.")
+
+# %% ../../nbs/82_stages.transfer.ipynb #9ff59e2f
+@patch
+def after_train(self:GuiderTerm):
+    "Tell a part in which Eq. 4 was 0 throughout"
+    if self.settings.beta and by_triplets(self.model.R) and not self.pairs:
+        warnings.warn(f'Part {self.epoch+1} of {self.n_epoch} had no triplet for Eq. 4: each batch '
+                      'held target pictures of one identity alone; a larger transfer.bs helps.')
 
 # %% ../../nbs/82_stages.transfer.ipynb #c033
 def decay_lr(
@@ -558,6 +581,7 @@ def train_transfer(
                                start_from(model, init), cbs)
     run = open_run(folder, choices, fresh)
     if run.done: return load_generator(run.path)
+    if by_triplets(model.R): enough_for_triplets(settings, source_df is not None)
     dls = stage_batches(target_df, source_df, poses, store, labels, settings, by_triplets(model.R))
     learn = transfer_learner(dls, model, settings, [Samples(run/'samples.png'), *cbs])
     with _one_sentence(): fit_stage(learn, settings.parts, run, partial(decay_lr, settings),
