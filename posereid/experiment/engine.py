@@ -210,7 +210,9 @@ def row_recipe(self:Experiment,
     "The ReID recipe of a row, with steps and smoothing of the controls"
     s = g['reid']
     n,new = len(self.train),len(self.train)*g['generate'].n_each
-    if row.get('eps_real')=='average': s = as_trusted(s, g['generate'].n_each, len(self.labels))
+    trusted = lambda s: as_trusted(s, g['generate'].n_each, len(self.labels))
+    if row.get('eps_real')=='average': s = trusted(s)
+    if row.get('eps_real')=='soft': s = trusted(trusted(s)) # of a set whose real labels are soft
     n_all = n + new*bool(row.get('pictures')) + new*bool(row.get('also'))
     return equal_steps(s, n_all, n+new) if row.get('steps')=='equal' else s
 

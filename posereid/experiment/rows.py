@@ -53,6 +53,13 @@ OPTIONAL = [
 
 # %% ../../nbs/91_experiment.rows.ipynb #2310f388
 OPTIONAL += [
+    dict(row='guided_soft', title='guided, soft real labels',   pictures='generator',
+         eps_real='average'),
+    dict(row='unguided_soft',title='unguided, ε=0.4, soft real labels', pictures='generator',
+         eps_real='average', **{'transfer.beta':0., 'reid.eps_generated':.4}),
+    dict(row='new_soft',    title='rendered in new poses, soft real labels', pictures='rendered',
+         eps_real='average'),
+    dict(row='smoothed_soft',title='control, smoothed as much', steps='equal', eps_real='soft'),
     dict(row='lsro',        title='LSRO (DCGAN pictures, ε=1)', pictures='dcgan',
          **{'reid.eps_generated':1.}),
     dict(row='guided_lsro', title='guided, and LSRO, equal steps', pictures='generator',
@@ -90,7 +97,7 @@ def pick_rows(
 
 # %% ../../nbs/91_experiment.rows.ipynb #c028
 _plain_keys = dict(row=None, title=None, pictures=(None,'generator','rendered','dcgan'),
-                   also=(None,'dcgan'), steps=('epochs','equal'), eps_real=('average',),
+                   also=(None,'dcgan'), steps=('epochs','equal'), eps_real=('average','soft'),
                    trust=('alike','guider'), guider=('same','other','small',*RECIPES['paper']),
                    rerank=(False,True), poses=('source','own','shuffled','synthetic'))
 

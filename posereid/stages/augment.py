@@ -62,11 +62,12 @@ def augment(
 
 # %% ../../nbs/84_stages.augment.ipynb #c012
 def smoothed_eps(
-    eps:float, # Smoothing ε of generated pictures
-    N:float    # Number of generated pictures for each real one
-) -> float:    # Smoothing ε of every picture of the smoothed control
-    "ε·N/(1+N): the average smoothing of an augmented set, for the control of real pictures alone"
-    return eps*N/(1+N)
+    eps:float,        # Smoothing ε of generated pictures
+    N:float,          # Number of generated pictures for each real one
+    eps_real:float=0. # Smoothing ε of real pictures
+) -> float:           # Smoothing ε of every picture of the smoothed control
+    "(ε_real + ε·N)/(1+N): the average smoothing of an augmented set, for real pictures alone"
+    return (eps_real+eps*N)/(1+N)
 
 # %% ../../nbs/84_stages.augment.ipynb #4825e668
 def smoothed_margin(
@@ -92,7 +93,7 @@ def as_trusted(
     n_ids:int=1<<30 # Number of training identities
 ) -> ReIDSettings:  # Settings of the smoothed control
     "Give real pictures the ε, or the margin, that an augmented set has on average (§3.3)"
-    if s.loss=='ce': return replace(s, eps_real=smoothed_eps(s.eps_generated, N))
+    if s.loss=='ce': return replace(s, eps_real=smoothed_eps(s.eps_generated, N, s.eps_real))
     return replace(s, margin=smoothed_margin(s.margin, s.margin_generated, N, s.bs, n_ids, s.rule))
 
 # %% ../../nbs/84_stages.augment.ipynb #9abb725c
