@@ -1,6 +1,7 @@
 "Right values of what could be changed without any other test noticing"
 import warnings
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -14,7 +15,9 @@ from posereid.data.pictures import PictureStore
 from posereid.data.transforms import centre_crop, random_crop
 from posereid.evaluate.protocol import evaluate_reid, seen_by
 from posereid.experiment.engine import score_model
-from posereid.experiment.presets import check_settings
+from posereid.experiment import engine
+from posereid.experiment.presets import check_settings, experiment_settings
+from posereid.experiment.rows import pick_rows, row_settings
 from posereid.experiment.judges import gradient_energy
 from posereid.experiment.inputs import share_people, world_inputs
 from posereid.losses.transfer import guider_triplet
@@ -120,7 +123,6 @@ def test_weights_decay(world):
 
 
 def test_lsro_pictures_have_eps_1_beside_guided_ones(monkeypatch):
-    from posereid.experiment import engine
     monkeypatch.setattr(engine, 'read_generated', lambda folder: range(3))
     eps = engine.Experiment.own_eps(None, dict(also='dcgan'), {}, ('guided','dcgan'))
     assert {k: v.tolist() for k,v in eps.items()}=={'dcgan': [1., 1., 1.]}
@@ -219,3 +221,24 @@ def test_a_part_without_a_triplet_is_told(world, tmp_path):
         warnings.filterwarnings('error', message='Part')
         run(world.target, 'all', bs=16, pairs=16)
         run(one, 'unguided', beta=0.)
+
+
+def test_controls_of_soft_rows_are_smoothed_as_much():
+    "ε of the real pictures: 0, the average of the generated and the real ones, or of soft rows"
+    groups = experiment_settings('default')
+    exp = SimpleNamespace(train=range(1200), labels=range(120))
+    recipe = lambda row: engine.Experiment.row_recipe(exp, row, row_settings(row, groups))
+    rows = {o['row']: recipe(o)
+            for o in pick_rows('smoothed smoothed_soft guided guided_soft new_soft unguided_soft')}
+    eps = {k: round(s.eps_real, 6) for k,s in rows.items()}
+    assert eps==dict(guided=0, smoothed=round(.8/3, 6), guided_soft=round(.8/3, 6),
+                     new_soft=round(.8/3, 6),
+                     unguided_soft=round(.8/3, 6), smoothed_soft=round((.8/3+.8)/3, 6))
+    assert {k: s.eps_generated for k,s in rows.items() if 'smoothed' not in k}==dict.fromkeys(
+        ('guided','guided_soft','new_soft','unguided_soft'), .4)
+    assert rows['smoothed_soft'].epochs==3*rows['guided_soft'].epochs
+    soft = experiment_settings('default', recipe_name='R-Tri')  # triplets: α instead of ε
+    margins = [engine.Experiment.row_recipe(exp, o, row_settings(o, soft)).margin
+               for o in pick_rows('smoothed guided smoothed_soft')]
+    by_row = dict(zip(('smoothed','guided','smoothed_soft'), margins))
+    assert by_row['guided'] > by_row['smoothed'] > by_row['smoothed_soft']
