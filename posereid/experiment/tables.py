@@ -112,7 +112,7 @@ TABLES |= dict(
                     parts=[dict(rows=f'{CONTROLS} jitter jitter_smoothed reconstructed shuffled '
                                 'any_camera guided own_0 own new_0 new')]),
     soft = dict(title='Soft labels for the real pictures, too', seeds=5,
-                parts=[dict(rows='smoothed smoothed_soft guided guided_soft unguided_04 '
+                parts=[dict(rows=f'{CONTROLS} smoothed_soft guided guided_soft unguided_04 '
                                  'unguided_soft new new_soft')]),
     beside = dict(title='Beside LSRO, random erasing and re-ranking',
                   seeds=3, parts=[dict(rows=f'{CONTROLS} lsro guided_lsro erasing erasing_smoothed '
