@@ -93,7 +93,9 @@ def test_a_training_has_the_same_numbers_in_every_table():
     df = pd.concat([read_lines(NBS/f'experiments/{o}.csv') for o in scored])
     shared = df[df.duplicated(['run','row'], keep=False)]
     assert len(shared)>20
-    for key,o in shared.groupby(['run','row']): assert (o[SCORES].nunique()==1).all(), key
+    # a processor of another kind may order two distances that are all but equal the other way
+    for key,o in shared.groupby(['run','row']):
+        assert (o[SCORES].max()-o[SCORES].min()<=2e-4).all(), key
     assert (df.map_trap<=df.map_mean+1e-6).all()
 
 
