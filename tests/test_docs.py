@@ -264,3 +264,15 @@ def test_readme_links_are_there():
 
 def test_quarto_syntax_stays_out_of_the_readme():
     assert not re.search(r'^:::|\{#|\{\{<|@(fig|tbl|eq)-|^#\|', README, re.M)
+
+
+@pytest.mark.parametrize('nb', NOTEBOOKS, ids=show)
+def test_directives_are_yaml(nb):
+    "Quarto reads them as YAML: a caption with a colon wants quotes"
+    for i,c in enumerate(cells(nb)):
+        if c['cell_type']!='code': continue
+        for key,value in re.findall(r'^#\| *([\w-]+): (.*)$', source(c), re.M):
+            try: read = yaml.safe_load(f'{key}: {value}')
+            except yaml.YAMLError: read = None
+            assert read and (not key.endswith(('-cap','-alt')) or isinstance(read[key], str)), (
+                f'{show(nb)}, cell {i}: {key} is no YAML; put its text in quotes')
