@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['JPEG', 'FIGURE', 'COLORS', 'InputError', 'nearest', 'optional_package', 'plain_console', 'command', 'silence',
            'seed_everything', 'default_device', 'cache_dir', 'write_beside', 'locked', 'to_json', 'hash_settings',
-           'set_options', 'Settings', 'settings_group', 'one_of', 'later', 'sha12', 'weights_hash', 'save_weights',
-           'load_weights', 'provenance', 'RunFolder', 'is_quiet', 'progress', 'figure_style']
+           'set_options', 'one_of', 'Settings', 'later', 'sha12', 'weights_hash', 'save_weights', 'load_weights',
+           'provenance', 'RunFolder', 'is_quiet', 'progress', 'figure_style']
 
 # %% ../nbs/00_core.ipynb #c002
 import codecs, contextlib, dataclasses, difflib, functools, hashlib, importlib.metadata, json, os
@@ -268,21 +268,6 @@ def set_options(
         new.setdefault(g, {})[name] = val
     return {g: dataclasses.replace(o, **new.get(g, {})) for g,o in groups.items()}
 
-# %% ../nbs/00_core.ipynb #d400b22d
-class Settings:
-    "Base of the settings' dataclasses: a field of type `Literal[…]` takes these words only"
-    def __post_init__(self):
-        for name,kind in typing.get_type_hints(type(self)).items():
-            if typing.get_origin(kind) is typing.Literal:
-                one_of(f'{settings_group(self)}.{name}', getattr(self, name), typing.get_args(kind))
-
-# %% ../nbs/00_core.ipynb #46f08ad5
-def settings_group(
-    settings # A dataclass, such as `TransferSettings()`
-) -> str:    # What commands call it, such as `transfer`
-    "The group of a settings dataclass"
-    return type(settings).__name__.removesuffix('Settings').lower()
-
 # %% ../nbs/00_core.ipynb #0a3aebd1
 def one_of(
     name:str,   # A setting or an argument, as its reader knows it
@@ -293,6 +278,18 @@ def one_of(
     if value not in known:
         raise InputError(f"{name} must be one of {', '.join(map(str, known))}, but is {value!r}; "
                          f"did you mean {nearest(str(value), known)!r}?")
+
+# %% ../nbs/00_core.ipynb #d400b22d
+class Settings:
+    "Base of the settings' dataclasses: a field of type `Literal[…]` takes these words only"
+    def __post_init__(self):
+        for name,kind in typing.get_type_hints(type(self)).items():
+            if typing.get_origin(kind) is typing.Literal:
+                one_of(f'{_group(self)}.{name}', getattr(self, name), typing.get_args(kind))
+
+def _group(settings):
+    "What commands call a settings dataclass: `transfer` for `TransferSettings()`"
+    return type(settings).__name__.removesuffix('Settings').lower()
 
 # %% ../nbs/00_core.ipynb #d447e806
 def later(

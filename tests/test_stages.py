@@ -12,7 +12,7 @@ from PIL import Image
 
 from posereid.core import InputError, weights_hash
 from posereid.data.pictures import PictureStore
-from posereid.data.transforms import to_float
+from posereid.data.transforms import centre_crop, to_float
 from posereid.data.layouts import load_dataset
 from posereid.data.market import parse_market_name, read_generated
 from posereid.data.manifest import make_manifest, pick, train_labels
@@ -465,7 +465,7 @@ def test_guider_input(data):
     x.requires_grad_()
     y = guider_input(x, (72,40), (64,32), pad=2)
     assert y.shape==x.shape
-    assert torch.equal(tr.centre(x, (60,20)), x[...,2:62,6:26])
+    assert torch.equal(centre_crop(x, (60,20)), x[...,2:62,6:26])
     torch.manual_seed(0)
     white,at = torch.ones(1,1,8,6),set()
     for _ in range(200):

@@ -9,7 +9,7 @@ from posereid.core import InputError
 from posereid.data.sampler import pk_shape
 from posereid.data.block import ReIDBatch, TripletBatch, reid_dls
 from posereid.data.transforms import colour_jitter, random_erase
-from posereid.experiment.engine import RESULT_COLUMNS, Experiment, doubt
+from posereid.experiment.engine import RESULT_COLUMNS, Experiment
 from posereid.experiment.rows import pick_rows, row_settings
 from posereid.evaluate.protocol import class_probability
 from posereid.experiment.presets import experiment_settings
@@ -111,15 +111,6 @@ def test_the_smoothed_control_is_as_soft_as_the_augmented_row(exp):
         s,ours = exp.row_recipe(smoothed, g),exp.row_recipe(guided, g)
         assert ((s.eps_real, s.margin)==pytest.approx((eps, margin), abs=1e-6)
                 and (ours.eps_real, ours.margin)==(0., 1.))
-
-
-def test_doubt():
-    # no doubt at all: all alike
-    assert (doubt([1.,0.], .4)==pytest.approx([0., .8], abs=1e-6)
-            and doubt([1.,1.], .4)==pytest.approx([.4, .4]))
-    assert doubt([1.,.5,.5,0.], .6)==pytest.approx([0., .7, .7, 1.], abs=1e-6)
-    p = np.random.default_rng(0).uniform(size=1000)
-    assert doubt(p, .4).mean()==pytest.approx(.4) and (np.diff(doubt(np.sort(p), .4))<=0).all()
 
 
 def test_class_probability():

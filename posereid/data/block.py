@@ -15,7 +15,7 @@ from fastai.torch_core import TensorImageBase, show_image, to_device
 from fastcore.basics import patch, store_attr
 from pandas import DataFrame
 from torch import Tensor
-from ..core import InputError
+from ..core import InputError, one_of
 from .manifest import label_of
 from .pairs import PairSource, near_skeleton
 from .pictures import PictureStore
@@ -237,10 +237,7 @@ class TransferBatch:
         foreground:float=0.,      # Extra weight near the skeleton; above 0 adds the tensor `weight`
         positives:str=None,       # Rule of the last tensor, `other` or `any`; None: no positives
     ):
-        if positives not in (None, *POSITIVES):
-            raise InputError(
-                f"`positives` must be one of {', '.join(POSITIVES)}, or None, but got "
-                f"{positives!r}; choose one of these.")
+        one_of('`positives`', positives, (None, *POSITIVES))
         store_attr('n,seed,flip,foreground,positives')
         self.sets = [o for o in (target, source) if o is not None]
 

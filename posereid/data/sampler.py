@@ -10,7 +10,7 @@ __all__ = ['PAIR_RULES', 'POSITIVES', 'PairReport', 'pair_report', 'make_pairs',
 from dataclasses import dataclass
 import numpy as np
 from pandas import DataFrame
-from ..core import InputError, nearest
+from ..core import InputError, nearest, one_of
 
 # %% ../../nbs/59_data.sampler.ipynb #c006
 PAIR_RULES = dict(any=['pid'], same_camera=['pid','camid'], tracklet=['pid','tracklet'])
@@ -123,9 +123,7 @@ def draw_positives(
     seed:int|tuple=0, # Seed: a number, or numbers such as (seed, epoch)
 ) -> np.ndarray:      # `(n,)` positions of real pictures in `df`
     "For each picture x a real picture of its identity, drawn uniformly (Eq. 4)"
-    if how not in POSITIVES:
-        raise InputError(f"`positives` must be one of {', '.join(POSITIVES)}, or None, but got "
-                         f"{how!r}; choose one of these.")
+    one_of('`positives`', how, POSITIVES)
     pid,rows = df.pid.to_numpy(),np.asarray(rows)
     real = np.flatnonzero(~_generated(df) & (pid > 0))
     order = real[np.argsort(pid[real], kind='stable')]

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from torch import Tensor, nn
 from typing import NamedTuple
-from ..core import InputError
+from ..core import InputError, one_of
 from ..metrics.rerank import rerank_features
 from ..metrics.retrieval import (DISTANCES, RetrievalResult, cosine_distance,
                                         euclidean_distance, retrieval, score_features)
@@ -331,9 +331,7 @@ def _distances(q, g, distance):
     return known[distance](q, g)
 
 def _check_distance(distance):
-    if distance not in DISTANCES:
-        raise InputError(f'`distance` must be one of {", ".join(DISTANCES)}, but it is '
-                         f'{distance!r}.')
+    one_of('`distance`', distance, DISTANCES)
 
 def _features(model, df, store, bs, **kwargs):
     paths = [list(df.path.iloc[i:i+bs]) for i in range(0, len(df), bs)]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import InputError
+from ..core import InputError, one_of
 from .identity import distances, reduce_triplets, triplet_stats
 
 # %% ../../nbs/31_losses.transfer.ipynb #c006
@@ -21,9 +21,8 @@ def check_form(
     form:str, # One of `GAN_FORMS`
 ) -> str:     # The same form
     "Refuse a form of Eq. 1 that does not exist"
-    if form in GAN_FORMS: return form
-    raise InputError(f"The adversarial loss `gan` must be one of {', '.join(GAN_FORMS)}, but got "
-                     f"{form!r}; choose one of these.")
+    one_of('The adversarial loss `gan`', form, GAN_FORMS)
+    return form
 
 # %% ../../nbs/31_losses.transfer.ipynb #c008
 def discriminator_loss(

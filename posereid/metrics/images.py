@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fastcore.basics import patch
 from pathlib import Path
 from torch import Tensor
-from ..core import InputError
+from ..core import InputError, one_of
 
 # %% ../../nbs/42_metrics.images.ipynb #c005
 def unit_pictures(
@@ -335,8 +335,7 @@ def lpips(
     bs:int=64,      # Batch size
 ) -> dict:          # Score `value`, `n` pictures, `dialect`
     "LPIPS by torchmetrics; small is good"
-    if net not in LPIPS_NETS:
-        raise InputError(f'`net` must be one of {", ".join(LPIPS_NETS)}, but it is {net!r}.')
+    one_of('`net`', net, LPIPS_NETS)
     a,b = _pair(a, b)
     if a.shape[1]!=3 or not len(a) or min(a.shape[2:])<32:
         raise InputError('LPIPS needs pictures of 3 channels from 32×32 on, but got '

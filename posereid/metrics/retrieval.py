@@ -15,7 +15,7 @@ import numpy as np
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
-from ..core import InputError, to_json, write_beside
+from ..core import InputError, one_of, to_json, write_beside
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #c006
 def ap_trapezoid(
@@ -386,9 +386,7 @@ def as_features(
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #f55fed31
 def _feature_pair(q, g, distance):
-    if distance not in DISTANCES:
-        raise InputError(f'`distance` must be one of {", ".join(DISTANCES)}, but it is '
-                         f'{distance!r}.')
+    one_of('`distance`', distance, DISTANCES)
     q,g = as_features(q, 'the queries'), as_features(g, 'the gallery')
     if q.shape[1]!=g.shape[1]:
         raise InputError('Queries and gallery must have features of one length, but they have '

@@ -10,7 +10,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn, Tensor
 
-from ..core import InputError
+from ..core import one_of
 from .generator import NORMS
 
 # %% ../../nbs/22_models.discriminator.ipynb #c007
@@ -32,9 +32,7 @@ class StackedDiscriminator(nn.Module):
         n_in:int=9,       # Channels of x, s and y together
     ):
         super().__init__()
-        if norm not in NORMS:
-            raise InputError(f"`norm` must be one of {', '.join(NORMS)}, but got {norm!r}; choose "
-                             "one of these.")
+        one_of('`norm`', norm, tuple(NORMS))
         cs = [n_in] + [width*min(2**i, 8) for i in range(n_layers+1)]
         layers = []
         for i,(a,b) in enumerate(zip(cs, cs[1:])):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn, Tensor
 
-from ..core import InputError
+from ..core import InputError, one_of
 
 # %% ../../nbs/21_models.generator.ipynb #c022
 NORMS = {'batch': nn.BatchNorm2d, 'instance': lambda c: nn.InstanceNorm2d(c, affine=True)}
@@ -126,10 +126,7 @@ def check_choices(
 ):
     "Refuse a variant of the generator that does not exist"
     known = dict(norm=tuple(NORMS), up=('resize','transposed'), skips=('both','appearance'))
-    for k,v in kwargs.items():
-        if v not in known[k]:
-            raise InputError(f"`{k}` must be one of {', '.join(known[k])}, but got {v!r}; choose "
-                             "one of these.")
+    for k,v in kwargs.items(): one_of(f'`{k}`', v, known[k])
 
 # %% ../../nbs/21_models.generator.ipynb #bc67cefd
 def init_gan(
