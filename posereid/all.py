@@ -17,6 +17,7 @@ from .pose.draw import *
 from .pose.estimate import *
 from .pose.bank import *
 from .pose.judge import *
+from .pose.limbs import *
 from .models.reid import *
 from .models.generator import *
 from .models.discriminator import *

@@ -230,19 +230,24 @@ def test_guider_sees_target_rows_only(stage):
     torch.testing.assert_close(cb.losses.log['guide'], want.detach())
     torch.testing.assert_close(value, .5*want.detach())
 
-def test_guider_by_triplets(stage, data):
-    "Eq. 4 takes the positives of the batch, the last of it, and logs the share of triplets with a loss"
+@pytest.mark.parametrize('mining', ['semihard','all','hardest'])
+def test_guider_by_triplets(stage, data, mining):
+    "Eq. 4 takes the positives of the batch and mines semi-hard negatives; `mining` names other ways"
     torch.manual_seed(3)
     T = reid_net(None, 'small', 4).eval()
-    cb = stage(T, foreground=1., margin=.01)
+    cb = stage(T, foreground=1., margin=.01, mining=mining)
     x,k = cb.positive,cb.is_target
     assert x.shape==cb.real.shape and (x!=cb.real)[k].any() and cb.weight.shape==(len(x),1,64,32)
     cb.forward()
     value,size = guide(cb)
     assert (size[~k]==0).all()
     f,r = (F.normalize(T.embed(o[k]).detach(), dim=1) for o in (cb.fake, x))
-    hinge = torch.stack([.01 + (f[a]-r[a]).norm() - (f[a]-f[b]).norm() for a in range(len(f))
-                         for b in range(len(f)) if cb.label[k][a]!=cb.label[k][b]])
+    who,hinge = cb.label[k],[]
+    for a in range(len(f)):
+        ap,an = (f[a]-r[a]).norm(),[(f[a]-f[b]).norm() for b in range(len(f)) if who[a]!=who[b]]
+        beyond = [o for o in an if o>ap] if mining=='semihard' else []
+        hinge += [.01+ap-o for o in (an if mining=='all' else [min(beyond or an)])]
+    hinge = torch.stack(hinge)
     torch.testing.assert_close(value, hinge.clamp_min(0).mean(), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(cb.losses.log['active'], (hinge>0).float().mean())
 

@@ -90,7 +90,7 @@ def new(self:BatchDL,
 
 # %% ../../nbs/62_data.block.ipynb #c044
 class ReIDBatch:
-    "Makes the batches of stages one and three: (x, label, eps)"
+    "Makes the batches of stages one and three: (x[, is_generated], label, eps)"
     def __init__(self,
         df:DataFrame,           # Training rows, real and generated
         store:PictureStore,     # Store of their pictures
@@ -103,19 +103,23 @@ class ReIDBatch:
         augment:bool=True,      # Random crops, flips and colours; False: the centre crop
         erase:float=0.,         # Probability of random erasing
         jitter:float=0.,        # Strength of the colour jitter
+        tell:bool=False,        # Tell which pictures are generated, after x
+        real_from:float=np.inf, # Epoch from which there are real pictures alone
     ):
-        store_attr('store,pad,crop,flip,augment,erase,jitter')
+        store_attr('store,pad,crop,flip,augment,erase,jitter,tell,real_from')
         self.paths, self.label = df.path.to_numpy(object), torch.from_numpy(label_of(df, labels))
-        generated = torch.from_numpy(df.is_generated.to_numpy(bool, copy=True))
-        self.eps = torch.where(generated, float(eps_generated), float(eps_real)).float()
+        self.generated = torch.from_numpy(df.is_generated.to_numpy(bool, copy=True))
+        self.row = np.arange(len(df))
+        self.eps = torch.where(self.generated, float(eps_generated), float(eps_real)).float()
         if 'eps' in df:
             self.eps = torch.from_numpy(np.where(df.eps.isna(), self.eps, df.eps)
                                         .astype(np.float32))
 
     def __call__(self, idxs, rng):
         "One batch"
-        x = self.store.get(self.paths[idxs])
-        return to_float(self.varied(x, rng)), self.label[idxs], self.eps[idxs]
+        i = self.row[idxs]
+        x = to_float(self.varied(self.store.get(self.paths[i]), rng))
+        return x, *[self.generated[i]]*self.tell, self.label[i], self.eps[i]
 
     def varied(self,
         x:Tensor,            # `(n, 3, h, w)` uint8 pictures
@@ -126,6 +130,16 @@ class ReIDBatch:
         x = random_crop(x, rng, self.pad, self.crop, self.flip)
         if self.jitter: x = colour_jitter(x, rng, self.jitter)
         return random_erase(x, rng, self.erase) if self.erase else x
+
+# %% ../../nbs/62_data.block.ipynb #realfrom
+@patch
+def start(self:ReIDBatch,
+    epoch:int # Number of the epoch, from 0
+):
+    "Which picture has which number; real ones have several, once they are alone"
+    real = (~self.generated).numpy().nonzero()[0]
+    every = np.arange(len(self.paths))
+    self.row = np.resize(real, len(every)) if epoch>=self.real_from and len(real) else every
 
 # %% ../../nbs/62_data.block.ipynb #c046
 def reid_dls(
@@ -143,19 +157,22 @@ def reid_dls(
     erase:float=0.,          # Probability of `random_erase`
     jitter:float=0.,         # Strength of `colour_jitter`
     device:str|torch.device=None, # Device of the batches; None: the CPU
-) -> DataLoaders:            # Batches (x, label, eps): one input, two targets
+    tell:bool=False,         # A second input tells which pictures are generated
+    real_from:float=np.inf,  # Epoch from which there are real pictures alone
+) -> DataLoaders:            # Batches (x[, is_generated], label, eps)
     "Loaders of stages one and three, for the cross-entropy of Eq. 8"
     if not len(df):
         raise InputError("There is no training picture to load; check the split of the manifest "
                          "(`pick(df, 'train')`).")
     crop = _fitting(crop, store, pad)
     eps = dict(crop=crop, eps_real=eps_real, eps_generated=eps_generated)
-    make = ReIDBatch(df, store, labels, pad, flip=flip, erase=erase, jitter=jitter, **eps)
+    make = ReIDBatch(df, store, labels, pad, flip=flip, erase=erase, jitter=jitter,
+                     tell=tell, real_from=real_from, **eps)
     val  = ReIDBatch(df.iloc[:0] if valid_df is None else valid_df, store, labels,
-                     augment=False, **eps)
-    return DataLoaders(BatchDL(make, len(df), bs, seed=seed, device=device),
-                       BatchDL(val, len(val.paths), bs, shuffle=False, device=device),
-                       device=device)
+                     augment=False, tell=tell, **eps)
+    kw = dict(n_inp=1+tell, device=device)
+    return DataLoaders(BatchDL(make, len(df), bs, seed=seed, **kw),
+                       BatchDL(val, len(val.paths), bs, shuffle=False, **kw), device=device)
 
 # %% ../../nbs/62_data.block.ipynb #705a6c60
 def _fitting(crop, store, pad):
@@ -168,7 +185,7 @@ def _fitting(crop, store, pad):
 
 # %% ../../nbs/62_data.block.ipynb #4ea8b418
 class TripletBatch(ReIDBatch):
-    "Makes the PK batches of triplet training: (x, label, is_generated)"
+    "Makes the PK batches of triplet training: (x[, is_generated], label, is_generated)"
     def __init__(self,
         df:DataFrame,        # Training rows, real and generated
         store:PictureStore,  # Store of their pictures
@@ -177,7 +194,7 @@ class TripletBatch(ReIDBatch):
         K_real:int=2,        # Real pictures of each identity in a batch
         K_generated:int=0,   # Generated pictures of each identity in a batch
         seed:int=0,          # Seed of the order of identities and pictures
-        **kwargs             # `pad`, `crop`, `flip`, `augment`, `erase`, `jitter` of `ReIDBatch`
+        **kwargs             # `pad crop flip augment erase jitter tell` of `ReIDBatch`
     ):
         super().__init__(df.drop(columns='eps', errors='ignore'), store, labels,
                          eps_generated=1., **kwargs)
@@ -193,8 +210,8 @@ class TripletBatch(ReIDBatch):
 
     def __call__(self, idxs, rng):
         "One batch"
-        x, label, generated = super().__call__(self.batches[idxs[0]//self.bs], rng)
-        return x, label, generated > 0
+        *first, generated = super().__call__(self.batches[idxs[0]//self.bs], rng)
+        return *first, generated > 0
 
 # %% ../../nbs/62_data.block.ipynb #e55ddd06
 def triplet_dls(
@@ -210,8 +227,9 @@ def triplet_dls(
     flip:bool=True,        # Flip each picture with probability 1/2
     crop:tuple=None,       # Height and width of the crop; None: those of the store
     device:str|torch.device=None, # Device of the batches; None: the CPU
+    tell:bool=False,       # A second input tells which pictures are generated
     **kwargs               # `erase` and `jitter` of `ReIDBatch`
-) -> DataLoaders:          # Batches (x, label, is_generated): one input, two targets
+) -> DataLoaders:          # Batches (x[, is_generated], label, is_generated)
     "Loaders of triplet training (§3.3)"
     crop, report = _fitting(crop, store, pad), pk_report(df)
     if report.n_identities < 2:
@@ -221,13 +239,14 @@ def triplet_dls(
             "or train with cross-entropy.")
     n_ids, k_real, k_gen = pk_shape(bs, report.n_identities, report.ratio, K_real, K_generated)
     make = TripletBatch(df, store, labels, P or n_ids, k_real, k_gen, seed, pad=pad, flip=flip,
-                        crop=crop, **kwargs)
-    return DataLoaders(*(BatchDL(make, n*make.bs, make.bs, shuffle=False, seed=seed, device=device)
+                        crop=crop, tell=tell, **kwargs)
+    return DataLoaders(*(BatchDL(make, n*make.bs, make.bs, shuffle=False, seed=seed,
+                                 n_inp=1+tell, device=device)
                          for n in (len(make.batches), 0)), device=device)
 
 # %% ../../nbs/62_data.block.ipynb #c066
 class TransferBatch:
-    "Makes the batches of stage two: (x, s, y, label, is_target[, weight][, positive])"
+    "The batches of stage two: (x, s, y, label, is_target[, weight][, positive][, joints])"
     def __init__(self,
         target:PairSource,        # Pairs of the set to be augmented
         source:PairSource=None,   # Pairs of the set that lends poses; None: target pairs alone
@@ -235,10 +254,11 @@ class TransferBatch:
         seed:int=0,               # Seed of the pairs
         flip:bool=True,           # Flip each pair with probability 1/2
         foreground:float=0.,      # Extra weight near the skeleton; above 0 adds the tensor `weight`
-        positives:str=None,       # Rule of the last tensor, `other` or `any`; None: no positives
+        positives:str=None,       # Rule of positives, `other` or `any`; None: no positives
+        joints:bool=False,        # Add the joints of x and y, `(n, 2, 18, 3)`
     ):
         one_of('`positives`', positives, (None, *POSITIVES))
-        store_attr('n,seed,flip,foreground,positives')
+        store_attr('n,seed,flip,foreground,positives,joints')
         self.sets = [o for o in (target, source) if o is not None]
 
     def start(self,
@@ -255,7 +275,9 @@ class TransferBatch:
         x, s, y, label = map(torch.cat, zip(*(o.batch(idxs, f) for o,f in zip(self.sets, flips))))
         w = (1 + self.foreground*near_skeleton(s),) if self.foreground > 0 else ()
         r = (self.real(idxs, flips[0], len(x)),) if self.positives else ()
-        return (to_float(x), to_float(s), to_float(y), label, torch.arange(len(x)) < n, *w, *r)
+        k = ((torch.cat([o.pair_joints(idxs, f) for o,f in zip(self.sets, flips)]),) if self.joints
+             else ())
+        return (to_float(x), to_float(s), to_float(y), label, torch.arange(len(x)) < n, *w, *r, *k)
 
 # %% ../../nbs/62_data.block.ipynb #743e1283
 @patch
@@ -285,7 +307,8 @@ def transfer_dls(
     source_pair:str=None,      # Pair rule of the source; None: `tracklet` if there, else `pair`
     foreground:float=0.,       # Extra weight near the skeleton; above 0 adds the tensor `weight`
     device:str|torch.device=None, # Device of the batches; None: the CPU
-    positives:str=None,         # Rule of the last tensor, `other` or `any`; None: no positives
+    positives:str=None,        # Rule of positives, `other` or `any`; None: no positives
+    joints:bool=False,         # Add the joints of x and y
 ) -> DataLoaders:              # Batches of `TransferBatch`: two inputs, the rest targets
     "Loaders of stage two (§3.2)"
     both = source_df is not None and len(source_df) > 0
@@ -297,7 +320,7 @@ def transfer_dls(
     second = PairSource(source_df, poses, store, None, rule, missing) if both else None
     rows = bs//2 if both else bs
     n = rows * -(-n_pairs//(bs*epochs))  # full batches, at least as many pairs as asked for
-    make = TransferBatch(first, second, n, seed, flip, foreground, positives)
+    make = TransferBatch(first, second, n, seed, flip, foreground, positives, joints)
     dls = [BatchDL(make, k, rows, shuffle=k>0, seed=seed, n_inp=2, device=device) for k in (n, 0)]
     return DataLoaders(*dls, device=device)
 

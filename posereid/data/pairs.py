@@ -272,6 +272,17 @@ def batch(self:PairSource,
          else self.drawn.index_select(0, yi + flip*len(self.paths)))
     return xy[:n], s, xy[n:], self.label[yi]
 
+# %% ../../nbs/61_data.pairs.ipynb #pairjnt1
+@patch
+def pair_joints(self:PairSource,
+    pairs:np.ndarray, # `(n,)` numbers of pairs of this epoch
+    flip:Tensor,      # `(n,)` bool, pairs that are flipped
+) -> Tensor:          # `(n, 2, 18, 3)` joints of x and of y, in pixels
+    "The joints of both pictures of some pairs, mirrored as the pictures are"
+    k = torch.stack([self.joints[o[pairs]] for o in (self.x, self.y)], 1)
+    mirrored = flip_joints(k.flatten(0,1), self.store.size[1]).view_as(k)
+    return torch.where(flip[:,None,None,None], mirrored, k)
+
 # %% ../../nbs/61_data.pairs.ipynb #a9de259a
 @patch
 def positive(self:PairSource,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAIR_RULES', 'POSITIVES', 'PairReport', 'pair_report', 'make_pairs', 'epoch_pairs', 'draw_positives', 'PKReport',
-           'pk_report', 'pk_shape', 'pk_batches']
+           'pk_report', 'pk_shape', 'pk_batches', 'pk_steps']
 
 # %% ../../nbs/59_data.sampler.ipynb #c002
 from dataclasses import dataclass
@@ -228,9 +228,11 @@ def pk_batches(
     return [b[b >= 0] for b in np.concatenate(hands, axis=2).reshape(len(who), -1)]
 
 # %% ../../nbs/59_data.sampler.ipynb #0ef60005
+def _n_batches(c, P): return max(-(-c.sum()//P), c.max())
+
 def _hands(c, P, rng):
     "Which P identities play in each batch, and how many hands each has played before"
-    left, B = c.copy(), max(-(-c.sum()//P), c.max())
+    left, B = c.copy(), _n_batches(c, P)
     who, turn = np.empty((B,P), np.int64), np.empty((B,P), np.int64)
     played = np.zeros_like(c)
     for b in range(B):
@@ -253,3 +255,16 @@ def _deal(pid, rows, ids, who, turn, K, rng):
     m = (end-first)[who][...,None]
     at = first[who][...,None] + (turn[...,None]*K + np.arange(K)) % np.maximum(m, 1)
     return np.where(m > 0, np.r_[rows, -1][np.minimum(at, len(rows))], -1)
+
+# %% ../../nbs/59_data.sampler.ipynb #pksteps1
+def pk_steps(
+    df:DataFrame, # Manifest rows of the real pictures
+    bs:int=128,   # Largest number of pictures in a batch
+    N:float=0     # Number of generated pictures for each real one
+) -> int:         # Number of batches that `pk_batches` deals in an epoch
+    "Number of training steps of an epoch with triplets"
+    report = pk_report(df)
+    P,K,_ = pk_shape(bs, report.n_identities, N)
+    pid = df.pid.to_numpy()
+    _,n = np.unique(pid[(pid > 0) & ~_generated(df)], return_counts=True)
+    return int(_n_batches(-(-n[n > 1]//K), P))

@@ -25,7 +25,8 @@ from ..metrics.stats import write_per_query
 from ..stages.augment import as_trusted, augment, doubt
 from ..stages.generate import generate, plan, write_generated
 from ..stages.lsro import draw_unlabelled, train_dcgan
-from ..stages.reid import ReIDSettings, as_classifier, equal_steps, freeze, train_reid
+from ..stages.reid import (ReIDSettings, as_classifier, epoch_steps, equal_steps, freeze,
+                                   train_reid)
 from ..stages.transfer import shown_to, train_transfer
 from ..synth.world import WorldSettings, render_as
 
@@ -83,7 +84,7 @@ def train_reid(self:Experiment,
 ) -> tuple:                # Run folder and `ReIDNet`
     "A ReID model of the real pictures and those in `extra` (stages one and three)"
     extra = (extra,) if isinstance(extra, Path) else tuple(o for o in extra or () if o)
-    if not extra: settings = replace(settings, eps_generated=0.)
+    if not extra: settings = replace(settings, eps_generated=0., norms='shared', real_last=0.)
     own = {k.name: hash_settings([f'{o:.6g}' for o in v]) for k,v in (eps or {}).items()}
     path = self.folder('reid', settings, *[o.name for o in extra] or [None], *[own]*bool(own))
     store = self.inputs.store(settings.size)
@@ -142,6 +143,18 @@ def pose_plan(self:Experiment,
     return self.once(('plan', kind, hash_settings(s)),
                      lambda: plan(self.inputs.target, *self.bank(kind), s))
 
+# %% ../../nbs/93_experiment.engine.ipynb #rowgrps1
+@patch
+def row_groups(self:Experiment,
+    row:dict # Row of the experiment
+) -> dict:   # Settings of the row by group, and those of its `guider`
+    "Settings of a row; a guider that is the smoothed control needs the number of pictures"
+    g = row_settings(row, self.groups)
+    if row.get('guider')=='smoothed':
+        smoothed = dict(steps='equal', eps_real='average')
+        g['guider'] = self.row_recipe(smoothed, self.groups)
+    return g
+
 # %% ../../nbs/93_experiment.engine.ipynb #91ff5951
 @patch
 def plans(self:Experiment):
@@ -180,7 +193,8 @@ def pictures(self:Experiment,
         path,G = self.train_generator(g)
         out = self.folder('generated', path.name, s, *[by]*(by!='source'))
         self.once(out.name, lambda: generate(G, self.train, *self.bank(by),
-                                             i.store(g['transfer'].size), s, out, todo=todo))
+                                             i.store(g['transfer'].size), s, out, todo=todo,
+                                             own=i.poses))
         return out
     out = self.folder('rendered', s, by)
     if not (out/'manifest.csv').exists():
@@ -213,8 +227,10 @@ def row_recipe(self:Experiment,
     trusted = lambda s: as_trusted(s, g['generate'].n_each, len(self.labels))
     if row.get('eps_real')=='average': s = trusted(s)
     if row.get('eps_real')=='soft': s = trusted(trusted(s)) # of a set whose real labels are soft
-    n_all = n + new*bool(row.get('pictures')) + new*bool(row.get('also'))
-    return equal_steps(s, n_all, n+new) if row.get('steps')=='equal' else s
+    if row.get('steps')!='equal': return s
+    N = g['generate'].n_each*(bool(row.get('pictures')) + bool(row.get('also')))
+    steps = [epoch_steps(s, self.train, o) for o in (N, g['generate'].n_each)]
+    return equal_steps(s, n+n*N, n+new, steps)
 
 # %% ../../nbs/93_experiment.engine.ipynb #6724a384
 @patch
@@ -279,7 +295,7 @@ def result(self:Experiment,
     row:dict # Row of the experiment
 ) -> dict:   # Values of a line of results.csv, without the differences
     "Train what a row needs, and score it"
-    g,title = row_settings(row, self.groups),row.get('title', row['row'])
+    g,title = self.row_groups(row),row.get('title', row['row'])
     s,extra = self.row_recipe(row, g),self.pictures(row, g)
     sets = tuple(o for o in (extra, self.unlabelled(g) if row.get('also') else None) if o)
     path,model = self.train_reid(s, sets, title, self.own_eps(row, g, sets))

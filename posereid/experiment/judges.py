@@ -22,7 +22,6 @@ from ..data.transforms import centre_crop
 from ..evaluate.plots import plot_grid
 from ..evaluate.protocol import identity_scores, seen_by
 from .engine import Experiment
-from .rows import row_settings
 from ..metrics.images import l1_error, ssim
 from ..pose.joints import scale_joints
 from ..pose.judge import JointNet, find_joints, fit_joints, pose_error
@@ -57,7 +56,7 @@ def transfers(self:Experiment,
         if (row.get('pictures')!='generator' or row.get('poses', 'source')!='source'
             or any(k.startswith('generate.') for k in row)):
             continue
-        path = self.pictures(row, row_settings(row, self.groups))
+        path = self.pictures(row, self.row_groups(row))
         if path not in seen: res[row.get('title', row['row'])] = self.drawn(path, todo)
         seen.add(path)
     return todo,res

@@ -98,7 +98,7 @@ def pick_rows(
 # %% ../../nbs/91_experiment.rows.ipynb #c028
 _plain_keys = dict(row=None, title=None, pictures=(None,'generator','rendered','dcgan'),
                    also=(None,'dcgan'), steps=('epochs','equal'), eps_real=('average','soft'),
-                   trust=('alike','guider'), guider=('same','other','small',*RECIPES['paper']),
+                   trust=('alike','guider'), guider=('same','smoothed','other','small',*RECIPES['paper']),
                    rerank=(False,True), poses=('source','own','shuffled','synthetic'))
 
 def check_row(

@@ -73,7 +73,7 @@ def guider_triplet(
     margin:float=1.,      # α
     squared:bool=False,   # Squared Euclidean distance instead of ℓ2
     normalise:bool=True,  # Scale embeddings to length 1
-    mining:str='all',     # Negatives of an anchor: `all`, `semihard` or `hardest`
+    mining:str='semihard',# Negatives of an anchor: `semihard`, `all` or `hardest`
     reduction:str='mean', # `mean`, `sum`, `active` (mean of those above 0) or `none`
     stats:bool=False,     # Also return what `triplet_stats` tells
 ) -> Tensor|tuple:        # A scalar, 0 where there is no triplet; with `stats`, also a dict
@@ -96,13 +96,13 @@ def _row_distance(x, y, normalise, squared):
     return d.pow(2) if squared else d
 
 # %% ../../nbs/31_losses.transfer.ipynb #95ce80ea
-GUIDER_MINING = 'all','semihard','hardest'
+GUIDER_MINING = 'semihard','all','hardest'
 
 def guider_negatives(
     d_ap:Tensor,      # `(n,)` distance of each generated picture from its positive
     d_an:Tensor,      # `(n, n)` distances between the generated pictures
     labels:Tensor,    # `(n,)` identities
-    mining:str='all', # One of `GUIDER_MINING`
+    mining:str='semihard', # One of `GUIDER_MINING`
 ) -> tuple[Tensor,Tensor]: # Rows of the anchors, rows of their negatives
     "The negatives of each anchor of Eq. 4: generated pictures of other identities"
     if mining not in GUIDER_MINING:

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'FLAT', 'FIRST', 'CLASSIFIERS', 'Block', 'small_body', 'DenseLayer', 'small_dense_body', 'check_arch',
-           'read_state', 'fit_state', 'ReIDNet', 'reid_net', 'set_stats', 'count_parameters']
+           'read_state', 'fit_state', 'ReIDNet', 'reid_net', 'set_stats', 'OwnNorms', 'count_parameters']
 
 # %% ../../nbs/20_models.reid.ipynb #c002
 import pickle, re, warnings
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -357,6 +359,41 @@ def set_stats(
     net.mean.copy_(2*torch.tensor(mean).view(1,3,1,1)-1)
     net.std.copy_(2*torch.tensor(std).view(1,3,1,1))
     return net
+
+# %% ../../nbs/20_models.reid.ipynb #ownnorm1
+class OwnNorms(nn.Module):
+    "A net with second BatchNorms, through which generated pictures go"
+    def __init__(self,
+        net:nn.Module # Network; its own BatchNorms are for real pictures
+    ):
+        super().__init__()
+        self.net = net
+        self.places = [k for k,m in net.named_modules()
+                      if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.second = nn.ModuleList(deepcopy(net.get_submodule(k)) for k in self.places)
+
+    def forward(self,
+        x:Tensor,        # `(n, 3, h, w)` pictures
+        generated:Tensor # `(n,)` bool
+    ) -> Tensor:         # `(n, k)` what `net` gives
+        parts = [o.nonzero()[:,0] for o in (~generated, generated)]
+        real = self.net(x[parts[0]]) if len(parts[0]) else None
+        if not len(parts[1]): return real
+        with self.exchanged(): other = self.net(x[parts[1]])
+        both = other if real is None else torch.cat([real, other])
+        return both[torch.cat(parts).argsort()]
+
+# %% ../../nbs/20_models.reid.ipynb #ownnorm2
+@patch
+@contextmanager
+def exchanged(self:OwnNorms):
+    "The second norms in the place of the first, inside"
+    first = [self.net.get_submodule(k) for k in self.places]
+    def put(norms):
+        for k,m in zip(self.places, norms): self.net.set_submodule(k, m)
+    put(self.second)
+    try: yield
+    finally: put(first)
 
 # %% ../../nbs/20_models.reid.ipynb #6a18f607
 def count_parameters(

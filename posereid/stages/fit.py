@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['StageLearner', 'plain', 'PlainBatch', 'SeedEpoch', 'LrSchedule', 'EpochLog', 'read_log', 'Checkpoint', 'Bar',
-           'TrainOnly', 'fit_stage', 'last_row', 'frame_id', 'open_run', 'at_least_one']
+           'TrainOnly', 'LastSteps', 'fit_stage', 'last_row', 'frame_id', 'open_run', 'at_least_one']
 
 # %% ../../nbs/80_stages.fit.ipynb #d1af7d55
 import csv, io, time
+from math import ceil
 from pathlib import Path
 import torch
-from fastai.callback.core import Callback, CancelEpochException, CancelFitException
+from fastai.callback.core import (Callback, CancelEpochException, CancelFitException,
+                                   CancelTrainException)
 from fastai.learner import Learner
 from fastcore.basics import patch
 from pandas import DataFrame
@@ -154,12 +156,13 @@ class Bar(Callback):
     "One progress bar for the whole fit; silent where `progress` is"
     order = 40
     def __init__(self,
-        desc:str='' # Text before the bar
-    ): self.desc = desc
+        desc:str='',      # Text before the bar
+        epochs:float=None # Number of epochs, if the last is not a whole one
+    ): self.desc,self.epochs = desc,epochs
     def before_fit(self): self.ticks = None
     def before_train(self):
         if self.ticks is None:
-            n = (self.n_epoch-self.epoch)*len(self.dls.train)
+            n = round(((self.epochs or self.n_epoch)-self.epoch)*len(self.dls.train))
             self.ticks = progress(range(n), total=n, desc=self.desc)
     def after_batch(self): next(self.ticks, None)
     def after_fit(self):
@@ -171,10 +174,21 @@ class TrainOnly(Callback):
     order = 100
     def after_train(self): raise CancelEpochException()
 
+# %% ../../nbs/80_stages.fit.ipynb #laststp1
+class LastSteps(Callback):
+    "End a training of two and a half epochs in the middle of the third"
+    order,run_valid = 45,False
+    def __init__(self,
+        epochs:float # Number of epochs, with a fraction
+    ): self.epochs = epochs
+    def after_batch(self):
+        done = self.epoch*self.n_iter + self.iter+1
+        if done >= round(self.epochs*self.n_iter): raise CancelTrainException()
+
 # %% ../../nbs/80_stages.fit.ipynb #c033
 def fit_stage(
     learn:Learner,   # Learner with its networks, batches and optimiser
-    epochs:int,      # Number of epochs, those before an interruption included
+    epochs:float,    # Number of epochs, those before an interruption included
     run:RunFolder,   # Run folder of `log.csv` and the checkpoint
     lr_at:callable,  # Function of the epochs done, a float, that returns the learning rate
     terms:callable,  # Function of the learner after a batch that returns the scalars to log
@@ -185,8 +199,9 @@ def fit_stage(
 ) -> Learner:        # The same learner, trained
     "Fit with log, checkpoint and bar; stopped and started again, it ends with the same weights"
     log = EpochLog(run/'log.csv', terms)
-    learn.fit(epochs, cbs=[SeedEpoch(seed), LrSchedule(lr_at), log,
-                           Checkpoint(run/'checkpoint.pt', every), Bar(desc), TrainOnly(), *cbs])
+    learn.fit(ceil(epochs), cbs=[SeedEpoch(seed), LrSchedule(lr_at), log,
+              Checkpoint(run/'checkpoint.pt', every), Bar(desc, epochs), TrainOnly(),
+              *[LastSteps(epochs)]*(epochs!=int(epochs)), *cbs])
     if log.bad:
         raise InputError(f"{run.path}: `{log.bad}` was no longer a finite number in epoch "
                          f"{learn.epoch+1} of {epochs}; lower the learning rate and start over "

@@ -27,6 +27,8 @@ from ..data.pictures import PictureStore
 from ..imagefiles import ENDINGS
 from ..pose.bank import bank_rows, choose_poses
 from ..pose.draw import draw_skeletons
+from ..pose.joints import has_pose, scale_joints
+from ..pose.limbs import moved_limbs
 from ..pose.table import PoseTable
 from .fit import at_least_one, open_run
 
@@ -148,6 +150,19 @@ def skeletons_for(
     joints = poses.of(pose_paths)
     return draw_skeletons(joints, store.size, source_size=store.sizes(pose_paths))
 
+# %% ../../nbs/83_stages.generate.ipynb #limbsg01
+def _both_joints(rows, poses, own, store):
+    "Joints of the appearances and of the poses, in pixels of the store"
+    res = []
+    for table,paths in ((own, list(rows.source_path)), (poses, list(rows.pose_path))):
+        joints = scale_joints(table.of(paths), store.sizes(paths), store.size)
+        res.append(joints.to(default_device()))
+    if not has_pose(res[0]).any():
+        raise InputError(f"This generator moves limbs and needs the joints of the appearances, but "
+                         f"none of {len(rows)}, such as {Path(rows.source_path.iloc[0]).name}, has "
+                         "any; name the keypoint file of the target with --poses.")
+    return res
+
 # %% ../../nbs/83_stages.generate.ipynb #c014
 @torch.no_grad()
 def pictures(
@@ -155,7 +170,8 @@ def pictures(
     plan:pd.DataFrame,        # Plan of the pictures to make
     poses:PoseTable,          # Joints of the pictures that lend their poses
     store:PictureStore,       # Pictures at the generator's size
-    settings:GenerateSettings # Mode, batch size and seed
+    settings:GenerateSettings,# Mode, batch size and seed
+    own:PoseTable=None        # Joints of the appearances, for a G that moves limbs; None: `poses`
 ) -> Iterator:                # Batches of pictures, `(n, 3, h, w)` uint8
     "Generate batch after batch, in the order of the plan"
     seed_everything(settings.seed)
@@ -165,7 +181,10 @@ def pictures(
     for i in progress(range(0, len(plan), settings.bs), desc='generate'):
         rows = plan.iloc[i:i+settings.bs]
         x,s = store.get(list(rows.source_path)),skeletons_for(list(rows.pose_path), poses, store)
-        yield to_uint8(G(to_net(x), to_net(s))).cpu()
+        x,s = to_net(x),to_net(s)
+        moved = ([moved_limbs(x, *_both_joints(rows, poses, own or poses, store))]
+                 if getattr(G, 'limbs', 0) else [])
+        yield to_uint8(G(x, s, *moved)).cpu()
     G.cpu().eval()
 
 # %% ../../nbs/83_stages.generate.ipynb #c018
@@ -235,7 +254,8 @@ def generate(
     folder:RunFolder|Path,     # Run folder, which becomes the data set
     fresh:bool=False,          # Start over
     todo:pd.DataFrame=None,    # Plan of the pictures; None: `plan` of the arguments above
-    names:str='source'         # Grammar of file names, for `write_generated`
+    names:str='source',        # Grammar of file names, for `write_generated`
+    own:PoseTable=None         # Joints of the target, for a G that moves limbs; None: `poses`
 ) -> pd.DataFrame:             # Manifest of the generated set
     "Generated pictures of step three: each target picture in N poses of the source (§4.2)"
     todo,by = plan(target_df, source_df, poses, settings) if todo is None else todo,weights_hash(G)
@@ -245,7 +265,7 @@ def generate(
                **({} if names=='source' else dict(names=names)))
     run = open_run(folder, how, fresh)
     if run.done: return read_generated(run.path)
-    df = write_generated(pictures(G, todo, poses, store, settings), todo, run.path, by,
+    df = write_generated(pictures(G, todo, poses, store, settings, own), todo, run.path, by,
                          settings.seed, names)
     run.finish(dict(n_pictures=len(df), n_sources=int(df.source_path.nunique()), generator=by))
     return df

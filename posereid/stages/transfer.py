@@ -28,11 +28,12 @@ from torch import Tensor, nn
 
 from ..core import (InputError, RunFolder, Settings, default_device,
                            load_weights, save_weights,
-                           seed_everything, sha12, to_json, weights_hash, write_beside)
+                           seed_everything, sha12, to_json, weights_hash, write_beside, later)
 from ..data.block import transfer_dls
 from ..data.transforms import centre_crop
 from ..data.manifest import pick
-from ..losses.transfer import (GAN_FORMS, discriminator_loss, generator_adv_loss, guider_ce,
+from ..pose.limbs import CUTOUTS, moved_limbs
+from ..losses.transfer import (GAN_FORMS, GUIDER_MINING, discriminator_loss, generator_adv_loss, guider_ce,
                                       guider_triplet, l1_loss)
 from ..models.discriminator import StackedDiscriminator
 from ..models.generator import SiameseUNet
@@ -55,6 +56,7 @@ class TransferSettings(Settings):
     skips:Literal['both','appearance']='both' # Encoders with skip connections to the decoder
     head:int=0               # Channels at full size before G's last convolution; 0: none (pix2pix)
     blend:bool=False         # Let G draw a mask of the pixels to keep from the appearance
+    limbs:bool=later(False, '0.2.0') # Hand G the limbs of x, moved to the new pose
     dropout:float=0.         # Dropout in the inner layers of the generator
     gan:Literal[GAN_FORMS]='nonsat' # `nonsat`, `minimax` (both Eq. 1) or `lsgan`
     adv:float=1.             # Weight of the adversarial term; 0: no discriminator
@@ -78,6 +80,7 @@ class TransferSettings(Settings):
     guider_pad:int=0         # Largest random shift of the guider's input, in pixels
     margin:float=1.          # α of Eq. 4, for a guider trained with triplets
     positive:Literal['other','any']='other' # Positive of Eq. 4: `other` than x, or `any`
+    mining:Literal[GUIDER_MINING]=later('semihard', '0.2.0') # Negatives of Eq. 4 (§3.2.2)
     seed:int=0               # Seed of first weights, pairs and order
 
 # %% ../../nbs/82_stages.transfer.ipynb #c007
@@ -130,9 +133,10 @@ class TransferModel(nn.Module):
         self.G_ema = freeze(deepcopy(G)) if ema else None
     def forward(self,
         x:Tensor, # `(n, 3, h, w)` appearances
-        s:Tensor  # `(n, 3, h, w)` skeletons
+        s:Tensor, # `(n, 3, h, w)` skeletons
+        *more:Tensor # `(n, 4·limbs+1, h, w)` moved limbs, if G takes them
     ) -> Tensor:  # `(n, 3, h, w)` generated pictures
-        return self.G(x, s)
+        return self.G(x, s, *more)
     @property
     def best(self): return self.G_ema if self.ema else self.G
 
@@ -158,7 +162,7 @@ def transfer_model(
     s = settings
     at_least_one('transfer', s, 'width', 'd_width', 'd_layers', 'bs', 'pairs', 'parts')
     G = SiameseUNet(s.size, s.width, s.depth, s.shared, s.norm, s.up, s.skips, s.dropout,
-                    head=s.head, blend=s.blend)
+                    head=s.head, blend=s.blend, limbs=len(CUTOUTS)*s.limbs)
     D = StackedDiscriminator(s.d_width, s.d_layers, s.norm)
     return TransferModel(G, D, guider if s.beta else None, s.ema, judge)
 
@@ -224,10 +228,11 @@ def take(self:TransferCallback,
     real:Tensor,      # `(n, 3, h, w)` the pictures that G is to draw
     label:Tensor,     # `(n,)` labels of the guider
     is_target:Tensor, # `(n,)` True for pairs of the target
-    *rest             # Perhaps pixel weights, perhaps positives; positives are always the last
+    *rest             # Perhaps pixel weights, positives and joints, in this order
 ):
     "Lay a batch on the learner, where all callbacks find it, and begin its row of the log"
     rest,l = list(rest),self.learn
+    l.moved = (moved_limbs(x, *rest.pop().unbind(1)),) if self.settings.limbs else ()
     l.positive = rest.pop() if by_triplets(self.model.R) else None
     l.weight = rest[0] if rest else None
     l.cond,l.real,l.label,l.is_target = (x, s),real,label,is_target
@@ -237,10 +242,11 @@ def take(self:TransferCallback,
 @patch
 def forward(self:TransferCallback):
     "ŷ = G(x, s)"
-    if self.settings.aux=='mixed' or self.is_target.all(): self.learn.fake = self.model(*self.cond)
+    given = *self.cond,*self.moved
+    if self.settings.aux=='mixed' or self.is_target.all(): self.learn.fake = self.model(*given)
     else:
         parts = [o.nonzero()[:,0] for o in (self.is_target, ~self.is_target)]
-        fakes = [self.model(*(o[i] for o in self.cond)) for i in parts if len(i)]
+        fakes = [self.model(*(o[i] for o in given)) for i in parts if len(i)]
         self.learn.fake = torch.cat(fakes)[torch.cat(parts).argsort()]
 
 # %% ../../nbs/82_stages.transfer.ipynb #c024
@@ -386,7 +392,7 @@ def by_distance(self:GuiderTerm,
         real = R.embed(guider_input(self.positive[rows], s.guider_size, s.guider_crop))
     self.pairs += len(self.label[rows].unique())>1 # a triplet takes two identities
     loss,stats = guider_triplet(R.embed(seen), real, self.label[rows], rows[rows], s.margin,
-                                stats=True)
+                                mining=s.mining, stats=True)
     return loss,dict(active=stats['active'])
 
 # %% ../../nbs/82_stages.transfer.ipynb #fba14d8c
@@ -437,7 +443,8 @@ def stage_batches(
     return transfer_dls(target_df, source_df, poses, store, labels, bs=s.bs, n_pairs=s.pairs,
                         epochs=s.parts, pair=s.pair, source_pair=s.source_pair or None,
                         missing=s.missing, seed=s.seed, flip=s.flip, foreground=s.foreground,
-                        positives=s.positive if positives else None, device=default_device())
+                        positives=s.positive if positives else None, joints=s.limbs,
+                        device=default_device())
 
 # %% ../../nbs/82_stages.transfer.ipynb #c038
 def transfer_learner(
@@ -474,6 +481,8 @@ class Samples(Callback):
         b = self.dls.train.one_batch()
         rows = b[4].nonzero()[:self.n,0]
         self.shown = [plain(o[rows]) for o in b[:3]]
+        self.moved = ((moved_limbs(self.shown[0], *b[-1][rows].unbind(1)),) if self.model.G.limbs
+                      else ())
 
 # %% ../../nbs/82_stages.transfer.ipynb #c047
 @patch
@@ -482,7 +491,7 @@ def after_train(self:Samples):
     "Generate in eval mode and save the sheet"
     from PIL import Image
     x,s,y = self.shown
-    fake = self.model.best.eval()(x, s)
+    fake = self.model.best.eval()(x, s, *self.moved)
     self.model.train()
     picture = Image.fromarray(sample_sheet(x, s, fake, y).permute(1,2,0).numpy())
     with write_beside(self.path) as tmp: picture.save(tmp, 'png')
@@ -538,6 +547,7 @@ def transfer_choices(
 ) -> dict:                     # Contents of `settings.json`
     "Everything that determines the generator"
     res = dict(transfer=settings, guider=weights_hash(guider) if settings.beta else None, init=init)
+    if by_triplets(guider) and settings.beta: res['mining'] = settings.mining
     if cbs: res['cbs'] = [callback_id(o) for o in cbs]
     for name,df in dict(target=target_df, source=source_df).items():
         res[name] = None if df is None else dict(pictures=frame_id(df), poses=poses_id(poses, df))
