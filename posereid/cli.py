@@ -109,7 +109,7 @@ def posereid_run(
     world:int=0,               # Number of the synthetic world: its people, cameras and scenes
     size:str=None,             # Height x width of pictures and networks, such as 128x64
     recipe:str=None,           # `R-CE`, `D-CE`, `R-Tri` or `D-Tri`; full size with --preset paper
-    rows:str='main',           # Comma-separated rows of the table; `main` (six) or `all`
+    rows:str='front',          # Comma-separated rows of the table; `front`, `main` or `all`
     validation:bool=False,     # Score on validation identities, not on the test set; for tuning
     data:Path=None,            # Target set (folder or CSV) instead of a synthetic world
     source:Path=None,          # Set that lends its poses; a third of the training ids if not given
@@ -143,7 +143,7 @@ def posereid_run(
     _tell_results(Experiment(wanted, groups, out, inputs, fresh, tell), line)
 
 # %% ../nbs/98_cli.ipynb #c010
-_defaults = dict(out=None, preset='default', seed=0, world=0, size=None, recipe=None, rows='main',
+_defaults = dict(out=None, preset='default', seed=0, world=0, size=None, recipe=None, rows='front',
                  validation=False, from_scratch=False)
 _READING = ('source','poses','source_poses','ids','convert','no_cameras','layout','read',
             'pose_read','source_layout','source_read','source_pose_read')

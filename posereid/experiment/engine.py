@@ -196,9 +196,11 @@ def pictures(self:Experiment,
                                              i.store(g['transfer'].size), s, out, todo=todo,
                                              own=i.poses))
         return out
-    out = self.folder('rendered', s, by)
+    guessed = row.get('sides')=='guessed'
+    out = self.folder('rendered', s, by, *['guessed']*guessed)
     if not (out/'manifest.csv').exists():
-        write_generated(self.rendered(todo, watch=True), todo, out, 'rendered', s.seed)
+        write_generated(self.rendered(todo, watch=True, guessed=guessed), todo, out, 'rendered',
+                        s.seed)
     return out
 
 # %% ../../nbs/93_experiment.engine.ipynb #cb205172

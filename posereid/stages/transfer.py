@@ -506,7 +506,8 @@ def start_from(
 ) -> dict[str,str]:      # Hashes of the files, for the settings of the run
     "Begin with weights that were trained before"
     if init is None: return {}
-    init = SHIPPED if str(init)=='shipped' else Path(init)
+    if str(init)=='shipped': init = SHIPPED/'limbs' if model.G.limbs else SHIPPED
+    init = Path(init)
     files = {'G':init/'G.safetensors', 'D':init/'D.safetensors'} if init.is_dir() else {'G':init}
     try: [load_weights(getattr(model, name), path) for name,path in files.items()]
     except InputError as e:

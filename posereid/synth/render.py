@@ -186,7 +186,10 @@ def _pattern(kind, x, y, f, pitch):
     wave = lambda v: torch.remainder(v/pitch, 1.)<.45
     return torch.stack([torch.zeros_like(x, dtype=torch.bool), wave(y), wave(x), wave(x)^wave(y),
                         (f>.15)&(x.abs()<.045),
-                        (f<-.2)&(x.abs()<.055)&((y-.17).abs()<.06), y>.15]).gather(0, kind[None])[0]
+                        (f<-.2)&(x.abs()<.055)&((y-.17).abs()<.06), y>.15,
+                        (f.abs()>.15)&(x.abs()<.045), # a jacket that is open behind, too
+                        (f.abs()>.2)&(x.abs()<.055)&((y-.17).abs()<.06) # a print on both sides
+                        ]).gather(0, kind[None])[0]
 
 def _garment(hit, people, x, y, f, hf, hu, along):
     "Index into `COLOURS` for each hit"

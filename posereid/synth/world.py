@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DRAWN', 'TINY', 'WorldSettings', 'Cast', 'cast_world', 'check_world', 'write_world', 'make_world', 'World',
-           'load_world', 'tiny_world', 'render_as']
+           'load_world', 'tiny_world', 'guessed_people', 'render_as']
 
 # %% ../../nbs/67_synth.world.ipynb #c002
 import json
@@ -23,7 +23,7 @@ from ..data.market import read_market
 from ..data.mars import read_mars
 from ..pose.table import PoseTable
 from ..pose.files import read_market_csv, write_market_csv
-from .people import People, sample_people, sample_poses
+from .people import BAGS, PATTERNS, People, sample_people, sample_poses, skeleton
 from .render import SHOT, render, sample_camera, sample_shots
 
 # %% ../../nbs/67_synth.world.ipynb #c006
@@ -190,17 +190,19 @@ def draw(self:Cast,
     rows:np.ndarray,  # `(n,)` rows of the cast list
     bs:int=32,        # Pictures rendered at a time
     watch:bool=False, # Show a progress bar
+    people:People=None, # `n` people to draw instead of those of the list
     **given           # `angles`, `shots` or `seeds`, `(n, …)`, to replace those of the list
 ) -> tuple:           # `(n, 3, h, w)` uint8 pictures, `(n, 18, 3)` joints, `(n, h, w)` masks
     "Render pictures of a world"
     rows = np.asarray(rows)
     col = {k: given.get(k, getattr(self,k)[rows]) for k in ('angles','shots','seeds')}
     cam, out = self.files.camid.to_numpy()[rows]-1, []
+    people = self.people[self.person[rows]] if people is None else people
     steps = range(0, len(rows), bs)
     for i in (progress(steps, desc='Drawing people') if watch else steps):
         sl = slice(i, i+bs)
-        out.append(render(self.people[self.person[rows[sl]]], col['angles'][sl], self.cams, cam[sl],
-                          col['shots'][sl], col['seeds'][sl], self.settings.size))
+        out.append(render(people[sl], col['angles'][sl], self.cams, cam[sl], col['shots'][sl],
+                          col['seeds'][sl], self.settings.size))
     return tuple(torch.cat(o) for o in zip(*out))
 
 # %% ../../nbs/67_synth.world.ipynb #c025
@@ -314,13 +316,29 @@ def rows_of(self:Cast,
                          f"such as {next(iter(self._row))}.")
     return np.array([self._row[n] for n in names])
 
+# %% ../../nbs/67_synth.world.ipynb #guessed1
+def guessed_people(
+    cast:Cast,       # Cast list
+    rows:np.ndarray  # `(n,)` rows of the appearances
+) -> People:         # `n` people
+    "The people as one picture shows them: what it hides is like what it shows"
+    people = cast.people[cast.person[rows]]
+    facing = -skeleton(people, cast.angles[rows])['fwd'][:,2] # 1: looks into the camera
+    kind,n = people.kind.clone(),len(PATTERNS)
+    for name,shown,both in (('jacket', facing>0, n), ('print', facing<0, n+1)):
+        has = kind[:,0]==PATTERNS.index(name)
+        kind[has & shown,0],kind[has & ~shown,0] = both,PATTERNS.index('plain')
+    kind[(kind[:,4]==BAGS.index('backpack')) & (facing>.5),4] = BAGS.index('none')
+    return People(people.shape, people.colours, kind, people.pitch)
+
 # %% ../../nbs/67_synth.world.ipynb #8a74f795
 def render_as(
     world:World,          # Synthetic world
     appearances:list,     # Names or paths of pictures that give person, camera, scene and light
     pose_from:list,       # Names or paths of pictures that give the pose, one for each
     with_mask:bool=False, # Return the person masks too
-    watch:bool=False      # Show a progress bar
+    watch:bool=False,     # Show a progress bar
+    guessed:bool=False    # A side that the appearance hides looks like the one that it shows
 ) -> Tensor|tuple:        # `(n, 3, h, w)` uint8 pictures; with `with_mask` also `(n, h, w)` masks
     "The true pictures of a transfer: each person in the other's pose"
     c = world.cast
@@ -329,5 +347,5 @@ def render_as(
     for k in ('sx','sy','bright'): shots[:,SHOT.index(k)] = c.shots[a,SHOT.index(k)]
     shots[:,SHOT.index('occ_y1')] = 0
     pics, _, mask = c.draw(a, angles=c.angles[p], shots=shots, seeds=c.seeds[a]+1+c.seeds[p]%7,
-                           watch=watch)
+                           watch=watch, people=guessed_people(c, a) if guessed else None)
     return (pics, mask) if with_mask else pics
