@@ -48,8 +48,9 @@ def test_run_leaves_table_and_page(done):
                                  'seed world').split()
     assert df.pictures.tolist()==[24]*3+[72]*3
     assert df.steps.tolist()==[3, 9, 9, 9, 9, 9]
-    assert df.eps_real.round(4).tolist()==[0, 0, .2667, 0, 0, 0]
-    assert df.eps_generated.tolist()[3:]==[.2, .4, .4] and df.eps_generated[:3].isna().all()
+    assert df.row.tolist()=='control equal_steps smoothed guided new best'.split()
+    assert df.eps_real.round(4).tolist()==[0, 0, .2667, 0, 0, .2667]
+    assert df.eps_generated.tolist()[3:]==[.4]*3 and df.eps_generated[:3].isna().all()
     assert ((df.d_steps-(df.map_trap-df.map_trap[1])).abs().max()<2e-4
             and (df.d_smoothed-(df.map_trap-df.map_trap[2])).abs().max()<2e-4)
     page = (done/'report.html').read_text(encoding='utf-8')
@@ -58,9 +59,9 @@ def test_run_leaves_table_and_page(done):
               'copy of the source picture'):
         assert o in page, o
     errors = pd.read_csv(done/'errors.csv', index_col='row')
-    assert errors.index.tolist()==['copy','mean','unguided','guided','true']
+    assert errors.index.tolist()==['copy','mean','guided','best','true']
     assert errors.title.tolist()==['copy of the source picture','mean picture of the identity',
-                                   'unguided','guided','true rendering']
+                                   'guided','guided, best','true rendering']
     assert errors.l1['true']==0 and (errors.l1.drop('true')>0).all()
 
 

@@ -226,7 +226,8 @@ def test_a_part_without_a_triplet_is_told(world, tmp_path):
 def test_controls_of_soft_rows_are_smoothed_as_much():
     "ε of the real pictures: 0, the average of the generated and the real ones, or of soft rows"
     groups = experiment_settings('default')
-    exp = SimpleNamespace(train=range(1200), labels=range(120))
+    people = pd.DataFrame(dict(pid=[1+i//10 for i in range(1200)], is_generated=False))
+    exp = SimpleNamespace(train=people, labels=range(120))
     recipe = lambda row: engine.Experiment.row_recipe(exp, row, row_settings(row, groups))
     rows = {o['row']: recipe(o)
             for o in pick_rows('smoothed smoothed_soft guided guided_soft new_soft unguided_soft')}

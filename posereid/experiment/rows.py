@@ -82,7 +82,7 @@ OPTIONAL += [
 
 # %% ../../nbs/91_experiment.rows.ipynb #rowbest1
 _BEST = dict(pictures='generator', eps_real='average', guider='smoothed',
-             **{'transfer.limbs':True, 'transfer.head':16, 'reid.norms':'own', 'reid.real_last':.2})
+             **{'transfer.limbs':True, 'transfer.head':16, 'reid.norms':'own', 'reid.real_last':.4})
 
 def _but(row, title, **other):
     "`best`, but with other values; None leaves a key out"
@@ -93,9 +93,9 @@ OPTIONAL += [
     dict(row='guessed_soft', title='rendered, hidden sides guessed, soft real labels',
          pictures='rendered', sides='guessed', eps_real='average'),
     dict(row='guessed_best', title='rendered, hidden sides guessed, as best', pictures='rendered',
-         sides='guessed', eps_real='average', **{'reid.norms':'own', 'reid.real_last':.2}),
+         sides='guessed', eps_real='average', **{'reid.norms':'own', 'reid.real_last':.4}),
     dict(row='new_best',  title='rendered in new poses, as best', pictures='rendered',
-         eps_real='average', **{'reid.norms':'own', 'reid.real_last':.2}),
+         eps_real='average', **{'reid.norms':'own', 'reid.real_last':.4}),
     _but('best',          'guided, best'),
     _but('best_hard',     'best, but hard real labels',      eps_real=None),
     _but('best_plain',    'best, but limbs not moved',       transfer__limbs=None,

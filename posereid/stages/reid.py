@@ -63,8 +63,8 @@ class ReIDSettings(Settings):
     rule:Literal[ANCHOR_RULES]='anchor' # `anchor`: real anchors meet real ones only (§3.3); `any`
     weights:str=''             # First weights: `imagenet`, a file, or empty for random ones
     seed:int=0                 # Seed of first weights, order and crops
-    norms:Literal['shared','own']=later('shared', '0.2.0') # BatchNorms of generated pictures
-    real_last:float=later(0., '0.2.0') # Share of the epochs, at the end, with real pictures alone
+    norms:Literal['shared','own']=later('shared', '0.1.0') # BatchNorms of generated pictures
+    real_last:float=later(0., '0.1.0') # Share of the epochs, at the end, with real pictures alone
 
     def __post_init__(self):
         super().__post_init__()
@@ -222,7 +222,8 @@ def train_reid(
 ) -> ReIDNet:              # Network of the last epoch, in eval mode
     "Train a ReID network: the guider of step one, or the augmented model of step three"
     df,s = train_rows(df),settings
-    at_least_one('reid', s, 'width', 'epochs', 'bs')
+    at_least_one('reid', s, 'width', 'bs')
+    if s.epochs<=0: raise InputError(f"reid.epochs must be above 0, but is {s.epochs}; raise it.")
     run = open_run(folder, dict(reid=s, data=frame_id(df), n_ids=len(labels)), fresh)
     if run.done: return load_reid(run.path)
     seed_everything(s.seed)

@@ -56,7 +56,7 @@ class TransferSettings(Settings):
     skips:Literal['both','appearance']='both' # Encoders with skip connections to the decoder
     head:int=0               # Channels at full size before G's last convolution; 0: none (pix2pix)
     blend:bool=False         # Let G draw a mask of the pixels to keep from the appearance
-    limbs:bool=later(False, '0.2.0') # Hand G the limbs of x, moved to the new pose
+    limbs:bool=later(False, '0.1.0') # Hand G the limbs of x, moved to the new pose
     dropout:float=0.         # Dropout in the inner layers of the generator
     gan:Literal[GAN_FORMS]='nonsat' # `nonsat`, `minimax` (both Eq. 1) or `lsgan`
     adv:float=1.             # Weight of the adversarial term; 0: no discriminator
@@ -80,7 +80,7 @@ class TransferSettings(Settings):
     guider_pad:int=0         # Largest random shift of the guider's input, in pixels
     margin:float=1.          # α of Eq. 4, for a guider trained with triplets
     positive:Literal['other','any']='other' # Positive of Eq. 4: `other` than x, or `any`
-    mining:Literal[GUIDER_MINING]=later('semihard', '0.2.0') # Negatives of Eq. 4 (§3.2.2)
+    mining:Literal[GUIDER_MINING]=later('semihard', '0.1.0') # Negatives of Eq. 4 (§3.2.2)
     seed:int=0               # Seed of first weights, pairs and order
 
 # %% ../../nbs/82_stages.transfer.ipynb #c007

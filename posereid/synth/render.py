@@ -187,8 +187,9 @@ def _pattern(kind, x, y, f, pitch):
     return torch.stack([torch.zeros_like(x, dtype=torch.bool), wave(y), wave(x), wave(x)^wave(y),
                         (f>.15)&(x.abs()<.045),
                         (f<-.2)&(x.abs()<.055)&((y-.17).abs()<.06), y>.15,
-                        (f.abs()>.15)&(x.abs()<.045), # a jacket that is open behind, too
-                        (f.abs()>.2)&(x.abs()<.055)&((y-.17).abs()<.06) # a print on both sides
+                        # a jacket that is open behind, too, and a print on both sides
+                        (f.abs()>.15)&(x.abs()<.045),
+                        (f.abs()>.2)&(x.abs()<.055)&((y-.17).abs()<.06)
                         ]).gather(0, kind[None])[0]
 
 def _garment(hit, people, x, y, f, hf, hu, along):

@@ -17,13 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 from fastcore.basics import patch
-from ..core import (JPEG, InputError, cache_dir, hash_settings, locked, progress, to_json,
+from ..core import (JPEG, InputError, cache_dir, hash_settings, later, locked, progress, to_json,
                            write_beside)
 from ..data.market import read_market
 from ..data.mars import read_mars
 from ..pose.table import PoseTable
 from ..pose.files import read_market_csv, write_market_csv
-from .people import BAGS, PATTERNS, People, sample_people, sample_poses, skeleton
+from .people import (BAGS, BOTH, PATTERNS, People, sample_people, sample_poses,
+                                   skeleton)
 from .render import SHOT, render, sample_camera, sample_shots
 
 # %% ../../nbs/67_synth.world.ipynb #c006
@@ -51,6 +52,7 @@ class WorldSettings:
     bright:float=.04       # Spread of brightness from shot to shot (log gain)
     jitter:float=.6        # Factor on the jitter of the crop
     occlusion:float=.06    # Probability that something stands in the way
+    alike:bool=later(False, '0.1.0') # Everybody looks from behind as from the front
 
 DRAWN = 3 # Version of the drawing code, so that no cache keeps pictures of older code
 TINY = dict(n_train=10, per_train=6, n_source=5, per_source=8, n_test=8, per_test=6, n_junk=4,
@@ -165,7 +167,7 @@ def cast_world(
 
 def _join(s, cams, parts):
     "One cast list from the groups"
-    people = [sample_people(n, [s.world, _STREAM[k], 2], s.spread, s.contrast, s.sided)
+    people = [sample_people(n, [s.world, _STREAM[k], 2], s.spread, s.contrast, s.sided, s.alike)
               for *_,k,n in parts]
     off = np.cumsum([0]+[len(p) for p in people])
     files = pd.concat([p[0] for p in parts], ignore_index=True)
@@ -324,10 +326,10 @@ def guessed_people(
     "The people as one picture shows them: what it hides is like what it shows"
     people = cast.people[cast.person[rows]]
     facing = -skeleton(people, cast.angles[rows])['fwd'][:,2] # 1: looks into the camera
-    kind,n = people.kind.clone(),len(PATTERNS)
-    for name,shown,both in (('jacket', facing>0, n), ('print', facing<0, n+1)):
+    kind = people.kind.clone()
+    for name,shown in (('jacket', facing>0), ('print', facing<0)):
         has = kind[:,0]==PATTERNS.index(name)
-        kind[has & shown,0],kind[has & ~shown,0] = both,PATTERNS.index('plain')
+        kind[has & shown,0],kind[has & ~shown,0] = BOTH[name],PATTERNS.index('plain')
     kind[(kind[:,4]==BAGS.index('backpack')) & (facing>.5),4] = BAGS.index('none')
     return People(people.shape, people.colours, kind, people.pitch)
 
