@@ -28,7 +28,7 @@ _set_reid = _pairs("Override settings of the ReID model, such as reid.epochs=10"
 _set_transfer = _pairs("Override settings of the generator, such as transfer.beta=0")
 _set_generate = _pairs("Override settings of the generated set, such as generate.n_each=4")
 _table = Param("Table or figure: `tbl1` to `tbl4`, `fig3` to `fig6`, `cross`, `main`, `controls`, "
-               "`beside`, `beyond` or `coverage`", str)
+               "`soft`, `best`, `beside`, `beyond` or `coverage`", str)
 _read = _pairs("Reader options of the data set, such as odd=skip links=true camera=_c([0-9]+)")
 _pose_read = _pairs("Reader options of the keypoint file, such as people=first format=yolo")
 _source_read = _pairs("Reader options of the source set, such as odd=skip")
@@ -164,7 +164,7 @@ def _run_inputs(data, reading, seed, validation, rows, groups):
     if true:
         raise InputError(f"Rows {', '.join(true)} are rendered, which only a synthetic world can "
                          "do; with --data name others, such as --rows "
-                         "control,equal_steps,smoothed,unguided,guided.")
+                         "control,equal_steps,smoothed,guided,best.")
     return _open(data, groups['transfer'].size, seed=seed, validation=validation, **reading)
 
 def _tell_results(exp, line):

@@ -123,7 +123,8 @@ def experiment_settings(
     return check_settings(set_options(groups, list(opts or ())))
 
 # %% ../../nbs/90_experiment.presets.ipynb #17bc4f81
-RANGES = {(0,1): 'reid.eps_real reid.eps_generated reid.erase reid.jitter rows.eps_unguided '
+RANGES = {(0,1): 'reid.eps_real reid.eps_generated reid.erase reid.jitter reid.real_last '
+          'rows.eps_unguided '
           'transfer.lr_decay',
           (0,1e9): 'reid.margin reid.margin_generated transfer.margin transfer.beta transfer.lam '
           'transfer.adv transfer.foreground reid.pad reid.weight_decay',

@@ -132,7 +132,8 @@ _plain_keys = dict(row=None, title=None, pictures=(None,'generator','rendered','
                    also=(None,'dcgan'), steps=('epochs','equal'), eps_real=('average','soft'),
                    trust=('alike','guider'),
                    guider=('same','smoothed','other','small',*RECIPES['paper']),
-                   rerank=(False,True), sides=('true','guessed'), poses=('source','own','shuffled','synthetic'))
+                   rerank=(False,True), sides=('true','guessed'),
+                   poses=('source','own','shuffled','synthetic'))
 
 def check_row(
     row:dict,   # Row of an experiment
@@ -148,6 +149,9 @@ def check_row(
             raise InputError(f"'{k}' of a row is one of {_plain_keys[k]}, but got {v!r}.")
     if 'row' not in row:
         raise InputError(f"Each row needs a name under the key 'row', but got {row}.")
+    if 'sides' in row and row.get('pictures')!='rendered':
+        raise InputError(f"Row '{row['row']}' has 'sides', which are those of rendered people; set "
+                         "'pictures' to 'rendered'.")
     by_eps = [k for k in ('also','trust') if row.get(k) in ('dcgan','guider')]
     if by_eps and row_settings(row, groups)['reid'].loss!='ce':
         raise InputError(f"Row '{row['row']}' has '{by_eps[0]}', an ε for each picture, which "

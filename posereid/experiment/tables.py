@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NS', 'EPSILONS', 'CONTROLS', 'TABLES', 'LINE', 'eps_rows', 'alpha_rows', 'n_rows', 'n_controls', 'best_eps',
-           'smoothed_rows', 'find_table', 'table_seeds', 'part_rows', 'part_names', 'part_name', 'read_lines',
+           'smoothed_rows', 'table_seeds', 'find_table', 'part_rows', 'part_names', 'part_name', 'read_lines',
            'append_lines', 'row_and_title', 'run_name', 'world_of', 'open_part', 'reproduce', 'picture_lines']
 
 # %% ../../nbs/95_experiment.tables.ipynb #f54d6fda
@@ -71,14 +71,6 @@ def best_eps(
     best = {n: max(EPSILONS, key=lambda e: found[f'try_{n}_eps_{e:g}']) for n in ns}
     return [{**n_rows((n,), (e,))[0], 'row':f'tuned_{n}'} for n,e in best.items()]
 
-# %% ../../nbs/95_experiment.tables.ipynb #smrows01
-def smoothed_rows(
-    epsilons:tuple=(.1,.2,.36,.5) # Values of ε for real pictures, beside the average of `smoothed`
-) -> list:                        # Rows, one dict each
-    "The smoothed control at other ε than the average of an augmented set"
-    return [dict(row=f'smoothed_eps_{e:g}', title=f'control, smoothed, ε={e:g}', steps='equal',
-                 **{'reid.eps_real':float(e)}) for e in epsilons]
-
 # %% ../../nbs/95_experiment.tables.ipynb #fdb3ce60
 CONTROLS = 'equal_steps smoothed'
 def _recipes(*names):
@@ -134,15 +126,30 @@ TABLES |= dict(
                                          opts=[f'world.directions={d}','world.per_train=12'],
                                          rows=f'{CONTROLS} guided new') for d in (1,2,4,6)]))
 
+# %% ../../nbs/95_experiment.tables.ipynb #smrows01
+def smoothed_rows(
+    epsilons:tuple=(.1,.2,.36) # Values of ε for real pictures, beside the average of `smoothed`
+) -> list:                     # Rows, one dict each
+    "The smoothed control at other ε than the average of an augmented set"
+    return [dict(row=f'smoothed_eps_{e:g}', title=f'control, smoothed, ε={e:g}', steps='equal',
+                 **{'reid.eps_real':float(e)}) for e in epsilons]
+
 # %% ../../nbs/95_experiment.tables.ipynb #tblbest1
 TABLES |= dict(
     best = dict(title='What helps', seeds=[1,2,3,4,5,11,12,13,14,15], parts=[
         dict(part='choice', validation=True, worlds=[0], seeds=[0,1,2], synthetic=True,
              rows=[*pick_rows('smoothed guided_soft best_hard best_plain best_unguided '
-                              'best_own_guider best_shared best_mixed best new_best guessed_best'),
-                   *smoothed_rows()]),
-        dict(part='people unseen', rows=f'{CONTROLS} smoothed_tuned guided guided_soft best_plain '
-                                        'best new_best guessed_best')]))
+                              'best_shared best_mixed best new_best'), *smoothed_rows()]),
+        dict(part='people unseen',
+             rows=f'{CONTROLS} smoothed_tuned best new_best guessed_best')]))
+
+# %% ../../nbs/95_experiment.tables.ipynb #tblseeds
+def table_seeds(
+    table:dict # Table of `TABLES`
+) -> list:     # Seeds
+    "The seeds of a table: its list, or from 1 up to its number"
+    seeds = table['seeds']
+    return list(seeds) if isinstance(seeds, list) else list(range(1, seeds+1))
 
 # %% ../../nbs/95_experiment.tables.ipynb #72843a6e
 def find_table(
@@ -152,14 +159,6 @@ def find_table(
     if name in TABLES: return TABLES[name]
     raise InputError(f"There is no table '{name}'; the nearest is '{nearest(name, TABLES)}' of "
                      f"{', '.join(TABLES)}.")
-
-# %% ../../nbs/95_experiment.tables.ipynb #tblseeds
-def table_seeds(
-    table:dict # Table of `TABLES`
-) -> list:     # Seeds
-    "The seeds of a table: its list, or from 1 up to its number"
-    seeds = table['seeds']
-    return list(seeds) if isinstance(seeds, list) else list(range(1, seeds+1))
 
 # %% ../../nbs/95_experiment.tables.ipynb #d20735b3
 def part_rows(
@@ -276,9 +275,10 @@ def open_part(
                       inputs, say=say)
 
 # %% ../../nbs/95_experiment.tables.ipynb #8f4db61e
-def _seeds_of(part, seeds):
+def _seeds_of(part, seeds, default=()):
     "The seeds of a part; its own, or the first of its worlds, if it has any, as parts for choices"
-    return part.get('seeds') or ([part['worlds'][0]] if 'worlds' in part else seeds)
+    if 'seeds' in part: return [o for o in part['seeds'] if seeds is None or o in seeds]
+    return [part['worlds'][0]] if 'worlds' in part else seeds or list(default)
 
 def reproduce(
     name:str,             # Name of a table, such as `tbl1`
@@ -293,13 +293,14 @@ def reproduce(
 ) -> pd.DataFrame:        # All lines of the CSV
     "Run what a table lacks, seed by seed, row by row"
     t,path,say = find_table(name),Path(out)/f'{name}.csv',say or (lambda s: None)
-    seeds,only = list(seeds or table_seeds(t)),only.replace(',', ' ').split()
+    only = only.replace(',', ' ').split()
     df = read_lines(path)
     _check_names(only, [o for part in t['parts'] for o in part_names(part)])
     # a choice is made before it is used
     first = {part.get('after') for part in t['parts'] if set(only) & set(part_names(part))}
     for part in t['parts']:
-        for seed in _seeds_of(part, seeds) if data is None or not part.get('synthetic') else ():
+        if data is not None and part.get('synthetic'): continue
+        for seed in _seeds_of(part, seeds, table_seeds(t)):
             rows = [r for r in part_rows(part, df, data is None)
                     if not only or r['row'] in only or part_name(part) in first-{None}]
             df = _run_part(t, name, part, rows, seed, df, path, say,

@@ -33,7 +33,7 @@ class Encoder(nn.Module):
             self.norms.append(nn.Identity() if bare else NORMS[norm](c))
 
     def forward(self,
-        x:Tensor # `(n, 3, h, w)` pictures
+        x:Tensor # `(n, c_in, h, w)` pictures
     ) -> list:   # Maps of all levels, the largest first
         maps = []
         for conv,norm in zip(self.convs, self.norms):
@@ -106,7 +106,7 @@ def collage(
     moved:Tensor, # `(n, 4·limbs+1, h, w)` moved limbs with masks, and the figure in x
     limbs:int     # Number of limbs
 ) -> Tensor:      # `(n, 5, h, w)` colours, cover, figure in x
-    "The moved limbs as one picture, black where there is none"
+    "The moved limbs as one picture, grey where there is none"
     parts = moved[:,:-1].unflatten(1, (limbs,4))
     share = shown_limbs(parts[:,:,3])
     return torch.cat([(parts[:,:,:3]*share[:,:,None]).sum(1), share.sum(1, True), moved[:,-1:]], 1)
@@ -168,7 +168,9 @@ def encode(self:SiameseUNet,
 ) -> list:    # Maps for the decoder, the largest first
     "The maps for each level of the decoder: of the appearance, and of the skeleton if it has skips"
     x = torch.cat([x, *more], 1)
-    if self.skeleton is None: a,b = zip(*(o.chunk(2) for o in self.appearance(torch.cat([x,s]))))
+    if self.skeleton is None: # one encoder: what the skeleton lacks is 0
+        s = F.pad(s, (0,0,0,0,0,x.shape[1]-s.shape[1]))
+        a,b = zip(*(o.chunk(2) for o in self.appearance(torch.cat([x,s]))))
     else: a,b = self.appearance(x),self.skeleton(s)
     both = [self.skips=='both']*(len(a)-1) + [True]
     return [torch.cat([p,q], 1) if k else p for p,q,k in zip(a, b, both)]
@@ -194,6 +196,9 @@ def forward(self:SiameseUNet,
     moved:Tensor|None=None # `(n, 4·limbs+1, h, w)` moved limbs with masks, and the figure in x
 ) -> Tensor:  # `(n, 3, h, w)` the same people in these poses, in [−1, 1]
     "ŷ = G(x, s), without noise (§3.2.1)"
+    if self.limbs and moved is None:
+        raise InputError("This generator takes moved limbs beside appearance and skeleton; pass "
+                         "the result of `moved_limbs`.")
     more = [collage(moved, self.limbs)] if self.limbs else []
     y = self.decoder(self.encode(x, s, *more))
     if self.head is not None: y = self.head(torch.cat([F.relu(y), x, s, *more], 1))

@@ -370,6 +370,9 @@ class OwnNorms(nn.Module):
         self.net = net
         self.places = [k for k,m in net.named_modules()
                       if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if not self.places:
+            raise InputError("This network has no BatchNorm that generated pictures could have for "
+                             "themselves; set reid.norms=shared.")
         self.second = nn.ModuleList(deepcopy(net.get_submodule(k)) for k in self.places)
 
     def forward(self,

@@ -52,9 +52,10 @@ _OTHER = [[o[0] for o in CUTOUTS].index(n) for n in
 def _axes(line, least):
     "First end, direction along, direction across, length"
     d = line[:,:,1]-line[:,:,0]
-    size = d.norm(dim=-1).clamp_min(least)
-    e = d/size[...,None]
-    return line[:,:,0], e, torch.stack([-e[...,1], e[...,0]], -1), size
+    size = d.norm(dim=-1)
+    # a limb that points at the camera has no direction: it hangs
+    e = torch.where(size[...,None]>0, d/size.clamp_min(1e-6)[...,None], d.new_tensor([0.,1.]))
+    return line[:,:,0], e, torch.stack([-e[...,1], e[...,0]], -1), size.clamp_min(least)
 
 def _coordinates(line, least, size):
     "Along and across each limb, `(n, 10, hw)`, of every pixel"

@@ -179,11 +179,10 @@ class LastSteps(Callback):
     "End a training of two and a half epochs in the middle of the third"
     order,run_valid = 45,False
     def __init__(self,
-        epochs:float # Number of epochs, with a fraction
-    ): self.epochs = epochs
+        steps:int # Number of steps of the whole training
+    ): self.steps = steps
     def after_batch(self):
-        done = self.epoch*self.n_iter + self.iter+1
-        if done >= round(self.epochs*self.n_iter): raise CancelTrainException()
+        if self.epoch*self.n_iter + self.iter+1 >= self.steps: raise CancelTrainException()
 
 # %% ../../nbs/80_stages.fit.ipynb #c033
 def fit_stage(
@@ -198,13 +197,14 @@ def fit_stage(
     cbs:list=()      # Further callbacks of this fit
 ) -> Learner:        # The same learner, trained
     "Fit with log, checkpoint and bar; stopped and started again, it ends with the same weights"
-    log = EpochLog(run/'log.csv', terms)
-    learn.fit(ceil(epochs), cbs=[SeedEpoch(seed), LrSchedule(lr_at), log,
+    log,n = EpochLog(run/'log.csv', terms),len(learn.dls.train)
+    steps = max(1, round(epochs*n))
+    learn.fit(ceil(steps/n), cbs=[SeedEpoch(seed), LrSchedule(lr_at), log,
               Checkpoint(run/'checkpoint.pt', every), Bar(desc, epochs), TrainOnly(),
-              *[LastSteps(epochs)]*(epochs!=int(epochs)), *cbs])
+              *[LastSteps(steps)]*(steps%n>0), *cbs])
     if log.bad:
         raise InputError(f"{run.path}: `{log.bad}` was no longer a finite number in epoch "
-                         f"{learn.epoch+1} of {epochs}; lower the learning rate and start over "
+                         f"{learn.epoch+1} of {epochs:g}; lower the learning rate and start over "
                          "with --fresh.")
     return learn
 

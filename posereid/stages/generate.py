@@ -7,7 +7,7 @@ __all__ = ['BANKS', 'GenerateSettings', 'plan', 'generated_name', 'generated_nam
            'save_jpegs', 'write_generated', 'plan_id', 'generate']
 
 # %% ../../nbs/83_stages.generate.ipynb #c002
-import filecmp
+import filecmp, warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -29,7 +29,7 @@ from ..pose.bank import bank_rows, choose_poses
 from ..pose.draw import draw_skeletons
 from ..pose.joints import has_pose, scale_joints
 from ..pose.limbs import moved_limbs
-from ..pose.table import PoseTable
+from ..pose.table import PoseTable, poses_id
 from .fit import at_least_one, open_run
 
 # %% ../../nbs/83_stages.generate.ipynb #c005
@@ -153,15 +153,19 @@ def skeletons_for(
 # %% ../../nbs/83_stages.generate.ipynb #limbsg01
 def _both_joints(rows, poses, own, store):
     "Joints of the appearances and of the poses, in pixels of the store"
-    res = []
-    for table,paths in ((own, list(rows.source_path)), (poses, list(rows.pose_path))):
-        joints = scale_joints(table.of(paths), store.sizes(paths), store.size)
-        res.append(joints.to(default_device()))
-    if not has_pose(res[0]).any():
+    at = lambda table, paths: scale_joints(table.of(paths), store.sizes(paths), store.size)
+    both = at(own, list(rows.source_path)),at(poses, list(rows.pose_path))
+    return [o.to(default_device()) for o in both]
+
+def _check_own(own, paths):
+    "Refuse appearances none of which has joints; warn of those that have none"
+    lack = [Path(p).name for p,there in zip(paths, has_pose(own.of(paths)).tolist()) if not there]
+    if len(lack)==len(paths):
         raise InputError(f"This generator moves limbs and needs the joints of the appearances, but "
-                         f"none of {len(rows)}, such as {Path(rows.source_path.iloc[0]).name}, has "
-                         "any; name the keypoint file of the target with --poses.")
-    return res
+                         f"none of {len(paths)}, such as {lack[0]}, has any; name the keypoint file "
+                         "of the target with --poses.")
+    if lack: warnings.warn(f"{len(lack)} of {len(paths)} appearances, such as {lack[0]}, have no "
+                           "joints; their limbs are painted, not moved.")
 
 # %% ../../nbs/83_stages.generate.ipynb #c014
 @torch.no_grad()
@@ -174,6 +178,8 @@ def pictures(
     own:PoseTable=None        # Joints of the appearances, for a G that moves limbs; None: `poses`
 ) -> Iterator:                # Batches of pictures, `(n, 3, h, w)` uint8
     "Generate batch after batch, in the order of the plan"
+    own = poses if own is None else own
+    if getattr(G, 'limbs', 0): _check_own(own, list(dict.fromkeys(plan.source_path)))
     seed_everything(settings.seed)
     G.to(default_device()).train(settings.mode=='train')
     to_net = (lambda o: to_float(o).to(default_device())
@@ -182,7 +188,7 @@ def pictures(
         rows = plan.iloc[i:i+settings.bs]
         x,s = store.get(list(rows.source_path)),skeletons_for(list(rows.pose_path), poses, store)
         x,s = to_net(x),to_net(s)
-        moved = ([moved_limbs(x, *_both_joints(rows, poses, own or poses, store))]
+        moved = ([moved_limbs(x, *_both_joints(rows, poses, own, store))]
                  if getattr(G, 'limbs', 0) else [])
         yield to_uint8(G(x, s, *moved)).cpu()
     G.cpu().eval()
@@ -263,6 +269,7 @@ def generate(
     if names=='market1501': market_names(todo)  # refused before anything is painted
     how = dict(generate=settings, generator=by, plan=plan_id(todo),
                **({} if names=='source' else dict(names=names)))
+    if getattr(G, 'limbs', 0): how['own'] = poses_id(poses if own is None else own, target_df)
     run = open_run(folder, how, fresh)
     if run.done: return read_generated(run.path)
     df = write_generated(pictures(G, todo, poses, store, settings, own), todo, run.path, by,

@@ -21,8 +21,8 @@ from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from pandas import DataFrame
 from torch import nn
-from ..core import (InputError, RunFolder, Settings, default_device, load_weights,
-                           save_weights, seed_everything, to_json, write_beside, later)
+from ..core import (InputError, RunFolder, Settings, default_device, later,
+                           load_weights, save_weights, seed_everything, to_json, write_beside)
 from ..data.block import reid_dls, triplet_dls
 from ..data.manifest import train_rows
 from ..data.sampler import pk_steps
@@ -68,7 +68,7 @@ class ReIDSettings(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.epochs==int(self.epochs): self.epochs = int(self.epochs)
+        if float(self.epochs).is_integer(): self.epochs = int(self.epochs)
 
 # %% ../../nbs/81_stages.reid.ipynb #c007
 def milestone_epochs(
@@ -99,7 +99,7 @@ def equal_steps(
     epochs = max(1, round(settings.epochs*ratio))
     if steps:
         wanted = settings.epochs*steps[1]
-        if abs(epochs*steps[0]-wanted) > .01*wanted: epochs = wanted/steps[0]
+        if abs(epochs*steps[0]-wanted) > .02*wanted: epochs = wanted/steps[0]
         if epochs!=round(settings.epochs*ratio): ratio = epochs/settings.epochs
     marks = tuple(m if m<1 else m*ratio for m in settings.milestones)
     return replace(settings, epochs=epochs, milestones=marks)
@@ -128,7 +128,7 @@ def reid_batches(
     store:PictureStore,   # Store of their pictures, at `settings.size`
     labels:dict,          # Class index of each pid
     settings:ReIDSettings # Batch size, augmentation and smoothing
-) -> DataLoaders:         # Batches (x, label, ε); for triplets (x, label, is_generated)
+) -> DataLoaders:         # Batches (x[, is_generated], label, ε; triplets: is_generated)
     "The loaders of steps one and three, on the device in use"
     s = settings
     if tuple(store.size)!=tuple(s.size):
@@ -137,9 +137,9 @@ def reid_batches(
             "open a PictureStore of that size.")
     kwargs = dict(bs=s.bs, seed=s.seed, pad=s.pad, flip=s.flip, crop=tuple(s.crop) or None,
                   erase=s.erase, jitter=s.jitter, device=default_device(), tell=own_norms(s, df))
+    kwargs['real_from'] = round(s.epochs*(1-s.real_last)) if s.real_last else math.inf
     if s.loss=='triplet': return _tell_left_out(triplet_dls(df, store, labels, **kwargs))
-    return reid_dls(df, store, labels, eps_real=s.eps_real, eps_generated=s.eps_generated,
-                    real_from=s.epochs*(1-s.real_last) if s.real_last else math.inf, **kwargs)
+    return reid_dls(df, store, labels, eps_real=s.eps_real, eps_generated=s.eps_generated, **kwargs)
 
 def _tell_left_out(dls):
     "Warn of pictures that are in no triplet"

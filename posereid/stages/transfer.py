@@ -6,11 +6,10 @@
 __all__ = ['SHIPPED', 'TransferSettings', 'guider_input', 'shifted', 'shown_to', 'TransferModel', 'transfer_model', 'TwoAdams',
            'split_DG', 'held', 'by_triplets', 'TransferCallback', 'Terms', 'AdversarialTerm', 'L1Term', 'GuiderTerm',
            'enough_for_triplets', 'decay_lr', 'stage_batches', 'transfer_learner', 'sample_sheet', 'Samples',
-           'start_from', 'poses_id', 'callback_id', 'transfer_choices', 'train_transfer', 'finish_transfer',
-           'load_generator']
+           'start_from', 'callback_id', 'transfer_choices', 'train_transfer', 'finish_transfer', 'load_generator']
 
 # %% ../../nbs/82_stages.transfer.ipynb #c002
-import hashlib, json, warnings
+import json, warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -27,14 +26,16 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core import (InputError, RunFolder, Settings, default_device,
-                           load_weights, save_weights,
-                           seed_everything, sha12, to_json, weights_hash, write_beside, later)
+                           later, load_weights,
+                           save_weights, seed_everything, sha12, to_json, weights_hash,
+                           write_beside)
 from ..data.block import transfer_dls
 from ..data.transforms import centre_crop
 from ..data.manifest import pick
 from ..pose.limbs import CUTOUTS, moved_limbs
-from ..losses.transfer import (GAN_FORMS, GUIDER_MINING, discriminator_loss, generator_adv_loss, guider_ce,
-                                      guider_triplet, l1_loss)
+from ..pose.table import poses_id
+from ..losses.transfer import (GAN_FORMS, GUIDER_MINING, discriminator_loss,
+                                      generator_adv_loss, guider_ce, guider_triplet, l1_loss)
 from ..models.discriminator import StackedDiscriminator
 from ..models.generator import SiameseUNet
 from .fit import (PlainBatch, StageLearner, at_least_one, fit_stage, frame_id,
@@ -481,7 +482,7 @@ class Samples(Callback):
         b = self.dls.train.one_batch()
         rows = b[4].nonzero()[:self.n,0]
         self.shown = [plain(o[rows]) for o in b[:3]]
-        self.moved = ((moved_limbs(self.shown[0], *b[-1][rows].unbind(1)),) if self.model.G.limbs
+        self.limbs = ((moved_limbs(self.shown[0], *b[-1][rows].unbind(1)),) if self.model.G.limbs
                       else ())
 
 # %% ../../nbs/82_stages.transfer.ipynb #c047
@@ -491,7 +492,7 @@ def after_train(self:Samples):
     "Generate in eval mode and save the sheet"
     from PIL import Image
     x,s,y = self.shown
-    fake = self.model.best.eval()(x, s, *self.moved)
+    fake = self.model.best.eval()(x, s, *self.limbs)
     self.model.train()
     picture = Image.fromarray(sample_sheet(x, s, fake, y).permute(1,2,0).numpy())
     with write_beside(self.path) as tmp: picture.save(tmp, 'png')
@@ -515,15 +516,6 @@ def start_from(
                          "--from_scratch).") from None
     if model.ema: model.G_ema.load_state_dict(model.G.state_dict())
     return {name:sha12(path) for name,path in files.items()}
-
-# %% ../../nbs/82_stages.transfer.ipynb #c050
-def poses_id(
-    poses, # `PoseTable`
-    df     # Manifest
-) -> str:  # 12 hex digits
-    "A hash of the joints of a manifest's pictures"
-    joints = poses.of(df)
-    return hashlib.sha256(joints.contiguous().numpy().tobytes()).hexdigest()[:12]
 
 # %% ../../nbs/82_stages.transfer.ipynb #151c7237
 def callback_id(

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from fastcore.basics import patch
-from ..core import (JPEG, InputError, cache_dir, hash_settings, later, locked, progress, to_json,
-                           write_beside)
+from ..core import (JPEG, InputError, cache_dir, hash_settings, later, locked, progress,
+                           to_json, write_beside)
 from ..data.market import read_market
 from ..data.mars import read_mars
 from ..pose.table import PoseTable
