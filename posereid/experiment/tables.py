@@ -128,8 +128,8 @@ TABLES |= dict(
 
 # %% ../../nbs/95_experiment.tables.ipynb #smrows01
 def smoothed_rows(
-    epsilons:tuple=(.1,.2,.36) # Values of ε for real pictures, beside the average of `smoothed`
-) -> list:                     # Rows, one dict each
+    epsilons:tuple=(.1,.2,.36,.5,.65) # Values of ε for real pictures, beside that of `smoothed`
+) -> list:                            # Rows, one dict each
     "The smoothed control at other ε than the average of an augmented set"
     return [dict(row=f'smoothed_eps_{e:g}', title=f'control, smoothed, ε={e:g}', steps='equal',
                  **{'reid.eps_real':float(e)}) for e in epsilons]
