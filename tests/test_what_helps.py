@@ -152,3 +152,15 @@ def test_the_generator_needs_the_limbs():
     with torch.no_grad(): one,two = (G(x, s, moved_limbs(x, a, k)) for k in (a, b))
     assert (one-two).abs().max()>1e-3
     with pytest.raises(InputError, match='moved_limbs'): G(x, s)
+
+
+@pytest.mark.parametrize('threads,last', [(1,True),(2,False)])
+def test_odd_batches_of_several_threads_are_not_channels_last(both, monkeypatch, threads, last):
+    "torch 2.14 crashes there; what one thread does is what the committed CSVs were made with"
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
+    df,store,labels = both
+    s = ReIDSettings(width=4, epochs=1, norms='own', bs=36)
+    learn = reid_learner(reid_batches(df, store, labels, s),
+                         OwnNorms(reid_net(len(labels), 'small', 4)), s)
+    learn.fit(1)
+    assert (learn.plain_batch.layout is torch.channels_last)==last

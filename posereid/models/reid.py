@@ -363,6 +363,7 @@ def set_stats(
 # %% ../../nbs/20_models.reid.ipynb #ownnorm1
 class OwnNorms(nn.Module):
     "A net with second BatchNorms, through which generated pictures go"
+    odd_batches = True # the pictures of either kind may be an odd number
     def __init__(self,
         net:nn.Module # Network; its own BatchNorms are for real pictures
     ):

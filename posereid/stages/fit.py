@@ -36,20 +36,25 @@ class StageLearner(Learner):
 
 # %% ../../nbs/80_stages.fit.ipynb #c017
 def plain(
-    x:torch.Tensor # Any tensor, also of fastai's types
-) -> torch.Tensor: # The same values; `(n, c, h, w)` in `channels_last` order
-    "A bare `torch.Tensor`; one of four dimensions is laid out in `channels_last` order"
+    x:torch.Tensor, # Any tensor, also of fastai's types
+    layout:torch.memory_format=torch.channels_last # Order of the numbers of `(n, c, h, w)`
+) -> torch.Tensor: # The same values
+    "A bare `torch.Tensor`; one of four dimensions is laid out in the order asked for"
     x = x.as_subclass(torch.Tensor)
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim==4 else x
+    return x.contiguous(memory_format=layout) if x.ndim==4 else x
 
 # %% ../../nbs/80_stages.fit.ipynb #822f3691
 class PlainBatch(Callback):
     "Hand the networks plain tensors in `channels_last` order, the fastest for convolutions"
     order = -5
-    def before_fit(self): self.model.to(memory_format=torch.channels_last)
+    def before_fit(self):
+        # torch 2.14 crashes on a CPU in `channels_last` batches of odd size with several threads
+        odd = getattr(self.model, 'odd_batches', False) and torch.get_num_threads()>1
+        self.layout = torch.contiguous_format if odd else torch.channels_last
+        self.model.to(memory_format=self.layout)
     def before_batch(self):
-        self.learn.xb = tuple(plain(o) for o in self.xb)
-        self.learn.yb = tuple(plain(o) for o in self.yb)
+        self.learn.xb = tuple(plain(o, self.layout) for o in self.xb)
+        self.learn.yb = tuple(plain(o, self.layout) for o in self.yb)
 
 # %% ../../nbs/80_stages.fit.ipynb #c021
 class SeedEpoch(Callback):
