@@ -14,7 +14,7 @@ from posereid.experiment.presets import TINY_WORLD, experiment_settings
 from posereid.experiment.rows import FRONT, MAIN, OPTIONAL, pick_rows
 from posereid.models.reid import OwnNorms, reid_net
 from posereid.pose.joints import walking_pose
-from posereid.pose.limbs import CUTOUTS, move_limbs, moved_limbs
+from posereid.pose.limbs import CUTOUTS, move_limbs, limb_channels
 from posereid.stages.reid import ReIDSettings, reid_batches, reid_learner, train_reid
 from posereid.stages.transfer import TransferSettings, transfer_choices, transfer_model
 from posereid.synth.world import tiny_world
@@ -149,9 +149,9 @@ def test_the_generator_needs_the_limbs():
     G = transfer_model(TransferSettings(width=4, head=4, limbs=True, beta=0.)).G.eval()
     x,s = torch.rand(2,2,3,64,32)*2-1
     a,b = walking_pose(torch.tensor([0.,1.])),walking_pose(torch.tensor([2.,3.]))
-    with torch.no_grad(): one,two = (G(x, s, moved_limbs(x, a, k)) for k in (a, b))
+    with torch.no_grad(): one,two = (G(x, s, limb_channels(x, a, k)) for k in (a, b))
     assert (one-two).abs().max()>1e-3
-    with pytest.raises(InputError, match='moved_limbs'): G(x, s)
+    with pytest.raises(InputError, match='limb_channels'): G(x, s)
 
 
 @pytest.mark.parametrize('threads,last', [(1,True),(2,False)])

@@ -197,7 +197,7 @@ def _not_too_small(table, sizes, path, notes):
 
 # %% ../../nbs/61_data.pairs.ipynb #c055
 def scaled_joints(
-    df:DataFrame,        # Manifest rows
+    df:DataFrame|list,   # Manifest rows, or paths
     joints:Tensor,       # `(n, 18, 3)` joints in pixels of the stored pictures
     store:PictureStore,  # Store of the pictures, which knows their size on disk and in memory
 ) -> Tensor:             # `(n, 18, 3)` joints in pixels of the store

@@ -18,12 +18,12 @@ from PIL import Image
 from ..core import load_weights, save_weights, write_beside
 from ..data.manifest import label_of
 from ..data.market import read_generated
+from ..data.pairs import scaled_joints
 from ..data.transforms import centre_crop
 from ..evaluate.plots import plot_grid
 from ..evaluate.protocol import identity_scores, seen_by
 from .engine import Experiment
 from ..metrics.images import l1_error, ssim
-from ..pose.joints import scale_joints
 from ..pose.judge import JointNet, find_joints, fit_joints, pose_error
 from ..stages.generate import skeletons_for
 from ..stages.reid import ReIDSettings, as_classifier
@@ -132,7 +132,7 @@ def joints(self:Experiment,
     size:tuple  # Height and width at which they are read, in pixels
 ) -> torch.Tensor: # `(n, 18, 3)` joints in pixels of this size
     "Joints of real pictures, scaled to the size at which these are read"
-    return scale_joints(self.inputs.poses.of(paths), self.inputs.store(size).sizes(paths), size)
+    return scaled_joints(paths, self.inputs.poses.of(paths), self.inputs.store(size))
 
 # %% ../../nbs/94_experiment.judges.ipynb #1c7c2b33
 @patch

@@ -174,7 +174,8 @@ ERROR_NOTE = ("L1: mean absolute difference to the true rendering on the scale f
               "2), over all pixels and on the person. Two floors: a copy of the source picture, "
               "and the mean picture of the identity; a generator that is not below them has learnt "
               "no pose transfer. Known to: percent of the pictures to which a network gives the "
-              "right training identity. The guided generator was trained to please the guider; the "
+              "right training identity. The guided generator was trained to please the guider, that "
+              "of best the smoothed control; the "
               "independent network has another architecture and other first weights; the control "
               "is the one at equal steps.")
 

@@ -198,7 +198,7 @@ def forward(self:SiameseUNet,
     "ŷ = G(x, s), without noise (§3.2.1)"
     if self.limbs and moved is None:
         raise InputError("This generator takes moved limbs beside appearance and skeleton; pass "
-                         "the result of `moved_limbs`.")
+                         "the result of `limb_channels`.")
     more = [collage(moved, self.limbs)] if self.limbs else []
     y = self.decoder(self.encode(x, s, *more))
     if self.head is not None: y = self.head(torch.cat([F.relu(y), x, s, *more], 1))

@@ -23,12 +23,13 @@ from ..core import (JPEG, InputError, RunFolder, Settings, default_device, hash_
 from ..data.transforms import to_float, to_uint8
 from ..data.market import read_generated
 from ..data.manifest import picture_keys, train_rows, write_manifest
+from ..data.pairs import scaled_joints
 from ..data.pictures import PictureStore
 from ..imagefiles import ENDINGS
 from ..pose.bank import bank_rows, choose_poses
 from ..pose.draw import draw_skeletons
-from ..pose.joints import has_pose, scale_joints
-from ..pose.limbs import moved_limbs
+from ..pose.joints import has_pose
+from ..pose.limbs import limb_channels
 from ..pose.table import PoseTable, poses_id
 from .fit import at_least_one, open_run
 
@@ -153,9 +154,9 @@ def skeletons_for(
 # %% ../../nbs/83_stages.generate.ipynb #limbsg01
 def _both_joints(rows, poses, own, store):
     "Joints of the appearances and of the poses, in pixels of the store"
-    at = lambda table, paths: scale_joints(table.of(paths), store.sizes(paths), store.size)
-    both = at(own, list(rows.source_path)),at(poses, list(rows.pose_path))
-    return [o.to(default_device()) for o in both]
+    pairs = (own, list(rows.source_path)),(poses, list(rows.pose_path))
+    return [scaled_joints(paths, table.of(paths), store).to(default_device())
+            for table,paths in pairs]
 
 def _check_own(own, paths):
     "Refuse appearances none of which has joints; warn of those that have none"
@@ -188,7 +189,7 @@ def pictures(
         rows = plan.iloc[i:i+settings.bs]
         x,s = store.get(list(rows.source_path)),skeletons_for(list(rows.pose_path), poses, store)
         x,s = to_net(x),to_net(s)
-        moved = ([moved_limbs(x, *_both_joints(rows, poses, own, store))]
+        moved = ([limb_channels(x, *_both_joints(rows, poses, own, store))]
                  if getattr(G, 'limbs', 0) else [])
         yield to_uint8(G(x, s, *moved)).cpu()
     G.cpu().eval()

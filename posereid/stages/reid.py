@@ -97,10 +97,10 @@ def equal_steps(
     "As many steps on `n_real` pictures as on `n_all`, with milestones stretched alike"
     ratio = n_all/n_real
     epochs = max(1, round(settings.epochs*ratio))
-    if steps:
-        wanted = settings.epochs*steps[1]
-        if abs(epochs*steps[0]-wanted) > .02*wanted: epochs = wanted/steps[0]
-        if epochs!=round(settings.epochs*ratio): ratio = epochs/settings.epochs
+    wanted = steps and settings.epochs*steps[1]
+    if steps and abs(epochs*steps[0]-wanted) > .02*wanted:
+        epochs = wanted/steps[0]
+        ratio = epochs/settings.epochs
     marks = tuple(m if m<1 else m*ratio for m in settings.milestones)
     return replace(settings, epochs=epochs, milestones=marks)
 

@@ -32,7 +32,7 @@ from ..core import (InputError, RunFolder, Settings, default_device,
 from ..data.block import transfer_dls
 from ..data.transforms import centre_crop
 from ..data.manifest import pick
-from ..pose.limbs import CUTOUTS, moved_limbs
+from ..pose.limbs import CUTOUTS, limb_channels
 from ..pose.table import poses_id
 from ..losses.transfer import (GAN_FORMS, GUIDER_MINING, discriminator_loss,
                                       generator_adv_loss, guider_ce, guider_triplet, l1_loss)
@@ -233,7 +233,7 @@ def take(self:TransferCallback,
 ):
     "Lay a batch on the learner, where all callbacks find it, and begin its row of the log"
     rest,l = list(rest),self.learn
-    l.moved = (moved_limbs(x, *rest.pop().unbind(1)),) if self.settings.limbs else ()
+    l.moved = (limb_channels(x, *rest.pop().unbind(1)),) if self.settings.limbs else ()
     l.positive = rest.pop() if by_triplets(self.model.R) else None
     l.weight = rest[0] if rest else None
     l.cond,l.real,l.label,l.is_target = (x, s),real,label,is_target
@@ -482,7 +482,7 @@ class Samples(Callback):
         b = self.dls.train.one_batch()
         rows = b[4].nonzero()[:self.n,0]
         self.shown = [plain(o[rows]) for o in b[:3]]
-        self.limbs = ((moved_limbs(self.shown[0], *b[-1][rows].unbind(1)),) if self.model.G.limbs
+        self.limbs = ((limb_channels(self.shown[0], *b[-1][rows].unbind(1)),) if self.model.G.limbs
                       else ())
 
 # %% ../../nbs/82_stages.transfer.ipynb #c047
@@ -540,6 +540,7 @@ def transfer_choices(
 ) -> dict:                     # Contents of `settings.json`
     "Everything that determines the generator"
     res = dict(transfer=settings, guider=weights_hash(guider) if settings.beta else None, init=init)
+    # before 0.1.0 it was `all`; a run of then is not taken for one of now
     if by_triplets(guider) and settings.beta: res['mining'] = settings.mining
     if cbs: res['cbs'] = [callback_id(o) for o in cbs]
     for name,df in dict(target=target_df, source=source_df).items():
