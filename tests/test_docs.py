@@ -117,7 +117,7 @@ def draws(cell):
 def uncited(nb):
     cited = set(re.findall(r'@((?:fig|tbl)-[\w-]*\w)', prose(nb)))
     labels = ({directive(c, 'label') for c in cells(nb) if c['cell_type']=='code'}-{None}
-              | set(re.findall(r'\{#([\w-]+)\}', prose(nb))))
+              | set(re.findall(r'\{#([\w-]+)', prose(nb))))
     return {o for o in labels if o.startswith(('fig-','tbl-'))}-cited
 
 def unlabelled(nb, what=draws):
@@ -153,7 +153,7 @@ def test_figures_and_tables_of_pages_have_labels(nb):
 @pytest.mark.parametrize('nb', NOTEBOOKS, ids=show)
 def test_references_and_figures(nb):
     labels = [directive(c, 'label') for c in cells(nb) if c['cell_type']=='code']
-    labels = [o for o in labels if o] + re.findall(r'\{#([\w-]+)\}', prose(nb))
+    labels = [o for o in labels if o] + re.findall(r'\{#([\w-]+)', prose(nb))
     assert len(labels)==len(set(labels)), f'{show(nb)}: a label twice among {labels}'
     lost = set(re.findall(r'@((?:fig|tbl|eq)-[\w-]+)', prose(nb)))-set(labels)
     assert not lost, f'{show(nb)} refers to {lost}, which no label of the page answers'

@@ -173,8 +173,8 @@ def test_page(nb):
 
 
 def test_picture_files():
-    big = [show(o) for o in (ROOT/'nbs').rglob('*.png') if o.stat().st_size>60*1024]
-    assert not big, f'pictures of more than 60 KB: {big}'
+    big = [show(o) for o in (ROOT/'nbs').rglob('*.png') if o.stat().st_size>160*1024]
+    assert not big, f'pictures of more than 160 KB: {big}'
 
 # --- code ---
 

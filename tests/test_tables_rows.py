@@ -346,7 +346,8 @@ def test_pictures_are_made_once(monkeypatch, tmp_path):
     class Engine:
         def errors(self, poses=False):
             asked.append(poses)
-            return pd.DataFrame([dict(row='unguided', l1=.25), dict(row='guided', l1=.125)])
+            return pd.DataFrame([dict(row='unguided', l1=.25), dict(row='guided', l1=.125),
+                                 dict(row='best', l1=.0625)])
     monkeypatch.setattr(T, 'open_part', lambda part, rows, seed, **kw: Engine())
     saved = []
     monkeypatch.setattr(T, 'transfer_sheet', lambda exp: 'sheet')
@@ -354,13 +355,19 @@ def test_pictures_are_made_once(monkeypatch, tmp_path):
     heard = []
     df = reproduce('fig3', tmp_path, tmp_path/'r', [4], say=heard.append)
     assert asked==[True] and saved==[('sheet', tmp_path/'fig3_seed4.png')]
-    assert (df[KEY].tolist()==['unguided','guided'] and df.l1.tolist()==[.25,.125]
+    assert (df[KEY].tolist()==['unguided','guided','best'] and df.l1.tolist()==[.25,.125,.0625]
             and df.map_trap.isna().all() and set(df.seed)=={4} and set(df.table)=={'fig3'})
     assert set(df.command)=={'posereid_reproduce fig3 --seeds 4'+' --threads '
                              f'{torch.get_num_threads()}'*(torch.get_num_threads()!=1)}
     reproduce('fig3', tmp_path, tmp_path/'r', [4], only='guided')
     assert len(asked)==1
-    assert len(reproduce('fig3', tmp_path, tmp_path/'r', [4,5]))==4 and len(asked)==2
+    assert len(reproduce('fig3', tmp_path, tmp_path/'r', [4,5]))==6 and len(asked)==2
+    # a row that the table got later is added, and nothing twice
+    kept = pd.read_csv(tmp_path/'fig3.csv')
+    kept[kept[KEY]!='best'].to_csv(tmp_path/'fig3.csv', index=False)
+    more = reproduce('fig3', tmp_path, tmp_path/'r', [4,5])
+    assert (more[KEY].tolist()==['unguided','guided']*2+['best']*2 and len(asked)==4
+            and more.seed.tolist()==[4,4,5,5,4,5])
 
 
 # --- the command of a line ---

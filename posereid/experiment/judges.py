@@ -79,15 +79,17 @@ def _fit(x, size):
 
 # %% ../../nbs/94_experiment.judges.ipynb #bece3cf0
 def transfer_sheet(
-    exp:Experiment, # Experiment of the rows to show
-    n:int=8         # Number of transfers, evenly spread over the plan
-) -> Figure:        # Figure with a row for each transfer, a column for each kind of picture
+    exp:Experiment,    # Experiment of the rows to show
+    n:int=8,           # Number of transfers, evenly spread over the plan
+    across:bool=False, # Transfers side by side and kinds of picture below one another
+    height:float=.95   # Height of a picture in inches
+) -> Figure:           # Figure with a row for each transfer, a column for each kind of picture
     "Contact sheet: appearance, skeleton, generated pictures and the true rendering, if any"
-    todo,columns = exp.transfers(n)
-    if exp.inputs.world: columns['true rendering'] = exp.truth(todo)
-    return plot_grid(torch.stack(list(columns.values()), 1),
-                     row_titles=[f'{p:04d}' for p in todo.pid],
-                     col_titles=[k.replace(' ', '\n') for k in columns])
+    todo,kinds = exp.transfers(n)
+    if exp.inputs.world: kinds['true rendering'] = exp.truth(todo)
+    people,titles = [f'{p:04d}' for p in todo.pid],[k.replace(' ', '\n') for k in kinds]
+    grid = torch.stack(list(kinds.values()), 0 if across else 1)
+    return plot_grid(grid, *((titles, people) if across else (people, titles)), height)
 
 # %% ../../nbs/94_experiment.judges.ipynb #96280a4e
 def save_small(

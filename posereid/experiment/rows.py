@@ -33,6 +33,8 @@ OPTIONAL = [
          **{'reid.eps_generated':.2}),
     dict(row='cross',       title='guided by the other form',   pictures='generator',
          guider='other'),
+    dict(row='guided_all',  title='guided, all negatives',       pictures='generator',
+         **{'transfer.mining':'all'}), # Eq. 4 as it was before 0.1.0
     dict(row='small_guider',title='guided by a small guider',   pictures='generator',
          guider='small'),
     dict(row='guider_d_tri',title='guided by D-Tri',             pictures='generator',

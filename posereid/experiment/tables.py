@@ -88,13 +88,13 @@ TABLES = dict(
                 parts=[dict(rows=f'{CONTROLS} unguided unguided_04 guided_02 guided')]),
     cross = dict(title='The guider of one form, the model of the other', seeds=3, parts=[
         dict(part='CE model', rows=f'{CONTROLS} guided cross small_guider guider_d_tri'),
-        dict(part='Tri model', recipe='R-Tri', rows=f'{CONTROLS} guided cross'),
+        dict(part='Tri model', recipe='R-Tri', rows=f'{CONTROLS} guided guided_all cross'),
         dict(part='D-Tri model', recipe='D-Tri', rows=f'{CONTROLS} guided guider_r_ce')]))
 
 # %% ../../nbs/95_experiment.tables.ipynb #0322e414
 TABLES |= dict(
     fig3 = dict(title='Pictures without and with guider', seeds=3, pictures=True,
-                parts=[dict(rows='equal_steps unguided guided')]),
+                parts=[dict(rows='equal_steps unguided guided best')]),
     fig4 = dict(title='Pictures by two forms of guider', seeds=3, pictures=True,
                 parts=[dict(rows='equal_steps guided cross guider_d_tri')]),
     fig5 = dict(title='N generated pictures for each real one', seeds=3, parts=[
@@ -319,13 +319,16 @@ def _run_part(t, name, part, rows, seed, df, path, say, kwargs):
     "Run what is missing of one part and one seed"
     run = run_name(part, seed, *[kwargs[k] for k in ('preset','data','opts')])
     mine = df[(df.part==part_name(part)) & (df.seed==seed) & (df.run==run)]
-    lacking = [r for r in rows if r['row'] not in set(mine.row)]
-    if not lacking or (t.get('pictures') and len(mine)): return df
+    # a table of pictures has lines of generators, and of floors that come with them
+    lacking = [r for r in rows if r['row'] not in set(mine.row)
+               and (not t.get('pictures') or r.get('pictures')=='generator')]
+    if not lacking: return df
     same,exp = (dict(table=name, part=part_name(part), run=run),
                 open_part(part, rows, seed, say=say, **kwargs))
     if t.get('pictures'):
-        return append_lines(df, picture_lines(exp, seed, path, {**same, 'command':_command(name,
-                                                      seed, None, kwargs)}), path)
+        lines = picture_lines(exp, seed, path,
+                              {**same, 'command':_command(name, seed, None, kwargs)})
+        return append_lines(df, [o for o in lines if o['row'] not in set(mine.row)], path)
     for r in lacking:
         say(f"{name}{' '+part_name(part) if part_name(part) else ''}, seed {seed}: "
             f"{r.get('title', r['row'])}")

@@ -503,12 +503,13 @@ SHIPPED = Path(posereid.__file__).parent/'weights'
 
 def start_from(
     model:TransferModel, # Nets with fresh weights
-    init:Path|None=None  # A generator's `.safetensors`, a run folder (G and D), or `shipped`
+    init:Path|None=None  # A generator's `.safetensors`, a folder of G and D, or `shipped`
 ) -> dict[str,str]:      # Hashes of the files, for the settings of the run
     "Begin with weights that were trained before"
     if init is None: return {}
-    if str(init)=='shipped': init = SHIPPED/'limbs' if model.G.limbs else SHIPPED
-    init = Path(init)
+    init = SHIPPED if str(init)=='shipped' else Path(init)
+    # a folder may hold both kinds of generator; one with limbs has weights of its own
+    if model.G.limbs and (init/'limbs').is_dir(): init = init/'limbs'
     files = {'G':init/'G.safetensors', 'D':init/'D.safetensors'} if init.is_dir() else {'G':init}
     try: [load_weights(getattr(model, name), path) for name,path in files.items()]
     except InputError as e:
