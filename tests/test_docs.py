@@ -96,12 +96,62 @@ def test_every_public_symbol_is_shown_with_its_table(proc, copy):
     for module,name in symbols(copy):
         text = pages[module.removeprefix('posereid.')+'.html']
         assert re.search(rf'^### {name}$', text, re.M), f'{module}.{name} is not shown on its page'
-    for page in {m for m,_ in symbols(copy)}:
-        text = pages[page.removeprefix('posereid.')+'.html']
-        n_args = sum(len(re.findall(r'^    \w+.*# ', sig, re.M))
-                     for sig in re.findall(r'```python\n(.*?)```', text, re.S))
-        assert not n_args or '| **Details** |' in text, (f'the page of {page} has no table of '
-            'parameters')
+    for module in {m for m,_ in symbols(copy)}:
+        text = pages[module.removeprefix('posereid.')+'.html']
+        documented = re.search(r'^\s+\w+:?[^\n]*# ', (copy/f"{module.replace('.', '/')}.py").read_text(
+            encoding='utf-8'), re.M)
+        assert not documented or '| **Details** |' in text, (f'the page of {module} has no table '
+            'of parameters')
+
+
+def texts(page):
+    "All Markdown of a processed page"
+    for c in cells(page):
+        if c['cell_type']=='markdown': yield source(c)
+        yield from (''.join(o['data'].get('text/markdown', '')) for o in c.get('outputs', [])
+                    if 'data' in o)
+
+
+FENCE = re.compile(r'^(`{3,})[^\n]*\n(.*?)^\1', re.M|re.S)
+
+def test_no_link_shows_as_brackets(proc):
+    "Code has no links, and no link lies within another"
+    for page in proc.rglob('*.ipynb'):
+        for text in texts(page):
+            raw = [o[2] for o in FENCE.finditer(text) if re.search(r'\]\(https?:', o[2])]
+            assert not raw, f'{page.name}: a link in code: {raw[0][:200]}'
+            nested = re.findall(r'\[[^\[\]]*\[[^\[\]]*\]\([^)]*\)[^\[\]]*\]\([^)]*\)',
+                                FENCE.sub('', text))
+            assert not nested, f'{page.name}: a link in a link: {nested[0]}'
+
+
+def test_parameter_tables_have_four_columns(proc):
+    "No bar of a type ends a cell, and the signature leaves comments to the table"
+    n = 0
+    for page in proc.rglob('*.ipynb'):
+        for table in re.findall(r'^\|  +\| \*\*Type\*\*.*(?:\n\|.*)*', shown(page), re.M):
+            n += 1
+            rows = [re.sub(r'`[^`\n]*`', '', o) for o in table.splitlines()]
+            wide = {len(re.findall(r'(?<!\\)\|', o)) for o in rows}
+            assert len(wide)==1, f'{page.name}: {table}'
+        for sig in re.findall(r'```python\n(.*?)```', shown(page), re.S):
+            assert not re.search(r'\s# ', sig), f'{page.name}: {sig}'
+    assert n>300
+
+
+def test_exported_source_is_folded(proc):
+    for page in proc.rglob('*.ipynb'):
+        assert not any('code-fold: show' in source(c) for c in cells(page)), page.name
+
+
+def test_tables_of_results_are_tidy(proc):
+    "Numbers have a class of their own, intervals do not break, no row holds the index's name alone"
+    for page in (proc/'experiments').glob('*.ipynb'):
+        for c in cells(page):
+            for o in c.get('outputs', []):
+                html = ''.join(o.get('data', {}).get('text/html', ''))
+                assert not re.search(r'>[^<]*\d \[[+−-]?\d[^<]*\]', html), page.name
+                assert '<style' not in html and not re.search(r'(?:<th></th>\s*){2,}</tr>', html)
 
 # --- what is written in the notebooks ---
 
