@@ -153,6 +153,8 @@ def is_export(cell):
     return cell['cell_type']=='code' and re.search(r'^#\|\s*exports?\b', source(cell), re.M)
 
 
+PICTURE_KB = 160 # of a picture, in a notebook or beside it
+
 @pytest.mark.parametrize('nb', NOTEBOOKS, ids=show)
 def test_page(nb):
     size = nb.stat().st_size
@@ -169,12 +171,12 @@ def test_page(nb):
             assert o['output_type']!='error', f'{show(nb)}, cell {i}: an error is saved'
             png = ''.join(o.get('data', {}).get('image/png', ''))
             kb = len(base64.b64decode(png))/1024
-            assert kb<=60, f'{show(nb)}, cell {i}: a PNG of {kb:.0f} KB'
+            assert kb<=PICTURE_KB, f'{show(nb)}, cell {i}: a PNG of {kb:.0f} KB'
 
 
 def test_picture_files():
-    big = [show(o) for o in (ROOT/'nbs').rglob('*.png') if o.stat().st_size>160*1024]
-    assert not big, f'pictures of more than 160 KB: {big}'
+    big = [show(o) for o in (ROOT/'nbs').rglob('*.png') if o.stat().st_size>PICTURE_KB*1024]
+    assert not big, f'pictures of more than {PICTURE_KB} KB: {big}'
 
 # --- code ---
 
