@@ -235,7 +235,7 @@ def first_look(
     if len(files)<2 or None in files: return ''
     c = compare_runs(*files, n_perm=999)
     d,(one,other) = c.table.loc['map_trap'],(html.escape(rows[o].get('title', o)) for o in (b,a))
-    delta,lo,hi = (f'{o:+.1f}'.replace('-', '−') for o in (d.delta, d.lo, d.hi))
+    delta,lo,hi = (show_value('d_smoothed', o) for o in (d.delta, d.lo, d.hi))
     verdict = 'tells them apart' if d.distinguishable else 'does not tell them apart'
     return (f'“{one}” beside “{other}”: {delta} mAP [{lo}, {hi}] over the {c.n_people:,} people of '
             f'the test, which {verdict}. The interval is about other people, not about other '
