@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['eval_mode', 'batches', 'to_input', 'extract_features', 'tracklet_features', 'protocol_string', 'test_rows',
-           'rank_pictures', 'evaluate_reid', 'identity_scores', 'class_probability', 'Middle', 'seen_by',
-           'reestimate_bn']
+           'rank_pictures', 'evaluate_reid', 'identity_scores', 'class_probability', 'Middle', 'seen_by', 'WithViews',
+           'Averaged', 'reestimate_bn']
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #c002
 import copy
@@ -487,6 +487,37 @@ def seen_by(
 ) -> PictureStore|Middle: # Store of the pictures that a network is tested on
     "Store of the pictures that a ReID network is tested on (§4.2)"
     return Middle(store, crop) if crop and tuple(crop)!=store.size else store
+
+# %% ../../nbs/70_evaluate.protocol.ipynb #views001
+class WithViews:
+    "Store of pictures with generated views of each below it"
+    def __init__(self,
+        store:PictureStore,     # Store of the pictures
+        views:dict[str,Tensor], # Path → `(k, 3, h, w)` uint8 views of this picture
+    ): self.store,self.views,self.size = store,views,tuple(store.size)
+    def get(self,
+        items:pd.DataFrame|list # Manifest or paths
+    ) -> Tensor:                # `(n, 3, (1+k)·h, w)` uint8 pictures
+        "Pictures, each above its views"
+        paths = list(items.path) if hasattr(items, 'path') else list(items)
+        views = torch.stack([self.views[p] for p in paths])
+        return torch.cat([self.store.get(paths), *views.unbind(1)], 2)
+
+# %% ../../nbs/70_evaluate.protocol.ipynb #views002
+class Averaged(nn.Module):
+    "A network whose embedding is the mean over the parts of a picture, each of length 1"
+    def __init__(self,
+        net:nn.Module, # Network with `embed`
+        n:int          # Number of parts below one another
+    ):
+        super().__init__()
+        self.net,self.n = net,n
+    def embed(self,
+        x:Tensor # `(b, 3, n·h, w)` pictures
+    ) -> Tensor: # `(b, d)` mean embeddings
+        "Mean of the parts' embeddings"
+        parts = F.normalize(self.net.embed(torch.cat(x.chunk(self.n, 2))), dim=1)
+        return parts.unflatten(0, (self.n, len(x))).mean(0)
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #c034
 @torch.no_grad()

@@ -7,6 +7,7 @@ __all__ = ['FLOORS', 'INDEPENDENT', 'transfer_sheet', 'save_small', 'gradient_en
 
 # %% ../../nbs/94_experiment.judges.ipynb #53617920
 import io
+from dataclasses import replace
 from pathlib import Path
 import torch
 import numpy as np
@@ -15,17 +16,16 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 from PIL import Image
-from ..core import load_weights, save_weights, write_beside
+from ..core import load_weights, save_weights, weights_hash, write_beside
 from ..data.manifest import label_of
 from ..data.market import read_generated
 from ..data.pairs import scaled_joints
-from ..data.transforms import centre_crop
 from ..evaluate.plots import plot_grid
-from ..evaluate.protocol import identity_scores, seen_by
-from .engine import Experiment
+from ..evaluate.protocol import class_probability, identity_scores, seen_by
+from .engine import Experiment, as_seen
 from ..metrics.images import l1_error, ssim
 from ..pose.judge import JointNet, find_joints, fit_joints, pose_error
-from ..stages.generate import skeletons_for
+from ..stages.generate import pictures, skeletons_for, write_generated
 from ..stages.reid import ReIDSettings, as_classifier
 
 # %% ../../nbs/94_experiment.judges.ipynb #c051
@@ -54,7 +54,7 @@ def transfers(self:Experiment,
     for row in self.rows:
         # another plan
         if (row.get('pictures')!='generator' or row.get('poses', 'source')!='source'
-            or any(k.startswith('generate.') for k in row)):
+            or any(k.startswith('generate.') or k=='keep' for k in row)):
             continue
         path = self.pictures(row, self.row_groups(row))
         if path not in seen: res[row.get('title', row['row'])] = self.drawn(path, todo)
@@ -182,9 +182,43 @@ def _image_errors(x, truth, mask):
 
 def _recognised(x, judges, labels, settings):
     "Top-1 of each judge in percent, on pictures at its own size and crop"
-    seen = _fit(x, settings.size)
-    if settings.crop: seen = centre_crop(seen, tuple(settings.crop))
+    seen = as_seen(x, settings)
     return {k: 100*identity_scores(m, seen, labels)['top1'] for k,m in judges.items()}
+
+# %% ../../nbs/94_experiment.judges.ipynb #picked01
+@patch
+def picked(self:Experiment,
+    row:dict, # Row of the experiment
+    g:dict    # Settings of the row by group
+) -> Path:    # Folder of a generated set
+    "The better half of twice as many generated pictures"
+    s,t,by = replace(g['generate'], n_each=2*g['generate'].n_each),g['transfer'],row.get('poses',
+                                                                                         'source')
+    (path,G),twice = self.train_generator(g),self.pose_plan({**g, 'generate':s}, by)
+    out = self.folder('picked', path.name, s, by)
+    if (out/'manifest.csv').exists(): return out
+    x = torch.cat(list(pictures(G, twice, self.bank(by)[1], self.inputs.store(t.size), s,
+                                self.inputs.poses)))
+    rank = self.quality(x, twice, g).groupby(twice.source_path.values).rank(method='first')
+    best = (rank<=g['generate'].n_each).values
+    write_generated(x[best], twice[best].reset_index(drop=True), out, weights_hash(G), s.seed)
+    return out
+
+# %% ../../nbs/94_experiment.judges.ipynb #picked02
+@patch
+def quality(self:Experiment,
+    x:torch.Tensor,    # `(n, 3, h, w)` uint8 generated pictures
+    todo:pd.DataFrame, # Their rows of the plan
+    g:dict             # Settings of a row by group
+) -> pd.Series:        # `(n,)` sum of two ranks, small for good pictures
+    "How well two judges think of pictures: pose and person"
+    asked = self.joints(list(todo.pose_path), x.shape[-2:])
+    found,seen = find_joints(self.joint_judge(), x)[...,:2],asked[...,2]>0
+    far = ((found-asked[...,:2]).norm(dim=-1)*seen).sum(1)/seen.sum(1).clamp_min(1)
+    net = self.train_reid(independent(g['reid']), desc='independent net')[1]
+    p = class_probability(net, as_seen(x, g['reid']),
+                          label_of(todo.rename(columns={'source_path':'path'}), self.labels))
+    return pd.Series(far.numpy()).rank() + pd.Series(-p).rank()
 
 # %% ../../nbs/94_experiment.judges.ipynb #c9734056
 @patch

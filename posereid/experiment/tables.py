@@ -16,7 +16,7 @@ import torch
 from ..core import InputError, hash_settings, nearest, write_beside
 from .engine import RESULT_COLUMNS, Experiment
 from .judges import FLOORS, save_small, transfer_sheet
-from .rows import MAIN, OPTIONAL, pick_rows, piece_rows
+from .rows import FURTHER, MAIN, OPTIONAL, pick_rows, piece_rows
 from .inputs import folder_inputs
 from .presets import experiment_settings
 
@@ -142,9 +142,9 @@ TABLES |= dict(
                               'best_shared best_mixed best new_best'), *smoothed_rows()]),
         dict(part='people unseen',
              rows=f'{CONTROLS} smoothed_tuned best new_best guessed_best'),
-        dict(part='pieces', seeds=[1,2,3,4,5],
-             rows=[*pick_rows('smoothed_tuned'), *piece_rows(),
-                   *pick_rows('guessed_best new_best')])]))
+        dict(part='pieces', seeds=[1,2,3,4,5], synthetic=True, rows=piece_rows()),
+        dict(part='further', validation=True, worlds=[0], seeds=[0,1,2], synthetic=True,
+             rows=' '.join(FURTHER))]))
 
 # %% ../../nbs/95_experiment.tables.ipynb #tblseeds
 def table_seeds(

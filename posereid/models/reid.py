@@ -334,6 +334,18 @@ def forward(self:ReIDNet,
     x = self.embed(x)
     return x if self.head is None else self.head(self.drop(x))
 
+# %% ../../nbs/20_models.reid.ipynb #reidmap1
+@patch
+def maps(self:ReIDNet,
+    x:Tensor, # `(n, 3, h, w)` pictures in [−1, 1]
+) -> list:    # Maps `(n, c, h', w')`, one of each size
+    "The last map of each size on the way through the body"
+    x,res = (x-self.mean)/self.std,{}
+    for layer in self.body if isinstance(self.body, nn.Sequential) else [self.body]:
+        x = layer(x)
+        res[x.shape[-2:]] = x
+    return list(res.values())
+
 # %% ../../nbs/20_models.reid.ipynb #c022
 def reid_net(
     n_ids:int|None,        # Number of training identities; None: no classifier

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['choose_poses', 'normalise_joints', 'pose_distance', 'pose_coverage', 'covered_share', 'pose_kinds', 'coverage_gained',
-           'pose_heights', 'good_poses', 'diverse_poses', 'bank_rows']
+           'pose_heights', 'good_poses', 'diverse_poses', 'bank_rows', 'rare_rows', 'frame_stance', 'fitting_poses']
 
 # %% ../../nbs/17_pose.bank.ipynb #c002
 import torch
@@ -211,3 +211,45 @@ def bank_rows(
         return (good[torch.randperm(len(good), generator=torch.Generator().manual_seed(seed))[:n]]
                 if n<len(good) else good)
     return good[diverse_poses(bank[good], n, method, seed)]
+
+# %% ../../nbs/17_pose.bank.ipynb #rarepos1
+def rare_rows(
+    bank:Tensor, # `(m, 18, 3)` joints to choose from
+    poses:Tensor, # `(n, 18, 3)` poses of the data set that will get them
+    n:int, # Number of poses to choose
+    **kwargs # Further arguments of `good_poses`
+) -> Tensor: # `(n,)` rows of `bank`, the rarest first
+    "The good poses of a bank that are farthest from every pose of a data set"
+    good = bank_rows(bank, None, **kwargs)
+    if len(good)<n: bank_rows(bank, n, **kwargs) # refuses
+    d = _nearest(bank[good], poses)[0]
+    return good[d.where(d.isfinite(), -1.).argsort(descending=True, stable=True)[:n]]
+
+# %% ../../nbs/17_pose.bank.ipynb #rarepos2
+def frame_stance(
+    kpts:Tensor, # `(n, 18, 3)` joints
+    size:tuple|Tensor, # Height and width of the pictures: two numbers, or `(n, 2)`
+) -> Tensor: # `(n, 3)` highest and lowest seen joint in heights of the picture, share of seen joints
+    "How somebody stands in the frame; zeros where no joint is seen"
+    seen,far = kpts[...,2]>0, float('inf')
+    h = torch.as_tensor(size, dtype=kpts.dtype).reshape(-1,2)[:,0]
+    y = kpts[...,1]/h[:,None]
+    res = torch.stack([y.masked_fill(~seen, far).amin(1), y.masked_fill(~seen, -far).amax(1),
+                       seen.float().mean(1)], 1)
+    return res.where(seen.any(1)[:,None], 0.)
+
+# %% ../../nbs/17_pose.bank.ipynb #rarepos3
+def fitting_poses(
+    own:Tensor, # `(n, 3)` `frame_stance` of the pictures that get new poses
+    bank:Tensor, # `(m, 3)` that of the poses to choose from
+    n_each:int=2, # Number of poses for each picture
+    n_near:int=100, # Number of poses, the best fitting ones, among which they are drawn
+    seed:int=0, # Seed of the choice
+) -> Tensor: # `(n, n_each)` rows of `bank`
+    "For every picture different poses among those that stand in the frame as it does"
+    if len(bank)<n_near:
+        raise InputError(f"{n_near} poses are to be near, but the bank has {len(bank)}; lower "
+                         "generate.n_bank, or give more poses.")
+    near = torch.cat([torch.cdist(o, bank).topk(n_near, largest=False)[1] for o in own.split(1000)])
+    drawn = choose_poses(len(own), torch.ones(n_near, 18, 3), n_each, seed)
+    return near.gather(1, drawn)

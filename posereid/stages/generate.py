@@ -26,7 +26,8 @@ from ..data.manifest import picture_keys, train_rows, write_manifest
 from ..data.pairs import scaled_joints
 from ..data.pictures import PictureStore
 from ..imagefiles import ENDINGS
-from ..pose.bank import bank_rows, choose_poses
+from ..pose.bank import (bank_rows, choose_poses, fitting_poses, frame_stance,
+                                   rare_rows)
 from ..pose.draw import draw_skeletons
 from ..pose.joints import has_pose
 from ..pose.limbs import limb_channels
@@ -34,7 +35,7 @@ from ..pose.table import PoseTable, poses_id
 from .fit import at_least_one, open_run
 
 # %% ../../nbs/83_stages.generate.ipynb #c005
-BANKS = 'uniform','diverse','cluster' # ways to choose the poses
+BANKS = 'uniform','diverse','cluster','rare','fitting' # ways to choose the poses
 
 @dataclass
 class GenerateSettings(Settings):
@@ -44,17 +45,32 @@ class GenerateSettings(Settings):
     mode:Literal['eval','train']='eval' # Mode of G; `train`, as in pix2pix, depends on the batch
     min_joints:int=8      # Least number of visible joints of a pose that is drawn
     bank:Literal[BANKS]='uniform' # Pose bank; `uniform` is the whole source
-    n_bank:int=100        # Number of poses in a `diverse` or `cluster` bank
+    n_bank:int=100        # Number of poses in another bank; for `fitting` one for each picture
     test_poses:bool=False # Allow poses of the target's test pictures; the report then says so
     bs:int=128            # Number of pictures generated at once
 
-# %% ../../nbs/83_stages.generate.ipynb #c007
-def _chosen(source, bank, settings):
-    "A bank of `n_bank` poses that cover the source evenly"
-    how = dict(diverse='farthest', cluster='cluster')[settings.bank]
-    rows = bank_rows(bank, settings.n_bank, how, settings.seed,
-                     min_joints=settings.min_joints).numpy()
+# %% ../../nbs/83_stages.generate.ipynb #c007a
+def _chosen(source, bank, settings, own):
+    "A bank of `n_bank` poses that cover the source evenly, or that the target lacks"
+    s,kw = settings,dict(min_joints=settings.min_joints)
+    how = dict(diverse='farthest', cluster='cluster')
+    rows = (rare_rows(bank, own, s.n_bank, **kw) if s.bank=='rare'
+            else bank_rows(bank, s.n_bank, how[s.bank], s.seed, **kw)).numpy()
     return source.iloc[rows].reset_index(drop=True),bank[rows]
+
+def _fitting(target, source, own, bank, settings):
+    "For each target picture poses of the source that stand in the frame as it does"
+    s,good = settings,has_pose(bank, settings.min_joints).nonzero()[:,0]
+    sizes = PictureStore((2,1)).sizes
+    stance = [frame_stance(k, sizes(list(df.path))) for df,k in ((target, own), (source, bank))]
+    return good[fitting_poses(stance[0], stance[1][good], s.n_each, s.n_bank, s.seed)]
+
+def _known(own, bank):
+    "Joints of the target, without which these banks have nothing to compare with"
+    if has_pose(own).any(): return own
+    raise InputError(f"generate.bank={bank} compares the poses of the source with those of the "
+                     "target, but no target picture has joints; name its keypoint file with "
+                     "--poses, or take another bank.")
 
 def _copies(source, test):
     "Source pictures that are test pictures: the same file, or a file of the same name and bytes"
@@ -71,11 +87,13 @@ def _refuse_test_poses(target_df, source):
                          f"such as {Path(min(shared)).name}; take another source, or set "
                          "generate.test_poses=True, which the report will say.")
 
+# %% ../../nbs/83_stages.generate.ipynb #c007
 def plan(
     target_df:pd.DataFrame,   # Manifest of the target; its real training pictures get new poses
     source_df:pd.DataFrame,   # Manifest of the source; its training pictures lend their poses
     poses:PoseTable,          # Joints of the source
-    settings:GenerateSettings # Number, seed and bank of the poses
+    settings:GenerateSettings,# Number, seed and bank of the poses
+    own:PoseTable=None        # Joints of the target, for `rare` and `fitting`; None: `poses`
 ) -> pd.DataFrame:            # Row per picture to make: `source_path pose_path k pid camid own_id`
     "Which pose goes with which picture, the same for every generator that is compared"
     at_least_one('generate', settings, 'n_each', 'bs')
@@ -85,8 +103,12 @@ def plan(
                          "with bbox_train.")
     if not settings.test_poses: _refuse_test_poses(target_df, source)
     bank = poses.of(source)
-    if settings.bank!='uniform': source,bank = _chosen(source, bank, settings)
-    chosen = choose_poses(len(target), bank, settings.n_each, settings.seed, settings.min_joints)
+    own = (_known((poses if own is None else own).of(target), settings.bank)
+           if settings.bank in ('rare','fitting') else None)
+    if settings.bank in ('diverse','cluster','rare'):
+        source,bank = _chosen(source, bank, settings, own)
+    chosen = (_fitting(target, source, own, bank, settings) if settings.bank=='fitting' else
+              choose_poses(len(target), bank, settings.n_each, settings.seed, settings.min_joints))
     rows = target.loc[target.index.repeat(settings.n_each)].reset_index(drop=True)
     k = torch.arange(settings.n_each).repeat(len(target))
     pose_path = source.path.to_numpy()[chosen.flatten().numpy()]
@@ -265,7 +287,8 @@ def generate(
     own:PoseTable=None         # Joints of the target, for a G that moves limbs; None: `poses`
 ) -> pd.DataFrame:             # Manifest of the generated set
     "Generated pictures of step three: each target picture in N poses of the source (§4.2)"
-    todo,by = plan(target_df, source_df, poses, settings) if todo is None else todo,weights_hash(G)
+    by = weights_hash(G)
+    todo = plan(target_df, source_df, poses, settings, own) if todo is None else todo
     one_of('names', names, ('source','market1501'))
     if names=='market1501': market_names(todo)  # refused before anything is painted
     how = dict(generate=settings, generator=by, plan=plan_id(todo),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ReIDSettings', 'milestone_epochs', 'step_lr', 'equal_steps', 'epoch_steps', 'own_norms', 'reid_batches',
-           'TripletLoss', 'reid_loss', 'reid_terms', 'reid_learner', 'CollapseWatch', 'train_reid', 'finish_reid',
-           'load_reid', 'ClassMeans', 'as_classifier', 'Frozen', 'freeze']
+           'TripletLoss', 'HeldLoss', 'Teacher', 'reid_loss', 'reid_terms', 'reid_learner', 'CollapseWatch',
+           'train_reid', 'finish_reid', 'load_reid', 'ClassMeans', 'as_classifier', 'Frozen', 'freeze']
 
 # %% ../../nbs/81_stages.reid.ipynb #11b723eb
 import json, math, warnings
@@ -22,13 +22,15 @@ from fastai.optimizer import OptimWrapper
 from pandas import DataFrame
 from torch import nn
 from ..core import (InputError, RunFolder, Settings, default_device, later,
-                           load_weights, save_weights, seed_everything, to_json, write_beside)
+                           load_weights, save_weights, seed_everything, to_json, weights_hash,
+                           write_beside)
 from ..data.block import reid_dls, triplet_dls
 from ..data.manifest import train_rows
 from ..data.sampler import pk_steps
 from ..data.pictures import PictureStore
 from ..evaluate.protocol import extract_features
-from ..losses.identity import ANCHOR_RULES, MINING, collapsed, lsr_loss, triplet_loss
+from ..losses.identity import (ANCHOR_RULES, MINING, collapsed, consistency_loss, lsr_loss,
+                                     triplet_loss)
 from ..models.reid import OwnNorms, ReIDNet, reid_net
 from .fit import (PlainBatch, StageLearner, at_least_one, fit_stage, frame_id,
                                  last_row, open_run)
@@ -65,6 +67,7 @@ class ReIDSettings(Settings):
     seed:int=0                 # Seed of first weights, order and crops
     norms:Literal['shared','own']=later('shared', '0.1.0') # BatchNorms of generated pictures
     real_last:float=later(0., '0.1.0') # Share of the epochs, at the end, with real pictures alone
+    consistency:float=later(0., '0.1.0') # Weight of generated pictures' likeness to their sources
 
     def __post_init__(self):
         super().__post_init__()
@@ -139,7 +142,8 @@ def reid_batches(
                   erase=s.erase, jitter=s.jitter, device=default_device(), tell=own_norms(s, df))
     kwargs['real_from'] = round(s.epochs*(1-s.real_last)) if s.real_last else math.inf
     if s.loss=='triplet': return _tell_left_out(triplet_dls(df, store, labels, **kwargs))
-    return reid_dls(df, store, labels, eps_real=s.eps_real, eps_generated=s.eps_generated, **kwargs)
+    return reid_dls(df, store, labels, eps_real=s.eps_real, eps_generated=s.eps_generated,
+                    together=bool(s.consistency), **kwargs)
 
 def _tell_left_out(dls):
     "Warn of pictures that are in no triplet"
@@ -162,12 +166,35 @@ class TripletLoss:
                                        s.mining, s.rule, stats=True)
         return loss
 
+# %% ../../nbs/81_stages.reid.ipynb #heldlos1
+class HeldLoss:
+    "Eq. 8 with a teacher's probabilities in the place of the uniform ones, and `consistency`"
+    def __init__(self,
+        consistency:float=0. # Weight of `consistency_loss`
+    ): self.consistency,self.toward = consistency,None
+    def __call__(self, logits, label, eps, source=None):
+        loss = lsr_loss(logits, label, eps, toward=self.toward)
+        if source is None: return loss
+        return loss + self.consistency*consistency_loss(logits, source)
+
+# %% ../../nbs/81_stages.reid.ipynb #heldlos2
+class Teacher(Callback):
+    "Before each batch, what another network says of these pictures"
+    run_valid = False
+    def __init__(self,
+        net:nn.Module # Trained classifier of the same identities
+    ): self.net = net
+    @torch.no_grad()
+    def before_batch(self): self.loss_func.toward = self.net(self.xb[0]).softmax(-1)
+
 # %% ../../nbs/81_stages.reid.ipynb #c5f4806b
 def reid_loss(
-    settings:ReIDSettings # Settings; `loss` is `ce` or `triplet`
+    settings:ReIDSettings, # Settings; `loss` is `ce` or `triplet`
+    teacher:bool=False     # Whether a `Teacher` will say where the mass ε goes
 ) -> callable:            # Function of the network's output and the targets of a batch
     "Eq. 8 with an ε for each picture, or the triplets of §3.3"
-    return TripletLoss(settings) if settings.loss=='triplet' else lsr_loss
+    if settings.loss=='triplet': return TripletLoss(settings)
+    return HeldLoss(settings.consistency) if settings.consistency or teacher else lsr_loss
 
 # %% ../../nbs/81_stages.reid.ipynb #790df5a8
 def reid_terms(
@@ -182,14 +209,16 @@ def reid_terms(
 def reid_learner(
     dls:DataLoaders,      # Loaders from `reid_batches`
     model:nn.Module,      # Network that scores identities, or embeds pictures
-    settings:ReIDSettings # Loss, learning rate, momentum and weight decay
+    settings:ReIDSettings,# Loss, learning rate, momentum and weight decay
+    teacher:nn.Module=None# Network whose probabilities get the mass ε; None: all alike
 ) -> Learner:             # Learner without validation pass, recorder or bar
     "A `Learner` for steps one and three: Eq. 8 or triplets, with SGD"
     sgd = partial(torch.optim.SGD, momentum=settings.momentum, weight_decay=settings.weight_decay,
                   fused=True)
-    return StageLearner(dls, model, loss_func=reid_loss(settings),
+    cbs = [TrainEvalCallback(), PlainBatch(), *([Teacher(teacher)] if teacher else [])]
+    return StageLearner(dls, model, loss_func=reid_loss(settings, teacher is not None),
                         opt_func=partial(OptimWrapper, opt=sgd), lr=settings.lr,
-                        default_cbs=False, cbs=[TrainEvalCallback(), PlainBatch()])
+                        default_cbs=False, cbs=cbs)
 
 # %% ../../nbs/81_stages.reid.ipynb #c046
 class CollapseWatch(Callback):
@@ -218,19 +247,22 @@ def train_reid(
     folder:RunFolder|Path, # Run folder: loaded if done, continued if begun
     fresh:bool=False,      # Start over in a folder that is there
     desc:str='ReID net',   # Text before the progress bar
-    every:float=10.        # Shortest time between two checkpoints in seconds
+    every:float=10.,       # Shortest time between two checkpoints in seconds
+    teacher:nn.Module=None # Network whose probabilities get the mass ε; None: all alike
 ) -> ReIDNet:              # Network of the last epoch, in eval mode
     "Train a ReID network: the guider of step one, or the augmented model of step three"
     df,s = train_rows(df),settings
     at_least_one('reid', s, 'width', 'bs')
     if s.epochs<=0: raise InputError(f"reid.epochs must be above 0, but is {s.epochs}; raise it.")
-    run = open_run(folder, dict(reid=s, data=frame_id(df), n_ids=len(labels)), fresh)
+    _check_held(s, teacher)
+    by = {} if teacher is None else dict(teacher=weights_hash(teacher))
+    run = open_run(folder, dict(reid=s, data=frame_id(df), n_ids=len(labels), **by), fresh)
     if run.done: return load_reid(run.path)
     seed_everything(s.seed)
     net = reid_net(_n_classes(s, len(labels)), s.arch, s.width, s.dropout, s.weights or None)
     dls,watch = reid_batches(df, store, labels, s),[CollapseWatch()]*(s.loss=='triplet')
     model = OwnNorms(net) if own_norms(s, df) else net
-    fit_stage(reid_learner(dls, model, s), s.epochs, run, partial(step_lr, s), reid_terms, s.seed,
+    fit_stage(reid_learner(dls, model, s, teacher), s.epochs, run, partial(step_lr, s), reid_terms, s.seed,
               desc, every, watch)
     finish_reid(run, net, s, len(labels), len(df), round(s.epochs*len(dls.train)),
                 *(o.epochs for o in watch))
@@ -239,6 +271,12 @@ def train_reid(
 def _n_classes(settings, n_ids):
     "Number of classes; None with triplets, which have no classifier (§4.2)"
     return None if settings.loss=='triplet' else n_ids
+
+def _check_held(s, teacher):
+    "Triplets have no probabilities to hold"
+    if s.loss=='triplet' and (s.consistency or teacher is not None):
+        raise InputError("reid.consistency and a teacher compare probabilities of identities, "
+                         "which triplets do not have; use a recipe with cross-entropy.")
 
 # %% ../../nbs/81_stages.reid.ipynb #c049
 def finish_reid(
