@@ -485,7 +485,7 @@ def progress(
     out.flush()
 
 # %% ../nbs/00_core.ipynb #c063
-FIGURE = {'figure.figsize':(5,2.8), 'figure.dpi':90, 'savefig.dpi':90, 'font.size':8,
+FIGURE = {'figure.figsize':(5,2.8), 'figure.dpi':180, 'savefig.dpi':180, 'font.size':8,
     'axes.titlesize':8, 'axes.labelsize':8, 'axes.spines.top':False, 'axes.spines.right':False,
     'legend.frameon':False, 'legend.fontsize':7, 'lines.linewidth':1.3,
     'axes.grid':True, 'grid.alpha':.25, 'grid.linewidth':.5, 'image.interpolation':'nearest'}

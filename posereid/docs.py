@@ -4,19 +4,23 @@
 
 # %% auto #0
 __all__ = ['WIDE', 'ROOMS', 'SECTIONS', 'PIPELINE', 'TableRenderer', 'markdown_table', 'mended_links', 'proper_numbers',
-           'tidy_table', 'room_of', 'place', 'site_page', 'PlacePage', 'readme', 'write_readme', 'captioned',
-           'kept_captions', 'write_captions', 'pipeline_text', 'plot_pipeline']
+           'tidy_table', 'room_of', 'place', 'site_page', 'PlacePage', 'run_links', 'changes_of', 'result_end',
+           'FramePage', 'readme', 'write_readme', 'captioned', 'kept_captions', 'write_captions', 'pipeline_text',
+           'plot_pipeline']
 
 # %% ../nbs/99_docs.ipynb #c002
 import html, inspect, json, re
 from pathlib import Path
+from urllib.parse import quote
 
 from execnb.nbio import mk_cell, read_nb, write_nb
 from fastcore.docments import DocmentTbl
 from IPython.display import display
+from nbdev.config import get_config
 from nbdev.process import Processor
 from nbdev.showdoc import BasicMarkdownRenderer
 from .core import InputError, write_beside
+from .experiment.tables import TABLES
 
 # %% ../nbs/99_docs.ipynb #c005
 _span = re.compile(r'`([^`\n]*)`')
@@ -202,6 +206,70 @@ def _mended_output(text):
 def _mended_html(text):
     return re.sub(r'<style scoped>.*?</style>\s*|<table.*?</table>',
                   lambda m: '' if m[0].startswith('<style') else tidy_table(m[0]), text, flags=re.S)
+
+# %% ../nbs/99_docs.ipynb #endpage1
+def run_links(
+    page:str # Path of a notebook, such as `nbs/tutorials/ten_minutes.ipynb`
+) -> str:    # A line of HTML
+    "Where a notebook opens without an installation"
+    where = '/'.join(get_config().git_url.split('/')[-2:])
+    colab = f'https://colab.research.google.com/github/{where}/blob/main/{page}'
+    binder = f'https://mybinder.org/v2/gh/{where}/main?labpath={quote(page, safe="")}'
+    return (f'<p class="place">Run it: <a href="{colab}">Colab</a> · '
+            f'<a href="{binder}">Binder</a> (some minutes to start)</p>')
+
+# %% ../nbs/99_docs.ipynb #endpage2
+def changes_of(
+    names:list,    # Names of a page, its tables and its files, without endings
+    changelog:str  # Text of CHANGELOG.md
+) -> list:         # Entries, Markdown
+    "What the changelog says of a page: the entries with one of its names in back-ticks"
+    entries = re.findall(r'^- (.*)$', changelog.split('\n### ')[0], re.M)
+    said = lambda o: {w for code in re.findall(r'`([^`]+)`', o) for w in re.split(r'[^\w]+', code)}
+    return [o for o in entries if said(o) & set(names)]
+
+# %% ../nbs/99_docs.ipynb #endpage3
+def result_end(
+    page:Path,     # Notebook of results
+    cells:list,    # Its cells
+    changelog:str  # Text of CHANGELOG.md
+) -> str:          # Markdown
+    "The end of a page of results: how it is made again, what changed, how to cite it"
+    code = '\n'.join(c.source for c in cells if c.cell_type=='code')
+    files = [o for o in dict.fromkeys(re.findall(r"['\"](\w+\.csv)['\"]", code))
+             if (page.parent/o).exists()]
+    # nbdev turns the title into front matter
+    found = (re.search(r'^(?:# |title: [\'"]?)(.+?)[\'"]?$', c.source, re.M) for c in cells)
+    title = next(o[1] for o in found if o)
+    tables = [f'`posereid_reproduce {o[:-4]}`' for o in files if o[:-4] in TABLES]
+    said = changes_of([page.stem, *(o[:-4] for o in files)], changelog)
+    cfg = get_config()
+    return '\n\n'.join(o for o in [
+        '## This page',
+        f'**Reproduce it.** `jupyter nbconvert --to notebook --execute --inplace nbs/experiments/'
+        f'{page.name}` draws it anew' + (f" from {', '.join(f'[{o}]({o})' for o in files)}"
+                                         if files else '') + '.'
+        + (f" {' and '.join(tables)} measure{'s'*(len(tables)==1)} what the file"
+           f"{'s'*(len(tables)>1)} lack{'s'*(len(tables)==1)}; remove "
+           f"{'them' if len(tables)>1 else 'it'} to begin anew." if tables else ''),
+        '**What changed.** ' + ('\n'.join(['', *(f'- {o}' for o in said)]) if said else
+                                'Nothing since it was first published.'),
+        f'**Cite it.**\n\n```bibtex\n@misc{{posereid-{page.stem},\n  title        = {{{title}}},\n'
+        f'  author       = {{{{The posereid authors}}}},\n  howpublished = {{posereid {cfg.version}}},'
+        f'\n  url          = {{{cfg.doc_host}{cfg.doc_baseurl}/experiments/{page.stem}.html}}\n}}\n```'
+        ] if o)
+
+# %% ../nbs/99_docs.ipynb #endpage4
+class FramePage(Processor):
+    "The first line of a tutorial, and the end of a page of results"
+    def begin(self):
+        page,cells = Path(self.nb.path_),self.nb.cells
+        root,inside = get_config().config_path,page.parent.name
+        if inside=='tutorials' and page.stem!='play':
+            cells.insert(1, mk_cell(run_links(f'nbs/tutorials/{page.name}'), 'markdown'))
+        if inside=='experiments' and page.stem!='index':
+            text = (root/'CHANGELOG.md').read_text(encoding='utf-8')
+            cells.append(mk_cell(result_end(page, cells, text), 'markdown'))
 
 # %% ../nbs/99_docs.ipynb #c012
 _directive = re.compile(r'^\s*#\s*\|\s*([\w-]+)\s*:?\s*(.*?)\s*$')

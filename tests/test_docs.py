@@ -40,7 +40,7 @@ def copy(tmp_path_factory):
     for o in ('nbs','posereid'):
         shutil.copytree(ROOT/o, root/o,
                         ignore=shutil.ignore_patterns('__pycache__','.ipynb_checkpoints','*_files'))
-    for o in ('settings.ini','_quarto.yml'): shutil.copy(ROOT/o, root/o)
+    for o in ('settings.ini','_quarto.yml','CHANGELOG.md'): shutil.copy(ROOT/o, root/o)
     run('from nbdev.doclinks import nbdev_export; nbdev_export()', root)
     return root
 

@@ -153,7 +153,7 @@ def is_export(cell):
     return cell['cell_type']=='code' and re.search(r'^#\|\s*exports?\b', source(cell), re.M)
 
 
-PICTURE_KB = 160 # of a picture, in a notebook or beside it
+PICTURE_KB = 200 # of a picture, in a notebook or beside it
 
 @pytest.mark.parametrize('nb', NOTEBOOKS, ids=show)
 def test_page(nb):

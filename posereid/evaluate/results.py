@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'interval_text', 'by_interval', 'by_seed', 'difference', 'differences', 'verdict', 'verdicts', 'finding',
-           'part_gains', 'scores_table', 'paper_context', 'plot_gains', 'sweep', 'plot_sweep', 'picture_table',
-           'picture_verdicts', 'picture_finding']
+           'part_gains', 'piece_gains', 'synergy', 'scores_table', 'paper_context', 'plot_gains', 'sweep', 'plot_sweep',
+           'picture_table', 'picture_verdicts', 'picture_finding']
 
 # %% ../../nbs/72_evaluate.results.ipynb #4095fdfa
+from itertools import combinations
+from math import factorial
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -156,6 +158,49 @@ def part_gains(
     "A difference in each part of a table"
     parts = [o for o in df.part.unique() if {row,ref}<=set(df.row[df.part==o])]
     return pd.DataFrame({o: (lambda w: w[row]-w[ref])(by_seed(df, value, o)) for o in parts})
+
+# %% ../../nbs/72_evaluate.results.ipynb #pieceg01
+def piece_gains(
+    df:pd.DataFrame,      # Lines of a CSV, one for each row and seed
+    pieces:list,          # Names of the pieces, in the order of the keys
+    prefix:str='pieces',  # Beginning of the keys, before the names of the pieces that are there
+    value:str='map_trap'  # Column of the score
+) -> pd.DataFrame:        # A line for each piece and seed: `piece seed alone last share`
+    "What each piece of a full factorial adds: alone, after all others, and its Shapley value"
+    wide = by_seed(df, value)
+    lack = [o for o in _subsets(prefix, pieces) if o not in wide]
+    if lack: _no_row(lack[0], wide)
+    wide = wide[_subsets(prefix, pieces)].dropna()
+    def one(p):
+        rest = [o for o in pieces if o!=p]
+        adds = lambda S: (wide[_key(prefix, pieces, {*S, p})]-wide[_key(prefix, pieces, S)])
+        share = sum(factorial(k)*factorial(len(rest)-k)/factorial(len(pieces))*adds(S)
+                    for k in range(len(pieces)) for S in combinations(rest, k))
+        return pd.DataFrame(dict(piece=p, seed=wide.index, alone=adds(()), last=adds(rest),
+                                 share=share))
+    return pd.concat([one(p) for p in pieces], ignore_index=True)
+
+def _key(prefix, pieces, some): return '_'.join([prefix, *(o for o in pieces if o in some)])
+
+def _subsets(prefix, pieces):
+    return [_key(prefix, pieces, S) for k in range(len(pieces)+1) for S in combinations(pieces, k)]
+
+# %% ../../nbs/72_evaluate.results.ipynb #pieceg04
+def synergy(
+    df:pd.DataFrame,      # Lines of a CSV, one for each row and seed
+    pieces:list,          # Names of the pieces, in the order of the keys
+    prefix:str='pieces',  # Beginning of the keys, before the names of the pieces that are there
+    value:str='map_trap'  # Column of the score
+) -> pd.DataFrame:        # A line for each pair and seed: `title seed value`
+    "Interactions of pairs of pieces in a full factorial; below 0, two do partly the same"
+    wide = by_seed(df, value)[_subsets(prefix, pieces)].dropna()
+    def one(a, b):
+        rest = [o for o in pieces if o not in (a,b)]
+        at = lambda S, *more: wide[_key(prefix, pieces, {*S, *more})]
+        each = [at(S, a, b)-at(S, a)-at(S, b)+at(S) for k in range(len(rest)+1)
+                for S in combinations(rest, k)]
+        return pd.DataFrame(dict(title=f'{a} × {b}', seed=wide.index, value=sum(each)/len(each)))
+    return pd.concat([one(a, b) for a,b in combinations(pieces, 2)], ignore_index=True)
 
 # %% ../../nbs/72_evaluate.results.ipynb #d483ffd1
 def scores_table(

@@ -366,5 +366,6 @@ def picture_lines(
 ) -> list:          # Lines, one dict each
     "Errors of each generator, and a contact sheet of the same transfers by all of them"
     lines = exp.errors(poses=True).to_dict('records')
-    save_small(transfer_sheet(exp), path.with_name(f'{path.stem}_seed{seed}.png'))
+    sheet = transfer_sheet(exp, across=True, height=.75)
+    save_small(sheet, path.with_name(f'{path.stem}_seed{seed}.png'))
     return [dict(**same, **o, map_trap=np.nan, seed=seed) for o in lines]
