@@ -20,7 +20,7 @@ from nbdev.config import get_config
 from nbdev.process import Processor
 from nbdev.showdoc import BasicMarkdownRenderer
 from .core import InputError, write_beside
-from .experiment.tables import TABLES
+
 
 # %% ../nbs/99_docs.ipynb #c005
 _span = re.compile(r'`([^`\n]*)`')
@@ -235,6 +235,7 @@ def result_end(
     changelog:str  # Text of CHANGELOG.md
 ) -> str:          # Markdown
     "The end of a page of results: how it is made again, what changed, how to cite it"
+    from posereid.experiment.tables import TABLES  # here: most pages need no trainings
     code = '\n'.join(c.source for c in cells if c.cell_type=='code')
     files = [o for o in dict.fromkeys(re.findall(r"['\"](\w+\.csv)['\"]", code))
              if (page.parent/o).exists()]

@@ -65,7 +65,6 @@ def __iter__(self:BatchDL):
     rng, epoch = epoch_rng(self.seed, self.epoch), self.epoch
     if hasattr(self.make, 'start'): self.make.start(epoch)
     idxs = (torch.randperm(self.n, generator=rng) if self.shuffle else torch.arange(self.n)).numpy()
-    if getattr(self.make, 'together', False): idxs = self.make.families(idxs)
     for i in range(len(self)):
         b = self.make(idxs[i*self.bs:(i+1)*self.bs], rng)
         yield self.after_batch(b if self.device is None else to_device(b, self.device))
@@ -106,9 +105,9 @@ class ReIDBatch:
         jitter:float=0.,        # Strength of the colour jitter
         tell:bool=False,        # Tell which pictures are generated, after x
         real_from:float=np.inf, # Epoch from which there are real pictures alone
-        together:bool=False,    # Generated pictures beside their source, and told which it is
+        trace:bool=False,       # Tell which picture each was made from, after ε
     ):
-        store_attr('store,pad,crop,flip,augment,erase,jitter,tell,real_from,together')
+        store_attr('store,pad,crop,flip,augment,erase,jitter,tell,real_from,trace')
         self.paths, self.label = df.path.to_numpy(object), torch.from_numpy(label_of(df, labels))
         self.generated = torch.from_numpy(df.is_generated.to_numpy(bool, copy=True))
         self.row = np.arange(len(df))
@@ -116,14 +115,14 @@ class ReIDBatch:
         if 'eps' in df:
             self.eps = torch.from_numpy(np.where(df.eps.isna(), self.eps, df.eps)
                                         .astype(np.float32))
-        if together: self.source = _source_rows(df)
+        if trace: self.source = torch.from_numpy(_source_rows(df))
 
     def __call__(self, idxs, rng):
         "One batch"
         i = self.row[idxs]
         x = to_float(self.varied(self.store.get(self.paths[i]), rng))
-        family = [self.where(i)] if self.together else []
-        return x, *[self.generated[i]]*self.tell, self.label[i], self.eps[i], *family
+        more = [self.source[i]] if self.trace else []
+        return x, *[self.generated[i]]*self.tell, self.label[i], self.eps[i], *more
 
     def varied(self,
         x:Tensor,            # `(n, 3, h, w)` uint8 pictures
@@ -147,7 +146,7 @@ def start(self:ReIDBatch,
 
 # %% ../../nbs/62_data.block.ipynb #family01
 def _source_rows(df):
-    "Row of the real picture that each was generated from; −1 for real pictures"
+    "Row of the real picture that each was generated from; −1 − its own row for a real one"
     at = {p:i for i,(p,g) in enumerate(zip(df.path, df.is_generated)) if not g}
     from_ = df.source_path if 'source_path' in df else [None]*len(df)
     lack = [p for p,g,o in zip(df.path, df.is_generated, from_) if g and o not in at]
@@ -155,28 +154,7 @@ def _source_rows(df):
         raise InputError(f"{len(lack)} generated pictures, such as {lack[0]}, name no source among "
                          "the training pictures; generate the set again, or leave "
                          "reid.consistency at 0.")
-    return np.array([at[o] if g else -1 for g,o in zip(df.is_generated, from_)])
-
-# %% ../../nbs/62_data.block.ipynb #family02
-@patch
-def families(self:ReIDBatch,
-    idxs:np.ndarray # `(n,)` positions in their order of this epoch
-) -> np.ndarray:    # The same positions
-    "An order in which generated pictures stand beside their source"
-    if self.row[-1]!=len(self.row)-1: return idxs # real pictures alone
-    head = np.where(self.source<0, np.arange(len(self.source)), self.source)
-    place = np.empty(len(idxs), int)
-    place[idxs] = np.arange(len(idxs))
-    return idxs[np.argsort(place[head[idxs]], kind='stable')]
-
-# %% ../../nbs/62_data.block.ipynb #family03
-@patch
-def where(self:ReIDBatch,
-    i:np.ndarray # `(b,)` rows of a batch
-) -> Tensor:     # `(b,)` places in the batch; −1 where the source is not in it
-    "The place of each picture's source in the batch"
-    at = {int(o):k for k,o in enumerate(i)}
-    return torch.tensor([at.get(int(self.source[o]), -1) for o in i])
+    return np.array([at[o] if g else -1-i for i,(g,o) in enumerate(zip(df.is_generated, from_))])
 
 # %% ../../nbs/62_data.block.ipynb #c046
 def reid_dls(
@@ -196,7 +174,7 @@ def reid_dls(
     device:str|torch.device=None, # Device of the batches; None: the CPU
     tell:bool=False,         # A second input tells which pictures are generated
     real_from:float=np.inf,  # Epoch from which there are real pictures alone
-    together:bool=False,     # Generated pictures beside their source, and told which it is
+    trace:bool=False,        # Tell which picture each was made from, after ε
 ) -> DataLoaders:            # Batches (x[, is_generated], label, eps[, source])
     "Loaders of stages one and three, for the cross-entropy of Eq. 8"
     if not len(df):
@@ -205,7 +183,7 @@ def reid_dls(
     crop = _fitting(crop, store, pad)
     eps = dict(crop=crop, eps_real=eps_real, eps_generated=eps_generated)
     make = ReIDBatch(df, store, labels, pad, flip=flip, erase=erase, jitter=jitter,
-                     tell=tell, real_from=real_from, together=together, **eps)
+                     tell=tell, real_from=real_from, trace=trace, **eps)
     val  = ReIDBatch(df.iloc[:0] if valid_df is None else valid_df, store, labels,
                      augment=False, tell=tell, **eps)
     kw = dict(n_inp=1+tell, device=device)

@@ -124,13 +124,16 @@ def experiment_settings(
 
 # %% ../../nbs/90_experiment.presets.ipynb #17bc4f81
 RANGES = {(0,1): 'reid.eps_real reid.eps_generated reid.erase reid.jitter reid.real_last '
-          'rows.eps_unguided '
-          'transfer.lr_decay',
-          (0,1e9): 'reid.margin reid.margin_generated transfer.margin transfer.beta transfer.lam '
-          'transfer.adv transfer.foreground reid.pad reid.weight_decay',
-          (1e-9,1e3): 'reid.lr transfer.lr',
+          'reid.momentum reid.gamma reid.dropout rows.eps_unguided transfer.lr_decay '
+          'transfer.ema transfer.dropout transfer.beta_rise',
+          (0,18): 'generate.min_joints',
+          (0,1e9): 'reid.margin reid.margin_generated reid.consistency reid.warmup reid.pad '
+          'reid.weight_decay transfer.margin transfer.beta transfer.lam transfer.adv '
+          'transfer.match transfer.foreground transfer.guider_pad transfer.head',
+          (1e-9,1e3): 'reid.lr transfer.lr dcgan.lr',
           (1,1e9): 'reid.epochs reid.bs reid.width transfer.bs transfer.pairs transfer.parts '
-          'transfer.width transfer.d_width generate.n_each generate.n_bank'}
+          'transfer.width transfer.d_width transfer.d_layers generate.n_each generate.n_bank '
+          'generate.bs dcgan.width dcgan.z dcgan.bs dcgan.epochs'}
 
 def _value(groups, key):
     g,name = key.split('.')

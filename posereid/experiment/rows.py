@@ -193,11 +193,18 @@ def check_row(
         if row.get(k) and row.get('pictures')!='generator':
             raise InputError(f"Row '{row['row']}' has '{k}', which takes a generator; set "
                              "'pictures' to 'generator'.")
-    by_eps = [k for k in ('also','trust') if row.get(k) in ('dcgan','guider')]
-    if by_eps and row_settings(row, groups)['reid'].loss!='ce':
-        raise InputError(f"Row '{row['row']}' has '{by_eps[0]}', an ε for each picture, which "
-                         "triplets do not have; use a recipe with cross-entropy.")
+    _check_triplets(row, row_settings(row, groups)['reid'])
     return row
+
+def _check_triplets(row, s):
+    "Refuse what takes an ε or probabilities, beside triplets"
+    if s.loss=='ce': return
+    what = {k:'an ε for each picture' for k in ('also','trust')
+            if row.get(k) in ('dcgan','guider')}
+    what |= {k:'probabilities of identities' for k in ('teacher','reid.consistency') if row.get(k)}
+    for k,v in what.items():
+        raise InputError(f"Row '{row['row']}' has '{k}', {v}, which triplets do not have; use a "
+                         "recipe with cross-entropy.")
 
 # %% ../../nbs/91_experiment.rows.ipynb #ecff7447
 def row_settings(

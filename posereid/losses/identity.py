@@ -40,14 +40,12 @@ def lsr_loss(
 
 # %% ../../nbs/30_losses.identity.ipynb #consist1
 def consistency_loss(
-    logits:Tensor, # `(n, K)` identity scores of a batch
-    source:Tensor, # `(n,)` row of the picture that each was generated from; −1 where it has none here
-) -> Tensor:       # Scalar mean over the rows with a source; 0 where there is none
-    "Divergence of a generated picture's probabilities from those of its source"
-    rows = source>=0
-    if not rows.any(): return logits.sum()*0
-    p = logits.detach()[source[rows]].log_softmax(-1)
-    return F.kl_div(logits[rows].log_softmax(-1), p, reduction='batchmean', log_target=True)
+    logits:Tensor, # `(m, K)` identity scores of generated pictures
+    source:Tensor, # `(m, K)` log-probabilities of their sources; no gradient goes there
+) -> Tensor:       # Scalar mean; 0 where there is no picture
+    "Divergence of generated pictures' probabilities from those of their sources"
+    if not len(logits): return logits.sum()*0
+    return F.kl_div(logits.log_softmax(-1), source.detach(), reduction='batchmean', log_target=True)
 
 # %% ../../nbs/30_losses.identity.ipynb #c016
 def lsro_loss(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ReIDSettings', 'milestone_epochs', 'step_lr', 'equal_steps', 'epoch_steps', 'own_norms', 'reid_batches',
-           'TripletLoss', 'HeldLoss', 'Teacher', 'reid_loss', 'reid_terms', 'reid_learner', 'CollapseWatch',
-           'train_reid', 'finish_reid', 'load_reid', 'ClassMeans', 'as_classifier', 'Frozen', 'freeze']
+           'TripletLoss', 'TaughtLoss', 'Teacher', 'Consistency', 'reid_loss', 'reid_terms', 'reid_learner',
+           'CollapseWatch', 'train_reid', 'finish_reid', 'load_reid', 'ClassMeans', 'as_classifier', 'Frozen', 'freeze']
 
 # %% ../../nbs/81_stages.reid.ipynb #11b723eb
 import json, math, warnings
@@ -143,7 +143,7 @@ def reid_batches(
     kwargs['real_from'] = round(s.epochs*(1-s.real_last)) if s.real_last else math.inf
     if s.loss=='triplet': return _tell_left_out(triplet_dls(df, store, labels, **kwargs))
     return reid_dls(df, store, labels, eps_real=s.eps_real, eps_generated=s.eps_generated,
-                    together=bool(s.consistency), **kwargs)
+                    trace=bool(s.consistency), **kwargs)
 
 def _tell_left_out(dls):
     "Warn of pictures that are in no triplet"
@@ -167,25 +167,41 @@ class TripletLoss:
         return loss
 
 # %% ../../nbs/81_stages.reid.ipynb #heldlos1
-class HeldLoss:
-    "Eq. 8 with a teacher's probabilities in the place of the uniform ones, and `consistency`"
-    def __init__(self,
-        consistency:float=0. # Weight of `consistency_loss`
-    ): self.consistency,self.toward = consistency,None
-    def __call__(self, logits, label, eps, source=None):
-        loss = lsr_loss(logits, label, eps, toward=self.toward)
-        if source is None: return loss
-        return loss + self.consistency*consistency_loss(logits, source)
+class TaughtLoss:
+    "Eq. 8 with the probabilities `toward`, of a teacher, in the place of the uniform ones"
+    def __init__(self): self.toward = None
+    def __call__(self, logits, label, eps): return lsr_loss(logits, label, eps, toward=self.toward)
 
 # %% ../../nbs/81_stages.reid.ipynb #heldlos2
 class Teacher(Callback):
-    "Before each batch, what another network says of these pictures"
+    "Before each batch, whom another network would take these pictures for, if not for themselves"
     run_valid = False
     def __init__(self,
         net:nn.Module # Trained classifier of the same identities
     ): self.net = net
     @torch.no_grad()
-    def before_batch(self): self.loss_func.toward = self.net(self.xb[0]).softmax(-1)
+    def before_batch(self):
+        # with the own identity in it labels would be harder, not other
+        others = self.net(self.xb[0]).scatter(1, self.yb[0][:,None], -torch.inf)
+        self.loss_func.toward = others.softmax(-1)
+
+# %% ../../nbs/81_stages.reid.ipynb #heldlos6
+class Consistency(Callback):
+    "Add `consistency_loss` to the loss: generated pictures beside their sources, once these came"
+    order,run_valid = 5,False
+    def __init__(self,
+        weight:float # Weight of the term
+    ): self.weight = weight
+    def before_train(self): self.said = {}  # an epoch that is resumed begins like this, too
+    def before_batch(self): *self.learn.yb,self.source = self.yb
+    def after_loss(self):
+        lp,rows = self.pred.detach().log_softmax(-1),self.source.tolist()
+        known = [k for k,o in enumerate(rows) if o in self.said]
+        true = [self.said[rows[k]] for k in known]
+        term = consistency_loss(self.pred[known], torch.stack(true) if true else self.pred[:0])
+        self.learn.loss_grad = self.loss_grad + self.weight*term
+        self.learn.loss = self.loss_grad.clone()
+        self.said.update({-1-o:lp[k] for k,o in enumerate(rows) if o<0})
 
 # %% ../../nbs/81_stages.reid.ipynb #c5f4806b
 def reid_loss(
@@ -194,7 +210,7 @@ def reid_loss(
 ) -> callable:            # Function of the network's output and the targets of a batch
     "Eq. 8 with an ε for each picture, or the triplets of §3.3"
     if settings.loss=='triplet': return TripletLoss(settings)
-    return HeldLoss(settings.consistency) if settings.consistency or teacher else lsr_loss
+    return TaughtLoss() if teacher else lsr_loss
 
 # %% ../../nbs/81_stages.reid.ipynb #790df5a8
 def reid_terms(
@@ -215,7 +231,8 @@ def reid_learner(
     "A `Learner` for steps one and three: Eq. 8 or triplets, with SGD"
     sgd = partial(torch.optim.SGD, momentum=settings.momentum, weight_decay=settings.weight_decay,
                   fused=True)
-    cbs = [TrainEvalCallback(), PlainBatch(), *([Teacher(teacher)] if teacher else [])]
+    cbs = [TrainEvalCallback(), PlainBatch(), *([Teacher(teacher)] if teacher else []),
+           *([Consistency(settings.consistency)] if settings.consistency else [])]
     return StageLearner(dls, model, loss_func=reid_loss(settings, teacher is not None),
                         opt_func=partial(OptimWrapper, opt=sgd), lr=settings.lr,
                         default_cbs=False, cbs=cbs)
