@@ -51,7 +51,8 @@ def _rcnn_state(path):
     try:
         if path is None:
             return torch.hub.load_state_dict_from_url(
-                f'https://download.pytorch.org/models/{_RCNN}', progress=False, check_hash=True)
+                f'https://download.pytorch.org/models/{_RCNN}', progress=False, check_hash=True,
+                weights_only=True)
         return torch.load(path, map_location='cpu', weights_only=True)
     except (OSError, urllib.error.URLError) as e:
         raise InputError(f"{_RCNN} could not be fetched ({e}); put that file into {folder}, or "

@@ -1,0 +1,63 @@
+"No file of weights or of data can run code: what is read is tensors, numbers and text"
+import ast, os, pickle
+from pathlib import Path
+
+import pytest, torch
+
+from posereid.core import InputError
+from posereid.models.reid import read_state
+from posereid.pose import estimate
+
+ROOT = Path(__file__).parents[1]
+# a call that can unpickle → the argument that forbids it
+ASKED = {'load':('torch','weights_only',True), 'load_state_dict_from_url':('hub','weights_only',True)}
+NEVER = {('pickle','load'), ('pickle','loads'), ('pickle','Unpickler'), ('joblib','load'),
+         ('dill','load'), ('torch','jit'), ('shelve','open')}
+
+def unrestricted(source):
+    "Calls in a source that could run what a file says"
+    res = []
+    for o in ast.walk(ast.parse(source)):
+        if not isinstance(o, ast.Call) or not isinstance(o.func, ast.Attribute): continue
+        owner = o.func.value
+        owner = owner.id if isinstance(owner, ast.Name) else getattr(owner, 'attr', '')
+        given = {k.arg: getattr(k.value, 'value', None) for k in o.keywords}
+        wants = ASKED.get(o.func.attr)
+        if wants and owner==wants[0] and given.get(wants[1]) is not wants[2]: res.append(o.lineno)
+        if (owner, o.func.attr) in NEVER: res.append(o.lineno)
+        if owner in ('np','numpy') and o.func.attr=='load' and given.get('allow_pickle'):
+            res.append(o.lineno)
+    return res
+
+@pytest.mark.parametrize('call,bad', [
+    ('torch.load(p)', 1), ('torch.load(p, weights_only=False)', 1),
+    ('torch.load(p, weights_only=True)', 0), ('torch.hub.load_state_dict_from_url(u)', 1),
+    ('torch.hub.load_state_dict_from_url(u, weights_only=True)', 0), ('pickle.loads(b)', 1),
+    ('np.load(p, allow_pickle=True)', 1), ('np.load(p)', 0), ('json.load(f)', 0)])
+def test_the_walk_sees_them(call, bad): assert len(unrestricted(call))==bad
+
+@pytest.mark.parametrize('path', sorted((ROOT/'posereid').rglob('*.py')), ids=lambda o: o.stem)
+def test_nothing_unpickles(path):
+    lines = unrestricted(path.read_text(encoding='utf-8'))
+    assert not lines, f'{path.name}, lines {lines}: a file of weights could run code here'
+
+class Planted:
+    "A pickle that makes a file when it is loaded"
+    def __init__(self, made): self.made = made
+    def __reduce__(self): return os.mkdir, (str(self.made),)
+
+def test_planted_checkpoint_of_the_cache_is_refused(tmp_path, monkeypatch):
+    made = tmp_path/'made'
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    (tmp_path/'checkpoints').mkdir()
+    (tmp_path/'checkpoints'/estimate._RCNN).write_bytes(pickle.dumps(Planted(made)))
+    with pytest.raises(InputError, match='these are no whole weights'): estimate._rcnn_state(None)
+    assert not made.exists()
+
+@pytest.mark.parametrize('save', [lambda o, p: p.write_bytes(pickle.dumps(o)),
+                                  lambda o, p: torch.save(dict(state_dict=o), p)])
+def test_planted_weights_are_refused(tmp_path, save):
+    made,file = tmp_path/'made',tmp_path/'w.pth'
+    save(Planted(made), file)
+    with pytest.raises(InputError, match='no whole file of tensors'): read_state(file)
+    assert not made.exists()
