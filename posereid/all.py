@@ -8,6 +8,7 @@ __all__ = []
 # %% ../nbs/97_all.ipynb #95f4745c
 from .core import *
 from .imagefiles import *
+from .matlab import *
 from .pose.joints import *
 from .pose.table import *
 from .pose.reading import *
@@ -30,7 +31,6 @@ from .metrics.images import *
 from .metrics.stats import *
 from .metrics.protocols import *
 from .data.manifest import *
-from .data.matlab import *
 from .data.market import *
 from .data.cuhk03 import *
 from .data.mars import *

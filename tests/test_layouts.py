@@ -7,7 +7,7 @@ from posereid.core import InputError
 from posereid.data import market as L
 from posereid.data import mars as mars_module
 from posereid.data.cuhk03 import BOXES
-from posereid.data.matlab import mat_table
+from posereid.matlab import mat_table
 from posereid.data.market import account, read_duke, read_market, read_msmt17, reading_notes
 from posereid.data.own import camera_rule, number_people, read_csv, read_folder
 from posereid.data.layouts import (check_test, check_train, find_layout, load_dataset, matched,
@@ -15,7 +15,7 @@ from posereid.data.layouts import (check_test, check_train, find_layout, load_da
 from posereid.metrics.protocols import multi_query, pool_features
 from posereid.data.cuhk03 import read_cuhk03, read_cuhk03_split
 from posereid.data.mars import read_mars, read_mars_tracks
-from posereid.data.matlab import read_mat
+from posereid.matlab import read_mat
 from posereid.data.manifest import make_manifest, pick, read_table
 from posereid.synth.sets import (toy_sets, write_cuhk03_np, write_cuhk03_raw, write_duke,
                                  write_mars, write_mat)

@@ -2,11 +2,12 @@
 import ast, os, pickle
 from pathlib import Path
 
-import pytest, torch
+import numpy as np, pytest, torch
 
 from posereid.core import InputError
 from posereid.models.reid import read_state
 from posereid.pose import estimate
+from posereid.pose.formats import read_market14
 
 ROOT = Path(__file__).parents[1]
 # a call that can unpickle → the argument that forbids it
@@ -61,3 +62,26 @@ def test_planted_weights_are_refused(tmp_path, save):
     save(Planted(made), file)
     with pytest.raises(InputError, match='no whole file of tensors'): read_state(file)
     assert not made.exists()
+
+# --- files of poses in MATLAB's format ---
+
+def test_no_damage_to_a_mat_file_ends_the_process(tmp_path):
+    io,file = pytest.importorskip('scipy.io'),tmp_path/'points.mat'
+    io.savemat(file, dict(pp=np.arange(56.).reshape(2,28)))
+    names,whole = ['a.jpg','b.jpg'],file.read_bytes()
+    kept = read_market14(file, names).joints
+    rng,outcomes = np.random.default_rng(0),{'read':0,'refused':0}
+    for _ in range(400):
+        b = bytearray(whole)
+        b[rng.integers(len(b))] ^= int(rng.integers(1, 256))
+        file.write_bytes(b[:rng.integers(len(b))] if rng.random()<.2 else b)
+        try: read_market14(file, names); outcomes['read'] += 1
+        except InputError as e:
+            assert str(file) in str(e)
+            outcomes['refused'] += 1
+    assert outcomes['refused']>50 and kept.shape==(2,18,3)
+
+def test_mat_file_of_text_is_refused(tmp_path):
+    io,file = pytest.importorskip('scipy.io'),tmp_path/'text.mat'
+    io.savemat(file, dict(pp='not numbers'))
+    with pytest.raises(InputError, match='must be a matrix of numbers'): read_market14(file, ['a.jpg'])

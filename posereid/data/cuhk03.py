@@ -14,7 +14,7 @@ from pandas import DataFrame
 from ..core import InputError, cache_dir, locked, nearest, progress, write_beside
 from .market import (MARKET_FOLDERS, Reading, chosen_splits, found, parse_cuhk03_name,
                                   read_boxes, whole_path)
-from .matlab import mat_table, read_mat
+from ..matlab import mat_table, read_mat
 
 # %% ../../nbs/53_data.cuhk03.ipynb #06f4cdab
 BOXES = ('labeled', 'detected')

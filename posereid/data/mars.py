@@ -13,7 +13,7 @@ import pandas as pd
 from pandas import DataFrame
 from ..core import InputError
 from .market import Reading, chosen_splits, found, parse_mars_name, whole_path
-from .matlab import mat_table
+from ..matlab import mat_table
 
 # %% ../../nbs/54_data.mars.ipynb #cdc879ac
 def read_mars(

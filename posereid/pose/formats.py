@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core import InputError, optional_package
 from ..imagefiles import ENDINGS
+from ..matlab import read_mat
 from .joints import JOINT_SETS, JOINTS, scale_joints, to_openpose
 from .reading import BODIES, COCO_SEEN, FoundPeople, flat_joints, keypoint_files
 from .reading import name_keys, read_json, table_of_files, walk_json
@@ -328,13 +329,16 @@ def _read_mat(path):
     try:
         if b'MATLAB 7.3' in head or head[512:516]==b'\x89HDF' or head[:4]==b'\x89HDF':
             with optional_package('h5py', path).File(path) as f: pp = f['pp'][()]
-        else: pp = optional_package('scipy.io', path).loadmat(path)['pp']
+        else: pp = read_mat(path)['pp']
     except KeyError:
         raise InputError(f"{path}: holds no `pp`; expected the 14 points of Market-1501.") from None
     except InputError: raise
     except Exception as e:
         why = f'{type(e).__name__}: {e}'
         raise InputError(f"{path}: no whole .mat file ({why}); copy it again.") from None
+    if not isinstance(pp, np.ndarray) or pp.dtype.kind not in 'iuf':
+        raise InputError(f"{path}: `pp` must be a matrix of numbers; expected the 14 points of "
+                         "Market-1501.")
     if pp.ndim==2 and pp.shape[1]!=28: pp = pp.T
     if pp.ndim!=2 or pp.shape[1]!=28:
         raise InputError(f"{path}: `pp` must be 28 numbers a picture, but is {pp.shape}.")
