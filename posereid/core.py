@@ -6,7 +6,7 @@
 __all__ = ['JPEG', 'FIGURE', 'COLORS', 'InputError', 'nearest', 'optional_package', 'plain_console', 'command', 'silence',
            'seed_everything', 'default_device', 'cache_dir', 'write_beside', 'locked', 'to_json', 'hash_settings',
            'set_options', 'one_of', 'Settings', 'later', 'sha12', 'weights_hash', 'save_weights', 'load_weights',
-           'provenance', 'RunFolder', 'is_quiet', 'progress', 'figure_style']
+           'provenance', 'RunFolder', 'hold', 'let_go', 'is_quiet', 'progress', 'figure_style']
 
 # %% ../nbs/00_core.ipynb #c002
 import codecs, contextlib, dataclasses, difflib, functools, hashlib, importlib.metadata, json, os
@@ -436,13 +436,54 @@ def _reopen(self:RunFolder, fresh:bool):
         raise InputError(f"{self.path} holds a run with other settings ({'; '.join(diff[:3])}"
                          f"{more}); choose another --out, or --fresh to start over.")
 
+# %% ../nbs/00_core.ipynb #hold0001
+_HELD = {} # path → file of the lock that this process has on it
+
+def _lock_of(path): return Path(path).absolute().parent/f'.{Path(path).name}.lock'
+
+def hold(
+    path:str|Path, # Folder or file that this process will write
+    tell:bool=True # Say for whom it waits
+):
+    "Wait until no other process holds `path`, then hold it until `let_go`"
+    try: import fcntl
+    except ImportError: return  # no such locks on Windows
+    file = _lock_of(path)
+    if file in _HELD: return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        f = open(file, 'a+', encoding='utf-8')
+        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            f.seek(0)
+            who = f.read().strip() or 'another process'
+            if tell: warnings.warn(f'{path}: waiting for {who}, which works there.', stacklevel=2)
+            fcntl.flock(f, fcntl.LOCK_EX)
+        # the one before takes its file away; then there is another to hold
+        if file.exists() and os.fstat(f.fileno()).st_ino==file.stat().st_ino: break
+        f.close()
+    f.truncate(0)
+    f.write(f'process {os.getpid()} on {platform.node()}'); f.flush()
+    _HELD[file] = f
+
+# %% ../nbs/00_core.ipynb #hold0002
+def let_go(
+    path:str|Path # Folder or file that this process may hold
+):
+    "End `hold`; without one nothing happens"
+    file = _lock_of(path)
+    if file not in _HELD: return
+    file.unlink(missing_ok=True)
+    _HELD.pop(file).close()
+
 # %% ../nbs/00_core.ipynb #c053
 @patch
 def finish(self:RunFolder,
     metrics:dict # Measurements of the stage: numbers, texts and lists of them
 ):
-    "Write `metrics.json`; from now on the run is `done`"
+    "Write `metrics.json`; from now on the run is `done`, and held by nobody"
     with write_beside(self/'metrics.json') as p: p.write_text(to_json(metrics), encoding='utf-8')
+    let_go(self.path)
 
 # %% ../nbs/00_core.ipynb #4a0d42f6
 @patch(as_prop=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from ..core import InputError, hash_settings, nearest, write_beside
+from ..core import InputError, hash_settings, hold, let_go, nearest, write_beside
 from .engine import RESULT_COLUMNS, Experiment
 from .judges import FLOORS, save_small, transfer_sheet
 from .rows import FURTHER, MAIN, OPTIONAL, pick_rows, piece_rows
@@ -208,16 +208,21 @@ def read_lines(
 
 # %% ../../nbs/95_experiment.tables.ipynb #10f24747
 def append_lines(
-    df:pd.DataFrame, # Lines that are there
-    more:list,       # Further lines, one dict each
-    path:Path        # CSV to write
-) -> pd.DataFrame:   # All lines
-    "Append lines to a CSV; the file is replaced as a whole"
-    new = pd.DataFrame(more)
-    df = new if not len(df) else pd.concat([df, new], ignore_index=True)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with write_beside(path) as tmp:
-        df.to_csv(tmp, index=False, float_format='%.4f', lineterminator='\n')
+    more:list, # Further lines, one dict each
+    path:Path  # CSV to write
+) -> pd.DataFrame: # All lines, those of other processes too
+    "Append lines to a CSV; it is read again and replaced as a whole while others wait"
+    hold(path, tell=False)
+    try:
+        df,new = read_lines(path),pd.DataFrame(more)
+        if len(df) and len(new):
+            keys = ['part','row','seed','run']
+            same = lambda o: pd.MultiIndex.from_frame(o[keys].astype(str))
+            new = new[~same(new).isin(same(df))]
+        df = new if not len(df) else pd.concat([df, new], ignore_index=True) if len(new) else df
+        with write_beside(path) as tmp:
+            df.to_csv(tmp, index=False, float_format='%.4f', lineterminator='\n')
+    finally: let_go(path)
     return df
 
 # %% ../../nbs/95_experiment.tables.ipynb #6566f4e8
@@ -321,9 +326,9 @@ def _check_names(only, known):
 def _run_part(t, name, part, rows, seed, df, path, say, kwargs):
     "Run what is missing of one part and one seed"
     run = run_name(part, seed, *[kwargs[k] for k in ('preset','data','opts')])
-    mine = df[(df.part==part_name(part)) & (df.seed==seed) & (df.run==run)]
+    there = lambda df: set(df.row[(df.part==part_name(part)) & (df.seed==seed) & (df.run==run)])
     # a table of pictures has lines of generators, and of floors that come with them
-    lacking = [r for r in rows if r['row'] not in set(mine.row)
+    lacking = [r for r in rows if r['row'] not in there(df)
                and (not t.get('pictures') or r.get('pictures')=='generator')]
     if not lacking: return df
     same,exp = (dict(table=name, part=part_name(part), run=run),
@@ -331,12 +336,14 @@ def _run_part(t, name, part, rows, seed, df, path, say, kwargs):
     if t.get('pictures'):
         lines = picture_lines(exp, seed, path,
                               {**same, 'command':_command(name, seed, None, kwargs)})
-        return append_lines(df, [o for o in lines if o['row'] not in set(mine.row)], path)
+        return append_lines(lines, path)
     for r in lacking:
+        df = read_lines(path)
+        if r['row'] in there(df): continue  # another process was here
         say(f"{name}{' '+part_name(part) if part_name(part) else ''}, seed {seed}: "
             f"{r.get('title', r['row'])}")
         line = {**exp.result(r), **same, 'command':_command(name, seed, r['row'], kwargs)}
-        df = append_lines(df, [{k: line.get(k, '') for k in LINE}], path)
+        df = append_lines([{k: line.get(k, '') for k in LINE}], path)
     return df
 
 # %% ../../nbs/95_experiment.tables.ipynb #f9847292

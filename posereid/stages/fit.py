@@ -16,7 +16,7 @@ from fastai.callback.core import (Callback, CancelEpochException, CancelFitExcep
 from fastai.learner import Learner
 from fastcore.basics import patch
 from pandas import DataFrame
-from ..core import (InputError, RunFolder, Settings, hash_settings, progress,
+from ..core import (InputError, RunFolder, Settings, hash_settings, hold, let_go, progress,
                            seed_everything, write_beside)
 from ..data.manifest import picture_keys
 
@@ -204,10 +204,14 @@ def fit_stage(
     "Fit with log, checkpoint and bar; stopped and started again, it ends with the same weights"
     log,n = EpochLog(run/'log.csv', terms),len(learn.dls.train)
     steps = max(1, round(epochs*n))
-    learn.fit(ceil(steps/n), cbs=[SeedEpoch(seed), LrSchedule(lr_at), log,
-              Checkpoint(run/'checkpoint.pt', every), Bar(desc, epochs), TrainOnly(),
-              *[LastSteps(steps)]*(steps%n>0), *cbs])
+    cbs = [SeedEpoch(seed), LrSchedule(lr_at), log, Checkpoint(run/'checkpoint.pt', every),
+           Bar(desc, epochs), TrainOnly(), *[LastSteps(steps)]*(steps%n>0), *cbs]
+    try: learn.fit(ceil(steps/n), cbs=cbs)
+    except BaseException:  # a notebook lives on, and others may want the folder
+        let_go(run.path)
+        raise
     if log.bad:
+        let_go(run.path)
         raise InputError(f"{run.path}: `{log.bad}` was no longer a finite number in epoch "
                          f"{learn.epoch+1} of {epochs:g}; lower the learning rate and start over "
                          "with --fresh.")
@@ -236,9 +240,16 @@ def open_run(
     settings:dict,         # All settings of the stage
     fresh:bool=False       # Start over in a folder that is there
 ) -> RunFolder:            # Run folder to write into
-    "The run folder of a stage, made unless it is handed in"
-    return (folder if isinstance(folder, RunFolder)
-            else RunFolder(Path(folder), settings, fresh=fresh))
+    "The run folder of a stage, made unless it is handed in; other processes wait until it is done"
+    if isinstance(folder, RunFolder): return folder
+    done = (Path(folder)/'metrics.json').exists()
+    if fresh or not done: hold(folder)
+    try: run = RunFolder(Path(folder), settings, fresh=fresh)
+    except BaseException:
+        let_go(folder)
+        raise
+    if run.done: let_go(folder)
+    return run
 
 # %% ../../nbs/80_stages.fit.ipynb #18e7162b
 def at_least_one(
