@@ -200,7 +200,7 @@ def picked(self:Experiment,
     x = torch.cat(list(pictures(G, twice, self.bank(by)[1], self.inputs.store(t.size), s,
                                 self.inputs.poses)))
     rank = self.quality(x, twice, g).groupby(twice.source_path.values).rank(method='first')
-    best = (rank<=g['generate'].n_each).values
+    best = (rank<=g['generate'].n_each).to_numpy(copy=True)
     write_generated(x[best], twice[best].reset_index(drop=True), out, weights_hash(G), s.seed)
     return out
 
