@@ -113,7 +113,7 @@ def test_every_text_can_be_read(looks):
 
 def test_pages_are_light(looks):
     heavy = [f"{o}: {r['bytes']//1024} KB" for (w,m,o),r in looks[1].items()
-             if (w,m)==(1280,'light') and r['bytes']>2.5*2**20]
+             if (w,m)==(1280,'light') and r['bytes']>3*2**20]
     assert not heavy, '\n'.join(heavy)
 
 
