@@ -6,7 +6,8 @@
 __all__ = ['JPEG', 'FIGURE', 'COLORS', 'InputError', 'nearest', 'optional_package', 'plain_console', 'command', 'silence',
            'seed_everything', 'default_device', 'cache_dir', 'write_beside', 'locked', 'to_json', 'hash_settings',
            'set_options', 'one_of', 'Settings', 'later', 'sha12', 'weights_hash', 'save_weights', 'load_weights',
-           'provenance', 'RunFolder', 'hold', 'let_go', 'is_quiet', 'progress', 'figure_style']
+           'provenance', 'RunFolder', 'load_json', 'settings_from', 'hold', 'let_go', 'is_quiet', 'progress',
+           'figure_style']
 
 # %% ../nbs/00_core.ipynb #c002
 import codecs, contextlib, dataclasses, difflib, functools, hashlib, importlib.metadata, json, os
@@ -170,7 +171,7 @@ def locked(
     "Hold a lock beside `path`, waiting for whoever has it"
     path = Path(f'{path}.lock')
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, 'a') as f:
+    with open(path, 'a', encoding='utf-8') as f:
         try: import fcntl
         except ImportError: fcntl = None  # no such locks on Windows
         if fcntl: fcntl.flock(f, fcntl.LOCK_EX)
@@ -413,6 +414,31 @@ class RunFolder:
     @property
     def done(self): return (self/'metrics.json').exists()
 
+# %% ../nbs/00_core.ipynb #ldjson01
+def load_json(
+    path:str|Path, # One of the library's own JSON files
+    *needs:str     # Names that must be in it
+) -> dict:         # What it holds
+    "Read a JSON object that an earlier run has left"
+    try: res,why = json.loads(Path(path).read_text(encoding='utf-8')),''
+    except (ValueError, RecursionError) as e: res,why = None,str(e) or type(e).__name__
+    if not why and not isinstance(res, dict): why = 'it holds no object'
+    lack = [] if why else [o for o in needs if o not in res]
+    if lack: why = f"it lacks {', '.join(lack)}"
+    if not why: return res
+    raise InputError(f'{path} is damaged ({why}); remove it and run the stage again that writes it.')
+
+# %% ../nbs/00_core.ipynb #ldjson02
+def settings_from(
+    cls:type,     # A dataclass of settings
+    path:str|Path # JSON file of its fields
+) -> 'Settings':  # The settings
+    "Settings that an earlier run has left"
+    try: return cls(**load_json(path))
+    except TypeError as e:
+        raise InputError(f'{path} is damaged, or of a newer version ({e}); remove it and run the '
+                         'stage again that writes it.') from None
+
 # %% ../nbs/00_core.ipynb #c051
 @patch
 def _start(self:RunFolder):
@@ -489,7 +515,7 @@ def finish(self:RunFolder,
 @patch(as_prop=True)
 def metrics(self:RunFolder) -> dict: # Empty while the run is not done
     "What `finish` was given"
-    return json.loads((self/'metrics.json').read_text(encoding='utf-8')) if self.done else {}
+    return load_json(self/'metrics.json') if self.done else {}
 
 # %% ../nbs/00_core.ipynb #c058
 def is_quiet() -> bool: # True if `POSEREID_QUIET` is set to anything but 0

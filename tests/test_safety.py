@@ -85,3 +85,43 @@ def test_mat_file_of_text_is_refused(tmp_path):
     io,file = pytest.importorskip('scipy.io'),tmp_path/'text.mat'
     io.savemat(file, dict(pp='not numbers'))
     with pytest.raises(InputError, match='must be a matrix of numbers'): read_market14(file, ['a.jpg'])
+
+# --- the library's own files ---
+
+BROKEN = {'empty':'', 'cut':'{"size": [64,', 'list':'[1, 2]', 'other':'{"a": 1}', 'bytes':b'\xff\xfe\x00',
+          'deep':'['*100_000}
+
+def readers():
+    from posereid.core import RunFolder
+    from posereid.experiment.engine import score_model
+    from posereid.experiment.inputs import kind_of
+    from posereid.stages.lsro import load_dcgan
+    from posereid.stages.reid import ReIDSettings, load_reid
+    from posereid.stages.transfer import load_generator
+    from posereid.synth.world import load_world
+    return {'reid.json':load_reid, 'generator.json':load_generator, 'dcgan.json':load_dcgan,
+            'world.json':load_world, 'scores.json':lambda p: score_model(None, None, ReIDSettings(), p),
+            'size.json':lambda p: kind_of(p/'size.json')}
+
+@pytest.mark.parametrize('how', BROKEN)
+def test_damaged_json_is_named(tmp_path, how):
+    for name,read in readers().items():
+        data = BROKEN[how]
+        (tmp_path/name).write_bytes(data if isinstance(data, bytes) else data.encode())
+        with pytest.raises(InputError, match=f'{name} is damaged'): read(tmp_path)
+
+TEXT = {'write_text','read_text'}
+
+@pytest.mark.parametrize('path', sorted((ROOT/'posereid').rglob('*.py')), ids=lambda o: o.stem)
+def test_text_has_an_encoding(path):
+    "What a console's locale says has no part in files"
+    bad = []
+    for o in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if not isinstance(o, ast.Call): continue
+        name = o.func.attr if isinstance(o.func, ast.Attribute) else getattr(o.func, 'id', '')
+        given = {k.arg for k in o.keywords}
+        mode = ''.join(a.value for a in o.args if isinstance(a, ast.Constant) and isinstance(a.value, str))
+        if name in TEXT and 'encoding' not in given: bad.append(o.lineno)
+        if isinstance(o.func, ast.Name) and name=='open' and 'b' not in mode and 'encoding' not in given:
+            bad.append(o.lineno)
+    assert not bad, f'{path.name}, lines {bad}'

@@ -6,7 +6,6 @@
 __all__ = ['RESULT_COLUMNS', 'Experiment', 'as_seen', 'score_model', 'net_name', 'add_deltas', 'write_results']
 
 # %% ../../nbs/93_experiment.engine.ipynb #1e5abda3
-import json
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
@@ -15,7 +14,8 @@ from fastcore.basics import patch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ..core import InputError, RunFolder, hash_settings, to_json, write_beside
+from ..core import (InputError, RunFolder, hash_settings, load_json, to_json,
+                           write_beside)
 from ..data.manifest import label_of, picture_keys, train_labels
 from ..data.market import read_generated
 from ..data.transforms import centre_crop
@@ -329,7 +329,7 @@ def score_model(
     "Rank-1, rank-5 and both mAPs, also with BatchNorm re-estimated and on grey pictures"
     kind = '_reranked'*rerank + '_averaged'*bool(views)
     file = path/f'scores{kind}.json'
-    if file.exists(): return json.loads(file.read_text(encoding='utf-8'))
+    if file.exists(): return load_json(file, 'rank1', 'map_trap', 'protocol')
     store,df = seen_by(inputs.store(settings.size), settings.crop),inputs.target
     shown = WithViews(store, views) if views else store
     whole = lambda net: Averaged(net, 1+len(next(iter(views.values())))) if views else net
@@ -363,7 +363,7 @@ def result(self:Experiment,
     path,model = self.train_reid(s, sets, title, self.own_eps(row, g, sets), teacher)
     self.made['folders', row['row']] = dict(reid=path, generator=self.train_generator(g)[0]
                                             if row.get('pictures')=='generator' else None)
-    m = json.loads((path/'metrics.json').read_text(encoding='utf-8'))
+    m = load_json(path/'metrics.json', 'n_pictures', 'steps')
     return dict(row=row['row'], title=title, pictures=m['n_pictures'], steps=m['steps'],
                 eps_real=s.eps_real, eps_generated=s.eps_generated if extra else np.nan,
                 **score_model(model, self.inputs, s, path, bool(row.get('rerank')),

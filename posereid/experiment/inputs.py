@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from ..core import InputError, to_json
+from ..core import InputError, load_json, to_json
 from ..pose.table import PoseTable
 from ..data.manifest import train_rows
 from ..data.layouts import (READERS, check_test, check_train, find_layout, load_dataset,
@@ -270,7 +270,7 @@ def write_world_at(
         raise InputError(f"{out} exists and is not a world (it has no world.json); choose "
                          "another --out.")
     if file.exists():
-        old,new = json.loads(file.read_text(encoding='utf-8')),json.loads(to_json(settings))
+        old,new = load_json(file),json.loads(to_json(settings))
         diff = [f'{k}: {old.get(k)} → {v}' for k,v in new.items() if old.get(k)!=v]
         if diff and not fresh:
             raise InputError(f"{out} holds another world ({', '.join(diff[:3])}); choose another "
@@ -283,7 +283,7 @@ def kind_of(
     file:Path # JSON of the settings that a stage left with its weights
 ) -> dict:    # `size` and `crop`, each a height and width in pixels
     "Size and crop of the pictures that a network was trained on"
-    d = json.loads(Path(file).read_text(encoding='utf-8'))
+    d = load_json(file, 'size')
     return dict(size=tuple(d['size']), crop=tuple(d.get('crop', ())))
 
 # %% ../../nbs/92_experiment.inputs.ipynb #043ea09b
@@ -292,7 +292,7 @@ def guider_for(
     labels:dict  # Class index of each pid of the target
 ) -> ReIDNet:    # Guider, in eval mode
     "The guider of a run folder, which must know exactly the identities of the target"
-    n = (json.loads((folder/'reid.json').read_text(encoding='utf-8'))['n_ids']
+    n = (load_json(folder/'reid.json', 'n_ids')['n_ids']
          if (folder/'reid.json').exists() else None)
     model = load_reid(folder)
     if n==len(labels): return model

@@ -11,12 +11,11 @@ __all__ = ['HEADS', 'TERMINAL', 'STYLE', 'ERROR_HEADS', 'TABLE_NOTE', 'GRID_NOTE
 import base64
 import html
 import io
-import json
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from ..core import COLORS, figure_style, to_json, write_beside
+from ..core import COLORS, figure_style, load_json, to_json, write_beside
 from .engine import Experiment
 from .judges import transfer_sheet
 from ..metrics.stats import bootstrap_interval, compare_runs
@@ -262,7 +261,7 @@ def _measured(exp, errors, figs, n):
 
 def _origin(exp, command):
     "Sections on protocol, notes, command and settings"
-    kept = json.loads((exp.run/'settings.json').read_text(encoding='utf-8'))
+    kept = load_json(exp.run/'settings.json', 'settings')
     return {
         'Protocol': _note(exp.table.protocol.iloc[0]),
         'What was read': exp.inputs.notes and ''.join(_note(o) for o in exp.inputs.notes),

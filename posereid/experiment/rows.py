@@ -117,6 +117,7 @@ OPTIONAL += [
     _but('best_matched',   'best, and maps matched',           transfer__match=1.),
     _but('best_likeness',  'best, but guided by maps alone',   transfer__match=1.,
          transfer__beta=0.),
+    _but('best_d_limbs',   'best, D sees the limbs',          transfer__d_limbs=True),
     _but('best_rising',    'best, but β rising',               transfer__beta_rise=1.),
     _but('best_early',     'best, but an early guider',        guider='early'),
     _but('best_again',     'best, but guided by best',         guider='best'),
@@ -126,7 +127,7 @@ OPTIONAL += [
     _but('best_fitting',   'best, fitting poses',              generate__bank='fitting'),
     _but('best_picked',    'best, the better half',            keep='judged'),
     _but('best_averaged',  'best, averaged over four poses',   average=4)]
-FURTHER = [r['row'] for r in OPTIONAL[-11:]]
+FURTHER = [r['row'] for r in OPTIONAL[-12:]]
 
 # %% ../../nbs/91_experiment.rows.ipynb #rowbest3
 FRONT = 'control equal_steps smoothed guided new best'.split()

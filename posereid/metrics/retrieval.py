@@ -316,7 +316,7 @@ def write_json(self:RetrievalResult,
             for o in ('zero','skip')} if self.n_valid else {}
     with write_beside(path) as p:
         p.write_text(to_json({**self.to_dict(), 'empty':self.empty, 'both':both,
-                              'cmc':self.cmc.tolist()}))
+                              'cmc':self.cmc.tolist()}), encoding='utf-8')
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #c034
 @patch

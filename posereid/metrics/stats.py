@@ -7,13 +7,12 @@ __all__ = ['PER_QUERY', 'SCORES', 'Interval', 'mean_interval', 'interval_ends', 
            'permutation_p', 'per_query', 'write_per_query', 'Comparison', 'compare_runs', 'paired_table']
 
 # %% ../../nbs/43_metrics.stats.ipynb #c002
-import json
 import numpy as np, pandas as pd
 from dataclasses import dataclass
 from fastcore.basics import patch
 from pathlib import Path
 from typing import NamedTuple
-from ..core import InputError, write_beside
+from ..core import InputError, load_json, write_beside
 
 # %% ../../nbs/43_metrics.stats.ipynb #c005
 class Interval(NamedTuple):
@@ -224,7 +223,7 @@ def _read_per_query(path):
         raise InputError(f'{file} lacks the columns {sorted(lost)}; it must be written by '
                          '`write_per_query`.')
     return (df.set_index('query'),
-            json.loads(how.read_text(encoding='utf-8'))['protocol'] if how.exists() else '')
+            load_json(how, 'protocol')['protocol'] if how.exists() else '')
 
 # %% ../../nbs/43_metrics.stats.ipynb #24cf341a
 def compare_runs(

@@ -29,7 +29,7 @@ class StackedDiscriminator(nn.Module):
         width:int=16,     # Channels of the first layer; each next layer has twice as many, up to 8×
         n_layers:int=3,   # Layers of stride 2, see `receptive_field`
         norm:str='batch', # `batch` or `instance`; none in the first and the last layer
-        n_in:int=9,       # Channels of x, s and y together
+        n_in:int=9,       # Channels of x, s, y and what else D is shown
     ):
         super().__init__()
         one_of('`norm`', norm, tuple(NORMS))
@@ -56,6 +56,7 @@ def forward(self:StackedDiscriminator,
     x:Tensor, # `(n, 3, h, w)` appearances
     s:Tensor, # `(n, 3, h, w)` skeletons
     y:Tensor, # `(n, 3, h, w)` real or generated pictures
+    *more:Tensor # `(n, c, h, w)` what else D is shown, if `n_in` has room for it
 ) -> Tensor:  # `(n, 1, h', w')` a score for each patch, before the sigmoid
     "Scores of triplets, high where D takes the picture for real; D of Eq. 1 is their sigmoid"
-    return self.stack(torch.cat([x,s,y], 1))
+    return self.stack(torch.cat([x,s,y,*more], 1))

@@ -6,7 +6,6 @@
 __all__ = ['DCGANSettings', 'NoiseGAN', 'DCGANCallback', 'train_dcgan', 'load_dcgan', 'noise_pictures', 'draw_unlabelled']
 
 # %% ../../nbs/85_stages.lsro.ipynb #64817cb6
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,8 @@ from fastai.callback.core import Callback, CancelBatchException, TrainEvalCallba
 from fastcore.basics import patch
 from torch import nn
 from ..core import (InputError, RunFolder, default_device, load_weights, progress,
-                           save_weights, seed_everything, to_json, weights_hash, write_beside)
+                           save_weights, seed_everything, settings_from, to_json, weights_hash,
+                           write_beside)
 from ..data.block import reid_dls
 from ..data.transforms import to_uint8
 from ..data.market import read_generated
@@ -143,7 +143,7 @@ def load_dcgan(
     if not path.exists():
         raise InputError(f"{folder}: expected a trained DCGAN (dcgan.json and G.safetensors), "
                          "found none; train one with train_dcgan, or name its folder.")
-    s = DCGANSettings(**json.loads(path.read_text(encoding='utf-8')))
+    s = settings_from(DCGANSettings, path)
     G = DCGANGenerator(s.size, s.width, s.z)
     load_weights(G, Path(folder)/'G.safetensors')
     return G.eval()

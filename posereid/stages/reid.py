@@ -8,7 +8,7 @@ __all__ = ['ReIDSettings', 'milestone_epochs', 'step_lr', 'equal_steps', 'epoch_
            'CollapseWatch', 'train_reid', 'finish_reid', 'load_reid', 'ClassMeans', 'as_classifier', 'Frozen', 'freeze']
 
 # %% ../../nbs/81_stages.reid.ipynb #11b723eb
-import json, math, warnings
+import math, warnings
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from fastai.optimizer import OptimWrapper
 from pandas import DataFrame
 from torch import nn
 from ..core import (InputError, RunFolder, Settings, default_device, later,
-                           load_weights, save_weights, seed_everything, to_json, weights_hash,
+                           load_json, load_weights, save_weights, seed_everything, to_json, weights_hash,
                            write_beside)
 from ..data.block import reid_dls, triplet_dls
 from ..data.manifest import train_rows
@@ -323,7 +323,7 @@ def load_reid(
     if not path.exists():
         raise InputError(f"{folder}: expected a trained ReID net (reid.json and reid.safetensors), "
                          "found none; train one with posereid_guider, or name its folder.")
-    s = json.loads(path.read_text(encoding='utf-8'))
+    s = load_json(path, 'n_ids', 'arch', 'width', 'dropout')
     net = reid_net(s['n_ids'] if s.get('loss', 'ce')=='ce' else None, s['arch'], s['width'],
                    s['dropout'])
     load_weights(net, Path(folder)/'reid.safetensors')

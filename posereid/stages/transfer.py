@@ -10,7 +10,7 @@ __all__ = ['SHIPPED', 'TransferSettings', 'is_guided', 'guider_input', 'shifted'
            'finish_transfer', 'load_generator']
 
 # %% ../../nbs/82_stages.transfer.ipynb #c002
-import json, warnings
+import warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ..core import (InputError, RunFolder, Settings, default_device,
                            later, load_weights,
-                           save_weights, seed_everything, sha12, to_json, weights_hash,
+                           save_weights, seed_everything, settings_from, sha12, to_json, weights_hash,
                            write_beside)
 from ..data.block import transfer_dls
 from ..data.transforms import centre_crop
@@ -38,7 +38,7 @@ from ..pose.table import poses_id
 from ..losses.transfer import (GAN_FORMS, GUIDER_MINING, discriminator_loss,
                                       generator_adv_loss, guider_ce, guider_triplet, l1_loss)
 from ..models.discriminator import StackedDiscriminator
-from ..models.generator import SiameseUNet
+from ..models.generator import COLLAGE, SiameseUNet, collage
 from .fit import (PlainBatch, StageLearner, at_least_one, fit_stage, frame_id,
                                  last_row, open_run, plain)
 from .reid import freeze
@@ -83,6 +83,7 @@ class TransferSettings(Settings):
     margin:float=1.          # α of Eq. 4, for a guider trained with triplets
     positive:Literal['other','any']='other' # Positive of Eq. 4: `other` than x, or `any`
     mining:Literal[GUIDER_MINING]=later('semihard', '0.1.0') # Negatives of Eq. 4 (§3.2.2)
+    d_limbs:bool=later(False, '0.1.0') # Show the moved limbs to D, too
     match:float=later(0., '0.1.0') # Weight of the distance of the guider's maps of ŷ and y
     beta_rise:float=later(0., '0.1.0') # First share of the training, over which β and `match` rise
     seed:int=0               # Seed of first weights, pairs and order
@@ -174,7 +175,10 @@ def transfer_model(
     at_least_one('transfer', s, 'width', 'd_width', 'd_layers', 'bs', 'pairs', 'parts')
     G = SiameseUNet(s.size, s.width, s.depth, s.shared, s.norm, s.up, s.skips, s.dropout,
                     head=s.head, blend=s.blend, limbs=len(CUTOUTS)*s.limbs)
-    D = StackedDiscriminator(s.d_width, s.d_layers, s.norm)
+    if s.d_limbs and not s.limbs:
+        raise InputError('transfer.d_limbs shows D the moved limbs, but there are none; set '
+                         'transfer.limbs=True too.')
+    D = StackedDiscriminator(s.d_width, s.d_layers, s.norm, 9+COLLAGE*s.d_limbs)
     return TransferModel(G, D, guider if is_guided(s) else None, s.ema, judge)
 
 # %% ../../nbs/82_stages.transfer.ipynb #c017
@@ -244,6 +248,7 @@ def take(self:TransferCallback,
     "Lay a batch on the learner, where all callbacks find it, and begin its row of the log"
     rest,l = list(rest),self.learn
     l.moved = (limb_channels(x, *rest.pop().unbind(1)),) if self.settings.limbs else ()
+    l.beside = (collage(*l.moved, len(CUTOUTS)),) if self.settings.d_limbs else ()
     l.positive = rest.pop() if by_triplets(self.model.R) else None
     l.weight = rest[0] if rest else None
     l.cond,l.real,l.label,l.is_target = (x, s),real,label,is_target
@@ -264,7 +269,8 @@ def forward(self:TransferCallback):
 @patch
 def backward_D(self:TransferCallback):
     "Gradients of Eq. 1 in D, on the real triplet (x, s, y) and the generated one, cut off from G"
-    real,fake = self.model.D(*self.cond, self.real),self.model.D(*self.cond, self.fake.detach())
+    real,fake = (self.model.D(*self.cond, o, *self.beside)
+                 for o in (self.real, self.fake.detach()))
     discriminator_loss(real, fake, self.settings.gan).backward()
     score = ((lambda o: o.detach().mean()) if self.settings.gan=='lsgan'
              else (lambda o: o.detach().sigmoid().mean()))
@@ -352,7 +358,8 @@ class AdversarialTerm(Callback):
     ): self.settings = settings
     def after_fake(self):
         s,value = self.settings,self.fake.new_zeros(())
-        if s.adv: value = generator_adv_loss(self.model.D(*self.cond, self.fake), s.gan)
+        if s.adv:
+            value = generator_adv_loss(self.model.D(*self.cond, self.fake, *self.beside), s.gan)
         self.losses.add('adv', value, s.adv)
 
 # %% ../../nbs/82_stages.transfer.ipynb #8ad7c446
@@ -550,6 +557,7 @@ def start_from(
     # a folder may hold both kinds of generator; one with limbs has weights of its own
     if model.G.limbs and (init/'limbs').is_dir(): init = init/'limbs'
     files = {'G':init/'G.safetensors', 'D':init/'D.safetensors'} if init.is_dir() else {'G':init}
+    if model.D.stack[0].in_channels!=9: files.pop('D', None)  # a D that sees more begins anew
     try: [load_weights(getattr(model, name), path) for name,path in files.items()]
     except InputError as e:
         raise InputError(f"{str(e).rstrip('.')}, or begin from nothing (posereid_run "
@@ -655,7 +663,7 @@ def load_generator(
         raise InputError(f"{folder}: expected a trained generator (generator.json and "
                          "G.safetensors), found none; train one with posereid_transfer, or name "
                          "its folder.")
-    s = TransferSettings(**json.loads(path.read_text(encoding='utf-8')))
+    s = settings_from(TransferSettings, path)
     G = transfer_model(replace(s, beta=0., match=0., ema=0.)).G
     load_weights(G, Path(folder)/'G.safetensors')
     return G.eval()

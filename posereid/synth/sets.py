@@ -30,7 +30,7 @@ def _copy(files, to):
 
 def _write_counts(to, **splits):
     "The expected counts of a set, for the audit"
-    (to/'counts.json').write_text(json.dumps(splits))
+    (to/'counts.json').write_text(json.dumps(splits), encoding='utf-8')
 
 # %% ../../nbs/68_synth.sets.ipynb #a685f4dc
 def _write_poses(path, poses, files):
@@ -242,7 +242,7 @@ def write_mars(
     for half, files in (('train', train), ('test', test)):
         names = sorted(files)
         _copy({f'bbox_{half}/{n[:4]}/{n}': files[n] for n in names}, to)
-        (to/'info'/f'{half}_name.txt').write_text('\n'.join(names) + '\n')
+        (to/'info'/f'{half}_name.txt').write_text('\n'.join(names) + '\n', encoding='utf-8')
         tracks = _tracks(names)
         write_mat(to/'info'/f'tracks_{half}_info.mat', **{f'track_{half}_info': tracks})
         n = dict(pictures=len(names), tracklets=len(tracks),
@@ -284,7 +284,8 @@ def write_msmt17(
             lines[kind].append((name, who))
     _copy(files, to)
     for kind, rows in lines.items():
-        (to/f'list_{kind}.txt').write_text(''.join(f'{name} {who}\n' for name, who in sorted(rows)))
+        text = ''.join(f'{name} {who}\n' for name, who in sorted(rows))
+        (to/f'list_{kind}.txt').write_text(text, encoding='utf-8')
         n[kind] = dict(pictures=len(rows), people=len({who for _, who in rows}))
     # no counts of `train`: the reader chooses whether `val` belongs to it
     _write_counts(to, query=n['query'], gallery=n['gallery'])

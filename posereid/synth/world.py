@@ -7,7 +7,6 @@ __all__ = ['DRAWN', 'TINY', 'WorldSettings', 'Cast', 'cast_world', 'check_world'
            'load_world', 'tiny_world', 'guessed_people', 'render_as']
 
 # %% ../../nbs/67_synth.world.ipynb #c002
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from fastcore.basics import patch
 from ..core import (JPEG, InputError, cache_dir, hash_settings, later, locked, progress,
-                           to_json, write_beside)
+                           settings_from, to_json, write_beside)
 from ..data.market import read_market
 from ..data.mars import read_mars
 from ..pose.table import PoseTable
@@ -291,8 +290,8 @@ def load_world(
     if not (root/'world.json').exists():
         raise InputError(f"{root} should be a synthetic world but holds no world.json: make one "
                          f"with `posereid_synth --out {root}`.")
-    d = json.loads((root/'world.json').read_text(encoding='utf-8'))
-    s = WorldSettings(**{**d, 'size':tuple(d['size'])})
+    s = settings_from(WorldSettings, root/'world.json')
+    s.size = tuple(s.size)
     tp, sp = (read_market_csv(root/f'{k}_poses.csv') for k in ('target','source'))
     return World(root, read_market(root/'target'), read_mars(root/'source'), tp+sp, cast_world(s))
 
