@@ -64,3 +64,11 @@ def test_a_killed_process_holds_nothing(tmp_path):
     t = time.time()
     hold(tmp_path/'run'); let_go(tmp_path/'run')
     assert time.time()-t < 5
+
+
+def test_a_line_that_is_there_is_not_written_twice(tmp_path):
+    from posereid.experiment.tables import append_lines
+    one = lambda **kw: dict(table='t', part='', row='r', run='x', seed=1, map_trap=1., **kw)
+    append_lines([one()], tmp_path/'t.csv')
+    df = append_lines([one(), {**one(), 'seed':2}], tmp_path/'t.csv')
+    assert df.seed.tolist()==[1,2]==pd.read_csv(tmp_path/'t.csv').seed.tolist()
