@@ -9,6 +9,7 @@ __all__ = []
 from .core import *
 from .imagefiles import *
 from .matlab import *
+from .records import *
 from .pose.joints import *
 from .pose.table import *
 from .pose.reading import *
@@ -31,6 +32,7 @@ from .metrics.images import *
 from .metrics.stats import *
 from .metrics.protocols import *
 from .data.manifest import *
+from .data.near import *
 from .data.market import *
 from .data.cuhk03 import *
 from .data.mars import *
@@ -64,3 +66,4 @@ from .experiment.engine import *
 from .experiment.judges import *
 from .experiment.tables import *
 from .experiment.report import *
+from .experiment.verify import *

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['tell', 'parse_size', 'parse_choices', 'posereid_run', 'posereid_reproduce', 'parse_seeds', 'posereid_synth',
            'posereid_guider', 'posereid_transfer', 'posereid_generate', 'posereid_augment', 'posereid_eval',
-           'posereid_audit', 'posereid_pose', 'posereid_compare']
+           'posereid_audit', 'posereid_pose', 'posereid_verify', 'posereid_compare']
 
 # %% ../nbs/98_cli.ipynb #c002
 import os
@@ -13,7 +13,7 @@ import shlex
 import sys
 from pathlib import Path
 from fastcore.script import Param, call_parse
-from .core import InputError, command, plain_console
+from .core import InputError, command, plain_console, use_device
 
 # %% ../nbs/98_cli.ipynb #c005
 def _pairs(help):
@@ -127,9 +127,11 @@ def posereid_run(
     from_scratch:bool=False,   # Train generators from random weights, not the packaged ones
     fresh:bool=False,          # Discard the results in --out and start over
     set:_set=None,             # Override settings, such as transfer.beta=0.5 reid.epochs=10
+    device:str=None,           # `cpu`, `cuda`, `cuda:1` or `mps`; the best there is if not given
 ):
     "Run all three steps for every row, print the results table, write report.html"
     said = dict(locals())
+    use_device(device)
     line = _command_line('posereid_run', **{k:v for k,v in said.items()
                                             if (k,v) not in _defaults.items() and k!='fresh'})
     from posereid.experiment.engine import Experiment
@@ -165,7 +167,8 @@ def _run_inputs(data, reading, seed, validation, rows, groups):
         raise InputError(f"Rows {', '.join(true)} are rendered, which only a synthetic world can "
                          "do; with --data name others, such as --rows "
                          "control,equal_steps,smoothed,guided,best.")
-    return _open(data, groups['transfer'].size, seed=seed, validation=validation, **reading)
+    return _open(data, groups['transfer'].size, seed=seed, validation=validation,
+                 test_poses=groups['generate'].test_poses, **reading)
 
 def _tell_results(exp, line):
     "Train what is missing, write the report, print the table and the path of the report"
@@ -199,8 +202,10 @@ def posereid_reproduce(
     source_pose_read:_source_pose_read=None, # Reader options of --source_poses
     threads:int=1,              # Number of torch threads; the committed CSVs are made with 1
     set:_set=None,              # Override settings, such as reid.epochs=10
+    device:str=None,           # `cpu`, `cuda`, `cuda:1` or `mps`; the best there is if not given
 ):
     "Reproduce a table of the paper over several seeds; rows that the CSV has are not run again"
+    use_device(device)
     import torch
     from posereid.experiment.report import plain_table
     from posereid.evaluate.results import picture_table, scores_table
@@ -215,13 +220,15 @@ def posereid_reproduce(
     tell(f'\n{t["title"]}')
     for part in t['parts']:
         d = df[df.part==part_name(part)]
-        if not len(d): continue
-        if t.get('pictures'): tell('\n'+plain_table(picture_table(d))); continue
-        ref = 'equal_steps' if 'equal_steps' in list(d.row) else d.row.iloc[0]
-        tell(f'\n{part_name(part)}\n{plain_table(scores_table(d, ref))}')
+        if len(d) and t.get('pictures'): tell('\n'+plain_table(picture_table(d)))
+        elif len(d): tell(f'\n{part_name(part)}\n{plain_table(scores_table(d, _reference(d)))}')
     tell(f"\n{Path(out)/f'{name}.csv'}")
 
 # %% ../nbs/98_cli.ipynb #402a2113
+def _reference(lines):
+    "The row that others are compared with"
+    return 'equal_steps' if 'equal_steps' in list(lines.row) else lines.row.iloc[0]
+
 def _real_set(data, args, no_cameras, choices):
     "Arguments of `folder_inputs` for a real data set; None for synthetic worlds"
     choices = choices or {}
@@ -274,8 +281,10 @@ def posereid_guider(
     read:_read=None,        # Reader options of the set, such as odd=skip links=true
     fresh:bool=False,       # Discard the results in --out and start over
     set:_set_reid=None, # Override settings of the ReID model, such as reid.epochs=10
+    device:str=None,           # `cpu`, `cuda`, `cuda:1` or `mps`; the best there is if not given
 ):
     "Step one: train and score the ReID baseline, which becomes the guider"
+    use_device(device)
     s = _reid_settings(preset, seed, size, set)
     i = _open_target(data, s.size, no_cameras, layout, read, convert)
     _reid(i, i.train, s, out, fresh, 'guider')
@@ -324,8 +333,10 @@ def posereid_transfer(
     source_pose_read:_source_pose_read=None, # Reader options of --source_poses
     fresh:bool=False,          # Discard the results in --out and start over
     set:_set_transfer=None, # Override settings of the generator, such as transfer.beta=0
+    device:str=None,           # `cpu`, `cuda`, `cuda:1` or `mps`; the best there is if not given
 ):
     "Step two: train the generator against a discriminator and the frozen guider"
+    use_device(device)
     from posereid.stages.transfer import shown_to
     from posereid.experiment.inputs import guider_for, kind_of
     from posereid.experiment.presets import experiment_settings
@@ -364,8 +375,10 @@ def posereid_generate(
     source_pose_read:_source_pose_read=None, # Reader options of --source_poses
     fresh:bool=False,          # Discard the results in --out and start over
     set:_set_generate=None, # Override settings of the generated set, such as generate.n_each=4
+    device:str=None,           # `cpu`, `cuda`, `cuda:1` or `mps`; the best there is if not given
 ):
     "Step three, first half: generate every target picture in new poses, as a data set"
+    use_device(device)
     from posereid.experiment.inputs import kind_of
     from posereid.experiment.presets import experiment_settings
     from posereid.stages.generate import generate
@@ -394,8 +407,10 @@ def posereid_augment(
     read:_read=None,           # Reader options of the set, such as odd=skip links=true
     fresh:bool=False,          # Discard the results in --out and start over
     set:_set_reid=None, # Override ReID settings, such as reid.eps_generated=0.2
+    device:str=None,           # `cpu`, `cuda`, `cuda:1` or `mps`; the best there is if not given
 ):
     "Step three, second half: train and score a ReID model on real and generated pictures"
+    use_device(device)
     from posereid.data.market import read_generated
     from posereid.stages.augment import augment
     s = _reid_settings(preset, seed, size, set)
@@ -419,8 +434,10 @@ def posereid_eval(
     no_cameras:bool=False,    # Score by a protocol without cameras
     layout:str=None,          # Layout of the set, such as cuhk03-labeled; detected if not given
     read:_read=None,          # Reader options of the set, such as odd=skip links=true
+    device:str=None,           # `cpu`, `cuda`, `cuda:1` or `mps`; the best there is if not given
 ):
     "Score a trained ReID model on the query and gallery pictures of a data set"
+    use_device(device)
     from posereid.data.pictures import PictureStore
     from posereid.data.layouts import check_test
     from posereid.data.market import reading_notes
@@ -454,13 +471,36 @@ def posereid_audit(
     json:bool=False,           # Print the report as JSON
     read:_read=None,           # Reader options, such as links=true
     pose_read:_pose_read=None, # Reader options of --poses, such as people=first
+    source:Path=None,          # Source set; its training pictures may be no test pictures
+    source_layout:str=None,    # Layout of --source; detected if not given
+    source_read:_source_read=None, # Reader options of --source
+    near:bool=False,           # Also find near duplicates of test pictures; decodes every picture
+    model:Path=None,           # Run folder of a ReID model, to find test people by its features
 ):
-    "Check a data set: published counts, splits, files, poses; exit status 1 if a check fails"
+    "Check counts, splits, files, poses and leaks; exit status 1 if a check fails, 2 on a leak"
     from posereid.data.audit import audit
+    if source is None and (source_layout or source_read):
+        raise InputError("--source_layout and --source_read go with --source, the set that lends "
+                         "its poses.")
     a = audit(root, layout or name, decode, poses, against, watch=True, read=parse_choices(read),
-              pose_read=parse_choices(pose_read))
+              pose_read=parse_choices(pose_read), source=source, source_name=source_layout,
+              source_read=parse_choices(source_read), near=near, embed=model and _embedding(model))
     tell(a.json() if json else a)
     if a.status: raise SystemExit(a.status)
+
+# %% ../nbs/98_cli.ipynb #near9801
+def _embedding(model):
+    "A function from paths to features of a trained ReID model"
+    from posereid.data.pictures import PictureStore
+    from posereid.evaluate.protocol import extract_features, seen_by
+    from posereid.experiment.inputs import kind_of
+    from posereid.stages.reid import load_reid
+    net,kind = load_reid(model),kind_of(Path(model)/'reid.json')
+    store = seen_by(PictureStore(kind['size'], convert=True), kind['crop'])
+    def _f(paths):
+        parts = (store.get(paths[i:i+256]) for i in range(0, len(paths), 256))
+        return extract_features(net, parts).numpy()
+    return _f
 
 # %% ../nbs/98_cli.ipynb #2a4a75c9
 @call_parse
@@ -477,8 +517,10 @@ def posereid_pose(
     skip_unreadable:bool=False, # Skip pictures that cannot be decoded, and list them
     no_sheet:bool=False,        # Do not write a contact sheet
     pose_read:_pose_read=None,  # With `known`: reader options of --weights, such as images=FILE
+    device:str=None,           # `cpu`, `cuda`, `cuda:1` or `mps`; the best there is if not given
 ):
     "Estimate the keypoints of all pictures in a folder; run it again to resume"
+    use_device(device)
     from posereid.core import default_device
     from posereid.data.layouts import pose_choices, typed
     from posereid.pose.estimate import estimate_folder, list_pictures_in, make_estimator
@@ -516,6 +558,34 @@ def _tell_pck(table, known, root, against):
         s = pck(table.get(both), known.get(both), a)
         tell(f"PCK@{a}: {s['mean']:.1f} over {s['n']} pictures ({s['left_out']} without a known "
              f"trunk left out), {s['found']:.1f} % of known joints found")
+
+# %% ../nbs/98_cli.ipynb #verifyc1
+@call_parse
+@command
+def posereid_verify(
+    path:Path,                 # Run folder of posereid_run, or a CSV of posereid_reproduce
+    sample:int=None,           # Pictures of each set (20), or lines of a CSV (1), to make again
+    seed:int=0,                # Random seed of the sample
+    runs:Path=Path('runs/verify'), # Run folders of the lines of a CSV
+    data:Path=None,            # Target set, if it lies elsewhere now, or of lines of real data
+    source:Path=None,          # Source set, likewise
+    poses:Path=None,           # Keypoint file of the target, likewise
+    source_poses:Path=None,    # Keypoint file of the source, likewise
+    device:str=None,           # `cpu`, `cuda`, `cuda:1` or `mps`; the best there is if not given
+):
+    "Make pictures, scores or lines again and compare; exit status 1 if something differs"
+    use_device(device)
+    from posereid.experiment.verify import verify_csv, verify_run
+    from posereid.experiment.report import plain_table
+    if sample is not None and sample<1:
+        raise InputError(f"--sample must be at least 1, but is {sample}.")
+    sets = dict(data=data, source=source, poses=poses, source_poses=source_poses)
+    if path.suffix.lower()=='.csv':
+        res = verify_csv(path, runs, sample or 1, seed, sets if data else None, tell)
+    else: res = verify_run(path, sample or 20, seed, **sets)
+    tell(plain_table(res))
+    tell(f"\n{res.n.sum()} items made again or compared, {res.differ.sum()} differ")
+    if res.differ.sum(): raise SystemExit(1)
 
 # %% ../nbs/98_cli.ipynb #73a68719
 @call_parse

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['JPEG', 'FIGURE', 'COLORS', 'InputError', 'nearest', 'optional_package', 'plain_console', 'command', 'silence',
-           'seed_everything', 'default_device', 'cache_dir', 'write_beside', 'locked', 'to_json', 'hash_settings',
-           'set_options', 'one_of', 'Settings', 'later', 'sha12', 'weights_hash', 'save_weights', 'load_weights',
-           'provenance', 'RunFolder', 'load_json', 'settings_from', 'hold', 'let_go', 'is_quiet', 'progress',
-           'figure_style']
+           'seed_everything', 'default_device', 'use_device', 'cache_dir', 'write_beside', 'sweep_up', 'locked',
+           'to_json', 'hash_settings', 'set_options', 'one_of', 'Settings', 'later', 'sha12', 'digests', 'weights_hash',
+           'save_weights', 'load_weights', 'provenance', 'RunFolder', 'json_fault', 'named_once', 'parse_json',
+           'load_json', 'settings_from', 'hold', 'let_go', 'holding', 'is_quiet', 'progress', 'figure_style']
 
 # %% ../nbs/00_core.ipynb #c002
-import codecs, contextlib, dataclasses, difflib, functools, hashlib, importlib.metadata, json, os
-import platform, random, secrets, shutil, subprocess, sys, time, types, typing, unicodedata
-import warnings
+import codecs, contextlib, dataclasses, difflib, errno, functools, hashlib, importlib.metadata
+import json, os, platform, random, re, secrets, shutil, signal, subprocess, sys, time, types
+import typing, unicodedata, warnings
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -62,29 +62,53 @@ def plain_console(
 ):
     "Let streams that cannot encode all letters write the others in ASCII instead of failing"
     for o in streams:
-        try: ''.join(_ASCII).encode(o.encoding or 'utf-8')
-        except UnicodeEncodeError: o.reconfigure(errors='posereid.ascii')
+        # also where it can: a path need not be valid in any encoding
+        try: o.reconfigure(errors='posereid.ascii')
         except (LookupError, AttributeError): pass  # no stream of the usual kind
 
 # %% ../nbs/00_core.ipynb #c010
 def _os_sentence(e:OSError):
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (f"The disk is full{f' at {e.filename}' if e.filename else ''}; make room, and the "
+                "same command continues.")
     if e.filename is None: return str(e)
     return f"{e.strerror or type(e).__name__}: {e.filename}"
+
+def _alone():
+    "Refuse launchers that start one command many times; each would do all of it"
+    n = os.environ.get('WORLD_SIZE', '1')
+    if n not in ('','0','1'):
+        raise InputError(f"A launcher started {n} processes (WORLD_SIZE), but a command runs in "
+                         "one; call it without the launcher, on one device.")
+
+class _Terminated(KeyboardInterrupt): pass
+
+@contextlib.contextmanager
+def _sigterm_stops():
+    "Inside, SIGTERM ends a command as Ctrl-C does, with all that it cleans up"
+    def stop(*_): raise _Terminated
+    try: old = signal.signal(signal.SIGTERM, stop)
+    except ValueError: old = None # only the main thread may
+    try: yield
+    finally:
+        if old is not None: signal.signal(signal.SIGTERM, old)
 
 def command(
     f:typing.Callable # A function that is also a command
 ) -> typing.Callable: # The same, with errors as one sentence on stderr and an exit status
-    "Answer bad input in one sentence (status 2) and Ctrl-C in another (status 130)"
+    "Answer bad input in one sentence (status 2), Ctrl-C in another (130) and SIGTERM alike (143)"
     @functools.wraps(f)
     def _f(*args, **kwargs):
-        try: return f(*args, **kwargs)
+        try:
+            _alone()
+            with _sigterm_stops(): return f(*args, **kwargs)
         except (InputError, OSError, KeyboardInterrupt) as e:
             if os.environ.get('POSEREID_DEBUG'): raise
             stop = isinstance(e, KeyboardInterrupt)
             said = ('stopped; the same command continues' if stop else
                     _os_sentence(e) if isinstance(e, OSError) else ' '.join(str(e).split()))
             sys.stderr.write(f'\n{f.__name__}: {said}\n' if stop else f'{f.__name__}: {said}\n')
-            status = 130 if stop else 2
+            status = 143 if isinstance(e, _Terminated) else 130 if stop else 2
         raise SystemExit(status)
     return _f
 
@@ -120,11 +144,39 @@ def seed_everything(
     torch.manual_seed(seed)
 
 # %% ../nbs/00_core.ipynb #c021
-def default_device() -> 'torch.device': # `cuda` where there is one, else `cpu`
-    "The device on which stages run unless told otherwise"
+def _n_devices(kind):
     import torch
-    return torch.device(os.environ.get('POSEREID_DEVICE')
-                        or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    if kind=='mps': return int(torch.backends.mps.is_available())
+    return torch.cuda.device_count() if kind=='cuda' else 1
+
+def default_device() -> 'torch.device': # `cuda` where there is one, else `cpu`
+    "The device on which stages run: `$POSEREID_DEVICE` (`--device`), or the best there is"
+    import torch
+    name = os.environ.get('POSEREID_DEVICE')
+    if not name: return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try: res = torch.device(name)
+    except RuntimeError: res = None
+    if res is None or res.type not in ('cpu','cuda','mps'):
+        raise InputError(f"There is no device '{name}'; use cpu, cuda, cuda:1 or mps (--device, or "
+                         "$POSEREID_DEVICE).")
+    if _n_devices(res.type)<=(res.index or 0):
+        raise InputError(f"This machine has {_n_devices(res.type)} devices of the kind "
+                         f"{res.type}, but '{name}' was asked for; use another, or cpu.")
+    return res
+
+# %% ../nbs/00_core.ipynb #usedev01
+def use_device(
+    name:str=None # `cpu`, `cuda`, `cuda:1` or `mps`; None: leave it as it is
+):
+    "Let all stages of this process run on a device; one that is not there is refused"
+    if not name: return
+    before = os.environ.get('POSEREID_DEVICE')
+    os.environ['POSEREID_DEVICE'] = name
+    try: default_device()
+    except InputError:
+        if before is None: del os.environ['POSEREID_DEVICE']
+        else: os.environ['POSEREID_DEVICE'] = before
+        raise
 
 # %% ../nbs/00_core.ipynb #9e44fcff
 def cache_dir() -> Path: # The cache folder; created if missing
@@ -161,7 +213,22 @@ def write_beside(
     try:
         yield tmp
         _swap(tmp, path)
+    except OSError as e:
+        if e.filename is None: e.filename = str(path) # a full disk does not say where
+        raise
     finally: _remove(tmp)
+
+# %% ../nbs/00_core.ipynb #sweep002
+def sweep_up(
+    path:str|Path # File or folder that this process alone writes
+):
+    "Remove what killed processes left half-written beside `path` and in it"
+    path = Path(path)
+    mine = lambda o: re.match(r'\.[0-9a-f]{8}-', o.name)
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    left = [o for o in beside if mine(o) and o.name[10:]==path.name]
+    left += [o for o in path.iterdir() if mine(o)] if path.is_dir() else []
+    for o in left: _remove(o)
 
 # %% ../nbs/00_core.ipynb #c027
 @contextlib.contextmanager
@@ -175,6 +242,7 @@ def locked(
         try: import fcntl
         except ImportError: fcntl = None  # no such locks on Windows
         if fcntl: fcntl.flock(f, fcntl.LOCK_EX)
+        sweep_up(str(path).removesuffix('.lock'))
         yield path
 
 # %% ../nbs/00_core.ipynb #c030
@@ -194,7 +262,11 @@ def to_json(
     obj:object # Dicts, lists, dataclasses, paths, arrays, and what JSON knows
 ) -> str:      # JSON text, one setting a line, in the order given
     "JSON of settings or metrics"
-    return json.dumps(obj, default=_plain, indent=1, ensure_ascii=False)
+    res = json.dumps(obj, default=_plain, indent=1, ensure_ascii=False)
+    try: res.encode()
+    except UnicodeEncodeError: # a path that is no UTF-8
+        return json.dumps(obj, default=_plain, indent=1)
+    return res
 
 # %% ../nbs/00_core.ipynb #3e776b9f
 def hash_settings(
@@ -310,6 +382,24 @@ def sha12(
         while chunk := f.read(1<<20): h.update(chunk)
     return h.hexdigest()[:12]
 
+# %% ../nbs/00_core.ipynb #digest02
+_DIGESTS = {} # what tells a file from what it was before → its digest
+
+def _digest(path):
+    o = os.stat(path)
+    key = os.path.abspath(path),o.st_size,o.st_mtime_ns,o.st_ino
+    if key in _DIGESTS: return _DIGESTS[key]
+    res = hashlib.blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()
+    # one that was just written may be written again within the clock's next tick
+    if time.time_ns()-o.st_mtime_ns > 2e9: _DIGESTS[key] = res
+    return res
+
+def digests(
+    paths:typing.Iterable # Files
+) -> list:                # 16 hex digits for each
+    "BLAKE2 of the bytes of each file"
+    return [_digest(o) for o in paths]
+
 # %% ../nbs/00_core.ipynb #cf0977bd
 def weights_hash(
     module:'nn.Module' # Any network
@@ -328,10 +418,12 @@ def save_weights(
     module:'nn.Module', # Any network
     path:str|Path       # A `.safetensors` file
 ):
-    "Write parameters and buffers as safetensors, whole or not at all"
-    from safetensors.torch import save_file
+    "Write parameters and buffers as safetensors, with their hash, whole or not at all"
+    from safetensors.torch import save
     state = {k: v.detach().cpu().contiguous().clone() for k,v in module.state_dict().items()}
-    with write_beside(path) as p: save_file(state, p, metadata={'format':'pt'})
+    # one entry alone: the order of several is not fixed, and files should be equal to the byte
+    data = save(state, metadata={'weights':weights_hash(module)})
+    with write_beside(path) as p: p.write_bytes(data)
 
 # %% ../nbs/00_core.ipynb #963a7193
 def _first_difference(have, want):
@@ -346,19 +438,24 @@ def load_weights(
     path:str|Path       # A `.safetensors` file
 ) -> 'nn.Module':       # The same module
     "Read weights into `module`; names and shapes must be the same"
-    from safetensors.torch import load_file
+    from safetensors.torch import load
     from safetensors import SafetensorError
     if not Path(path).is_file():
         raise InputError(f"There are no weights at {path}; run the stage that makes them first.")
-    try: state = load_file(path)
-    except SafetensorError as e:
-        raise InputError(f"{path} is no whole safetensors file ({e}); remove it and run its "
-                         "stage again.")
+    again = 'remove its folder, or this file and metrics.json, and run its stage again.'
+    try:
+        data = Path(path).read_bytes()
+        state,head = load(data),json.loads(data[8:8+int.from_bytes(data[:8], 'little')])
+        said = head.get('__metadata__', {}).get('weights')
+    except (SafetensorError, ValueError) as e:
+        raise InputError(f"{path} is no whole safetensors file ({e}); {again}") from None
     diff = _first_difference(state, module.state_dict())
     if diff:
         raise InputError(f"The weights in {path} are of another network ({diff}); use the settings "
                          "that they were trained with.")
     module.load_state_dict(state)
+    if said and said!=weights_hash(module):
+        raise InputError(f"{path} is damaged: its weights are not those that were saved; {again}")
     return module
 
 # %% ../nbs/00_core.ipynb #c046
@@ -381,11 +478,20 @@ def _commit():
     rev,dirty = _git('rev-parse', '--short=12', 'HEAD'),_git('status', '--porcelain', '.')
     return f'{rev}+changes' if dirty else rev
 
-def provenance() -> dict: # `posereid torch torchvision fastai python commit threads`
-    "Versions, commit and number of threads, as they are now"
+def _said(device):
+    "A device with what its digits depend on"
+    import torch
+    if device.type!='cuda': return str(device)
+    return (f'{device} ({torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, cuDNN '
+            f'{torch.backends.cudnn.version()})')
+
+def provenance() -> dict: # `posereid torch torchvision fastai python commit device threads`
+    "Versions, commit, device and number of threads, as they are now"
     res = {o: _version(o) for o in ('posereid','torch','torchvision','fastai')}
-    threads = sys.modules['torch'].get_num_threads() if 'torch' in sys.modules else None
-    return {**res, 'python':platform.python_version(), 'commit':_commit(), 'threads':threads}
+    torch = sys.modules.get('torch')
+    there = dict(device=torch and _said(default_device()),
+                 threads=torch and torch.get_num_threads())
+    return {**res, 'python':platform.python_version(), 'commit':_commit(), **there}
 
 # %% ../nbs/00_core.ipynb #c049
 def _flat(d, pre=''):
@@ -414,30 +520,134 @@ class RunFolder:
     @property
     def done(self): return (self/'metrics.json').exists()
 
+# %% ../nbs/00_core.ipynb #ldjson06
+_LEVELS,_MOST = 64,1<<28  # of nested lists and objects; bytes of a file that is read whole
+
+def _odd_number(values):
+    "The first number that is not finite, or whole and beyond 64 bits; None if there is none"
+    numbers = [o for o in values if type(o) in (int,float)]
+    if not numbers or -2**63 <= min(numbers) <= max(numbers) < 2**63 and sum(numbers)-1 < 2**80:
+        return None
+    fine = lambda o: -2**63 <= o < 2**63 if type(o) is int else abs(o) < float('inf')
+    return next((o for o in numbers if not fine(o)), None)
+
+def _place(at):
+    "`images[3].id` of keys, the last of which comes first"
+    parts = []
+    while at:
+        at,k = at
+        parts.append(f'[{k}]' if isinstance(k, int) else f'.{k[:40]}')
+    return ''.join(parts[::-1]).removeprefix('.')[:120]
+
+def json_fault(
+    value:object,  # Dicts, lists and what they hold
+    nan:bool=False # Let NaN and infinity pass
+) -> str:          # Place and fault, such as `a[3].b: inf is no finite number`; empty if there is none
+    "What makes a value unfit for use: a number that is none, or too many levels"
+    todo = [([value], 0, None)]
+    while todo:
+        o,depth,at = todo.pop()
+        if depth>_LEVELS: return f'{_place(at)[:40]}…: more than {_LEVELS} levels'
+        items,pairs = (o.values(),o.items()) if isinstance(o, dict) else (o,enumerate(o))
+        kinds,inner = set(map(type, items)),(lambda k: (at, k) if depth else None)
+        if kinds & {dict,list}:
+            todo += [(v, depth+1, inner(k)) for k,v in pairs if type(v) in (dict,list)]
+        bad = _odd_number(items) if kinds & {int,float} and not nan else None
+        if bad is None: continue
+        pairs = o.items() if isinstance(o, dict) else enumerate(o)
+        where = _place(inner(next(k for k,v in pairs if v is bad)))
+        what = (f'{bad} is no finite number' if isinstance(bad, float) else
+                f'an integer of {bad.bit_length()} bits is too large')
+        return f"{where}{': '*bool(where)}{what}"
+    return ''
+
+# %% ../nbs/00_core.ipynb #ldjson11
+def named_once(
+    pairs:list # Names and values of a JSON object
+) -> dict:     # The object
+    "An object in which no name comes twice: a hook of Python's decoders"
+    res,seen = dict(pairs),set()
+    if len(res)==len(pairs): return res
+    twice = next(k for k,_ in pairs if k in seen or seen.add(k))
+    raise ValueError(f'{twice[:60]!r} comes twice in one object')
+
+# %% ../nbs/00_core.ipynb #ldjson08
+def _no_constant(s): raise ValueError(f'{s} is no number')
+
+def _small_file(path):
+    n = os.path.getsize(path)
+    if n>_MOST: raise ValueError(f'it has {n:,} bytes, and more than {_MOST:,} are not read')
+    return Path(path).read_bytes()
+
+def parse_json(
+    source:Path|str|bytes, # A file, or the text itself
+    nan:bool=False         # Let NaN and infinity pass, which other programs write into gaps
+) -> object:               # Dicts, lists, texts, numbers, booleans and None
+    "The value of a JSON text, or a ValueError that says what is wrong with it, and where"
+    if isinstance(source, Path): source = _small_file(source)
+    try:
+        text = source.decode('utf-8-sig') if isinstance(source, bytes) else source
+        res = json.loads(text, object_pairs_hook=named_once,
+                         parse_constant=None if nan else _no_constant)
+    except UnicodeDecodeError as e: raise ValueError(f'byte {e.start} is no UTF-8') from None
+    except RecursionError: raise ValueError(f'more than {_LEVELS} levels') from None
+    except json.JSONDecodeError: raise
+    except ValueError as e: # that of Python's own has advice for programmers
+        raise ValueError('an integer of more than 4,300 digits' if 'int_max' in str(e)
+                         else str(e)) from None
+    if why := json_fault(res, nan): raise ValueError(why)
+    return res
+
 # %% ../nbs/00_core.ipynb #ldjson01
 def load_json(
     path:str|Path, # One of the library's own JSON files
-    *needs:str     # Names that must be in it
+    *needs:str,    # Names that must be in it
+    fits:typing.Callable=None # Function of what it holds that says what is wrong, or ''
 ) -> dict:         # What it holds
     "Read a JSON object that an earlier run has left"
-    try: res,why = json.loads(Path(path).read_text(encoding='utf-8')),''
-    except (ValueError, RecursionError) as e: res,why = None,str(e) or type(e).__name__
+    try: res,why = parse_json(Path(path)),''
+    except ValueError as e: res,why = None,str(e)
     if not why and not isinstance(res, dict): why = 'it holds no object'
     lack = [] if why else [o for o in needs if o not in res]
     if lack: why = f"it lacks {', '.join(lack)}"
+    if not why and fits: why = fits(res)
     if not why: return res
-    raise InputError(f'{path} is damaged ({why}); remove it and run the stage again that writes it.')
+    raise InputError(f'{path} is damaged ({why}); {_again(Path(path))}.')
+
+def _again(path):
+    "What to remove, so that a stage writes the file again"
+    if path.name in ('settings.json','world.json'):
+        return f'move the folder {path.parent} away and run the stage again that makes it'
+    done = path.with_name('metrics.json') # a stage with this is done, and would be skipped
+    if path.name.startswith(('metrics','scores')) or not done.exists():
+        return 'remove it and run the stage again that writes it'
+    return f'remove it and {done.name} beside it, and run the stage again that writes both'
 
 # %% ../nbs/00_core.ipynb #ldjson02
 def settings_from(
-    cls:type,     # A dataclass of settings
-    path:str|Path # JSON file of its fields
-) -> 'Settings':  # The settings
-    "Settings that an earlier run has left"
-    try: return cls(**load_json(path))
-    except TypeError as e:
-        raise InputError(f'{path} is damaged, or of a newer version ({e}); remove it and run the '
-                         'stage again that writes it.') from None
+    cls:type,         # A dataclass of settings
+    path:str|Path,    # JSON file of its fields
+    fields:dict=None  # Its contents, if they were read already
+) -> 'Settings':      # The settings
+    "Settings that an earlier run has left; each must be of its field's type"
+    fields,like = load_json(path) if fields is None else fields,cls()
+    try: return cls(**{k: _as_field(like, k, v) for k,v in fields.items()})
+    except (TypeError, InputError) as e:
+        raise InputError(f'{path} is damaged, or of a newer version ({str(e).rstrip(".")}); '
+                         f'{_again(Path(path))}.') from None
+
+def _as_field(obj, name, v):
+    "A JSON value as a field takes it; TypeError if it is of another type"
+    if not hasattr(obj, name): raise TypeError(f'there is no setting {name[:60]!r}')
+    kinds,like = _kinds(obj, name),getattr(obj, name)
+    is_a = lambda v,kinds: type(v) in kinds or type(v) is int and float in kinds
+    if tuple in kinds and type(v) is list:
+        inner = {*map(type, like)} if isinstance(like, tuple) and like else {int,float}
+        fixed = inner=={int} and len(v)!=len(like) # a height and a width
+        if all(is_a(o, inner) for o in v) and not fixed: return tuple(v)
+    elif is_a(v, kinds): return v
+    want = ' or '.join('null' if o is type(None) else o.__name__ for o in kinds)
+    raise TypeError(f'{name} must be {want}, as {to_json(like)!r}, but is {to_json(v)[:60]!r}')
 
 # %% ../nbs/00_core.ipynb #c051
 @patch
@@ -451,10 +661,13 @@ def _reopen(self:RunFolder, fresh:bool):
     if not self.path.is_dir():
         raise InputError(f"{self.path} is a file, not a folder; choose another --out.")
     if not any(not o.name.startswith('.') for o in self.path.iterdir()): return
-    try: old = json.loads((self/'settings.json').read_text(encoding='utf-8'))['settings']
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        raise InputError(f"{self.path} exists and is not a run (it has no settings.json of one); "
-                         "choose another --out.") from None
+    old,why = None,"its settings.json is another program's"
+    try: old = parse_json(self/'settings.json')
+    except FileNotFoundError: why = 'it has no settings.json of one'
+    except ValueError as e: why = f'its settings.json is damaged: {e}'
+    old = old.get('settings') if isinstance(old, dict) else None
+    if not isinstance(old, dict):
+        raise InputError(f"{self.path} exists and is not a run ({why}); choose another --out.")
     if fresh: return shutil.rmtree(self.path)
     diff = _differences(old, self.settings)
     more = f' and {len(diff)-3} more' if len(diff)>3 else ''
@@ -488,6 +701,7 @@ def hold(
         # the one before takes its file away; then there is another to hold
         if file.exists() and os.fstat(f.fileno()).st_ino==file.stat().st_ino: break
         f.close()
+    sweep_up(path)
     f.truncate(0)
     f.write(f'process {os.getpid()} on {platform.node()}'); f.flush()
     _HELD[file] = f
@@ -501,6 +715,18 @@ def let_go(
     if file not in _HELD: return
     file.unlink(missing_ok=True)
     _HELD.pop(file).close()
+
+# %% ../nbs/00_core.ipynb #hold0004
+@contextlib.contextmanager
+def holding(
+    path:str|Path # Folder or file that this process will write inside
+):
+    "`hold` and `let_go` around a few lines; what was held before stays so"
+    before = _lock_of(path) in _HELD
+    hold(path)
+    try: yield
+    finally:
+        if not before: let_go(path)
 
 # %% ../nbs/00_core.ipynb #c053
 @patch

@@ -134,7 +134,8 @@ def _read_book(file, home):
     if not file.is_file(): return {}
     rows = (o.split('\t')
             for o in file.read_text(encoding='utf-8', errors='surrogateescape').splitlines())
-    return {os.path.join(home, o[0]): tuple(map(int, o[1:])) for o in rows if len(o)==5}
+    good = lambda o: len(o)==5 and all(v.isascii() and v.isdigit() and len(v)<20 for v in o[1:])
+    return {os.path.join(home, o[0]): tuple(map(int, o[1:])) for o in rows if good(o)}
 
 def _write_book(file, home, rows):
     lines = ('\t'.join(map(str, (os.path.relpath(p, home), *o))) for p,o in rows.items()

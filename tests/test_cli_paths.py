@@ -118,11 +118,11 @@ def run(spy, monkeypatch, said):
 
 
 def test_a_run_in_a_synthetic_world(run):
-    r = run(preset='smoke', seed=3, world=2, size='32x16', recipe='D-CE', rows='equal_steps,guided',
+    r = run(preset='smoke', seed=3, world=2, size='48x24', recipe='D-CE', rows='equal_steps,guided',
             validation=True, set=['reid.epochs=7'])
     s = r.settings
     assert (s.preset, s.seed, s.world, s.size, s.validation, list(s.opts), s.scratch,
-            s.recipe_name)==('smoke', 3, 2, (32,16), True, ['reid.epochs=7'], False, 'D-CE')
+            s.recipe_name)==('smoke', 3, 2, (48,24), True, ['reid.epochs=7'], False, 'D-CE')
     assert (r.rows==['equal_steps','guided'] and r.inputs is None and r.read==[]
             and r.fresh is False and r.say is cli.tell)
     assert r.out==Path('runs/smoke-world2-seed3-D-CE-validation')
@@ -133,7 +133,7 @@ def test_a_run_in_a_synthetic_world(run):
     again = vars(anno_parser(cli.posereid_run).parse_args(words[1:]))
     assert {k: again[k]
             for k in ('preset','seed','world','size','recipe','rows','validation','set')}==dict(
-        preset='smoke', seed=3, world=2, size='32x16', recipe='D-CE', rows='equal_steps,guided',
+        preset='smoke', seed=3, world=2, size='48x24', recipe='D-CE', rows='equal_steps,guided',
         validation=True, set=['reid.epochs=7'])
 
 
@@ -163,14 +163,14 @@ def test_generators_from_nothing(run):
 
 
 def test_a_run_on_folders(run):
-    r = run(notes=['one','two'], data=Path('/a/set'), preset='smoke', seed=5, size='32x16',
+    r = run(notes=['one','two'], data=Path('/a/set'), preset='smoke', seed=5, size='48x24',
             validation=True, rows='main', source=Path('/s'), poses=Path('/p.csv'),
             source_poses=Path('/q.csv'), ids=9, convert=True, no_cameras=True, layout='folder',
             read=['odd=skip'], pose_read=['people=first'], source_layout='mars',
             source_read=['links=true'], source_pose_read=['format=yolo'])
     i, = r.read
     assert (str(i.data), str(i.source), str(i.poses), str(i.source_poses), i.size, i.seed, i.ids,
-            i.layout)==('/a/set', '/s', '/p.csv', '/q.csv', (32,16), 5, 9, 'folder')
+            i.layout)==('/a/set', '/s', '/p.csv', '/q.csv', (48,24), 5, 9, 'folder')
     assert (i.validation, i.convert, i.cameras, i.need_poses,
             i.need_test)==(True, True, False, True, True)
     assert i.choices==dict(read={'odd':'skip'}, pose_read={'people':'first'},
@@ -329,16 +329,16 @@ def test_step_one(spy, inputs, said):
     assert said()==['a note',
                     'rank-1 11.1  rank-5 22.2  mAP 33.3 (trapezoid)  44.4 (mean precision)',
                     'the protocol', 'runs/guider']
-    cli.posereid_guider(Path('/a'), out=Path('/o'), preset='smoke', seed=4, size='32x16',
+    cli.posereid_guider(Path('/a'), out=Path('/o'), preset='smoke', seed=4, size='48x24',
                         convert=True, no_cameras=True, layout='folder', read=['odd=skip'],
                         fresh=True, set=['reid.epochs=9'])
     a,b = train
     assert (a.df, a.store, a.labels, str(a.folder), a.fresh, a.settings.seed)==('train rows',
         ('store',(64,32)), {7:0}, 'runs/guider', False, 0)
     assert (b.df, b.store, str(b.folder), b.fresh, b.settings.seed, b.settings.epochs,
-            tuple(b.settings.size))==('train rows', ('store',(32,16)), '/o', True, 4, 9, (32,16))
+            tuple(b.settings.size))==('train rows', ('store',(48,24)), '/o', True, 4, 9, (48,24))
     assert vars(inputs.target_read[0])==TARGET
-    assert vars(inputs.target_read[1])=={**TARGET, 'size':(32,16), 'cameras':False,
+    assert vars(inputs.target_read[1])=={**TARGET, 'size':(48,24), 'cameras':False,
                                           'layout':'folder', 'read':{'odd':'skip'}, 'convert':True}
     assert (score[1].model, score[1].inputs, score[1].settings, str(score[1].path))==('model',
         inputs, b.settings, '/o') and list(vars(inputs.labels[0]).values())==['target']
@@ -350,7 +350,7 @@ def test_step_three(spy, inputs, said):
     new,mixed = spy('read_generated', returns='new rows'),spy('augment', returns='real and new')
     cli.posereid_augment(Path('/a'))
     cli.posereid_augment(Path('/a'), generated=Path('/g'), out=Path('/o'), preset='smoke', seed=4,
-                         size='32x16', convert=True, no_cameras=True, layout='folder',
+                         size='48x24', convert=True, no_cameras=True, layout='folder',
                          read=['odd=skip'], fresh=True, set=['reid.eps_generated=0.3'])
     a,b = train
     assert ([str(next(iter(vars(o).values()))) for o in new]==['runs/generated','/g']
@@ -358,9 +358,9 @@ def test_step_three(spy, inputs, said):
     assert (a.df, str(a.folder), a.fresh, a.settings.seed)==('real and new',
         'runs/augmented', False, 0)
     assert (b.df, str(b.folder), b.fresh, b.settings.seed, b.settings.eps_generated,
-            b.store)==('real and new', '/o', True, 4, .3, ('store',(32,16)))
+            b.store)==('real and new', '/o', True, 4, .3, ('store',(48,24)))
     assert vars(inputs.target_read[0])==TARGET
-    assert vars(inputs.target_read[1])=={**TARGET, 'size':(32,16), 'cameras':False,
+    assert vars(inputs.target_read[1])=={**TARGET, 'size':(48,24), 'cameras':False,
                                           'layout':'folder', 'read':{'odd':'skip'}, 'convert':True}
     assert said()[1:4]==['rank-1 11.1  rank-5 22.2  mAP 33.3 (trapezoid)  44.4 (mean precision)',
                          'the protocol', 'runs/augmented']
@@ -383,7 +383,7 @@ def test_step_two(spy, inputs, said, tmp_path):
                      if o in inspect.getsource(cli)))
     cli.posereid_transfer(Path('/a'), Path('/s'), guider=tmp_path)
     cli.posereid_transfer(Path('/a'), Path('/s'), guider=tmp_path/'no', out=Path('/o'),
-                          init=Path('/i'), preset='smoke', seed=4, size='32x16', fresh=True,
+                          init=Path('/i'), preset='smoke', seed=4, size='48x24', fresh=True,
                           set=['transfer.beta=0'], **READ)
     a,b = train
     assert (a.target_df, a.source_df, a.poses, a.store, a.labels, a.guider, str(a.folder), a.init,
@@ -394,10 +394,10 @@ def test_step_two(spy, inputs, said, tmp_path):
             a.settings.seed)==((96,48), (90,40), 0)
     assert (b.guider, str(b.folder), str(b.init), b.fresh, b.settings.beta,
             b.settings.seed, b.store,
-            tuple(b.settings.guider_size))==(None, '/o', '/i', True, 0, 4, ('store',(32,16)), ())
+            tuple(b.settings.guider_size))==(None, '/o', '/i', True, 0, 4, ('store',(48,24)), ())
     assert len(guider)==1 and list(vars(guider[0]).values())[:2]==[tmp_path, {7:0}]
     assert reading(inputs.read[0])=={**PLAIN, 'source':'/s', 'need_poses':True, 'need_test':False}
-    assert (reading(inputs.read[1])=={**PLAIN, 'size':(32,16), **READ_TOO}
+    assert (reading(inputs.read[1])=={**PLAIN, 'size':(48,24), **READ_TOO}
             and said()==['a note','runs/transfer','a note','/o'])
 
 

@@ -211,6 +211,7 @@ def test_what_the_networks_are_given(monkeypatch):
     class Metric:
         def __init__(self, **kwargs): seen.append(kwargs)
         def eval(self): return self
+        def to(self, device): return self
         def update(self, *args, **kwargs): seen.append((args, kwargs))
         def compute(self): return torch.tensor(3.)
     fake_package(monkeypatch, 'FID', Metric)

@@ -117,3 +117,13 @@ def test_claims_name_lines_that_are_there():
     assert {m[1] for m in re.finditer(r'of_group\([\"\'\\]+([a-z-]+)',
                                       (NBS/'experiments/claims.ipynb')
                                       .read_text(encoding='utf-8'))}==set(df.group)
+
+
+def test_every_line_of_an_experiment_names_its_command():
+    "CSVs of results; the claims and the paper's own numbers are not"
+    home = Path(__file__).parents[1]/'nbs'/'experiments'
+    files = [o for o in home.glob('*.csv') if o.stem not in ('claims','paper')]
+    assert len(files)>15
+    for o in files:
+        df = pd.read_csv(o)
+        assert df.get('command', pd.Series([None])).notna().all(), o.name

@@ -180,9 +180,73 @@ def test_a_picture_has_one_id_and_an_id_one_picture(tmp_path):
         with pytest.raises(InputError, match=says) as e:
             read_poses(save(tmp_path/'c.json', dict(images=images, annotations=note)))
         assert 'c.json' in str(e.value)
+        assert 'image 1' in str(e.value)
     got = read_poses(save(tmp_path/'c.json',
                           dict(images=[im(1,'x/0.jpg'),im(2,r'y\0.jpg')], annotations=note)))
     assert got.names==['x/0.jpg','y/0.jpg'] and has_pose(got.joints).tolist()==[True,False]
+
+def test_what_was_put_together_twice_is_refused(tmp_path):
+    "Of two lists or two annotations of one name, none is dropped or added in silence"
+    im = [dict(id=1, file_name='1.jpg'), dict(id=2, file_name='2.jpg')]
+    note = lambda i,k: dict(id=i, image_id=k, num_keypoints=17, keypoints=[5,6,2]*17)
+    both = dict(images=im, annotations=[note(7,1),note(8,2)])
+    assert len(read_poses(save(tmp_path/'c.json', both)))==2
+    for notes,says in (([note(7,1),note(8,2),note(7,1)], 'entry 2: the annotation 7 is there twice, first as entry 0'),
+                       ([note(7,1),note(7,2)], 'entry 1: the annotation 7'), ([note('a',1),note('a',2)], 'annotation a is'),
+                       ([note(True,1)], '`id` must be'), ([note(1.,1)], '`id` must be'), ([note(7,True)], 'image_id'),
+                       ([note(7,1.)], 'image_id'), ([note(7,'1')], 'no picture has the id 1')):
+        with pytest.raises(InputError, match=says): read_poses(save(tmp_path/'c.json', {**both, 'annotations':notes}))
+    text = json.dumps(both)
+    for a,b in ((text[:-1]+', '+text[1:], "'images' comes twice"), (text.replace('"id": 1,', '"id": 1, "id": 2,'), "'id' comes twice"),
+                (text.replace('"image_id": 1', '"image_id": 2, "image_id": 1'), "'image_id' comes twice")):
+        with pytest.raises(InputError, match=b): read_poses(save(tmp_path/'c.json', a))
+    # results may say one id several times: two people
+    rows = [dict(id=1, image_id='1.jpg', keypoints=[5,6,.5]*17)]*2
+    assert read_poses(save(tmp_path/'r.json', rows)).notes=={'several people, best taken':['1.jpg']}
+
+def test_sizes_and_names_are_what_they_should_be(tmp_path):
+    note = [dict(image_id=1, num_keypoints=17, keypoints=[5,6,2]*17)]
+    im = lambda **kw: dict(images=[{**dict(id=1, file_name='1.jpg'), **kw}], annotations=note)
+    for kw in (dict(height=None, width=None), dict(height=0, width=0), dict(height=128), dict(width=64)):
+        assert read_poses(save(tmp_path/'c.json', im(**kw))).frames is None
+    assert read_poses(save(tmp_path/'c.json', im(height=128, width=64.))).frames.tolist()==[[128,64]]
+    for kw,says in ((dict(height='128', width=64), 'height must be'), (dict(height=128, width=-1), 'width must be'),
+                    (dict(height=True, width=64), 'height'), (dict(height=1e9, width=64), 'height'), (dict(file_name=5), 'file_name'),
+                    (dict(file_name=''), "'' is no name"), (dict(file_name='a/'), 'is no name'), (dict(file_name='a\0b'), 'is no name'),
+                    (dict(file_name=' '), 'is no name')):
+        with pytest.raises(InputError, match=says): read_poses(save(tmp_path/'c.json', im(**kw)))
+    lm = [dict(x=.5, y=.5, visibility=.9)]*33
+    for kw in (dict(x=True), dict(x='0.5'), dict(visibility=True), dict(presence='1'), dict(y=None), dict(y=10**400)):
+        rows = [dict(file_name='1.jpg', height=128, width=64, pose_landmarks=[{**lm[0], **kw}, *lm[1:]])]
+        with pytest.raises(InputError, match='33 pose_landmarks|not a finite'): read_mediapipe(save(tmp_path/'m.json', rows))
+
+def test_a_joint_beyond_all_pictures(tmp_path):
+    for v,ok in ((1e6,True), (-1e6,True), (1.1e6,False), (-1e30,False), (3e38,False)):
+        rows = [dict(image_id='1.jpg', keypoints=[v,6,.5]+[5,6,.5]*16)]
+        file = save(tmp_path/'r.json', rows)
+        if ok: assert read_coco(file).joints[0,0,0]==v
+        else:
+            with pytest.raises(InputError, match='entry 0: joint 0 lies at .* in no picture'): read_coco(file)
+        y,x = str([v]+[5]*17),str([5]*18)
+        save(tmp_path/'a.csv', f'name:keypoints_y:keypoints_x\n1.jpg: {y}: {x}\n')
+        if ok: assert read_market_csv(tmp_path/'a.csv').joints[0,0,1]==v
+        else:
+            with pytest.raises(InputError, match='line 2: keypoints_y must be'): read_market_csv(tmp_path/'a.csv')
+
+@pytest.mark.parametrize('bad', ['true','"5"','null','[5]','NaN','1e400','9'*400,'9'*5000,'['*9000,'{}'])
+def test_a_cell_of_the_market_csv_is_a_number(tmp_path, bad):
+    good = '[' + ', '.join(['5']*18) + ']'
+    for field in (0,1):
+        lists = [good.replace('5', bad, 1) if i==field else good for i in (0,1)]
+        save(tmp_path/'a.csv', 'name:keypoints_y:keypoints_x\n' + ''.join(f'{i}.jpg: {": ".join(lists if i==3 else [good]*2)}\n'
+                                                                         for i in range(6)))
+        with pytest.raises(InputError, match=f'line 5: keypoints_{"yx"[field]} must be'): read_market_csv(tmp_path/'a.csv')
+
+def test_a_name_in_no_encoding_is_that_of_its_file(tmp_path):
+    import os
+    name = os.fsdecode(b'caf\xe9.jpg')
+    write_market_csv(tmp_path/'a.csv', PoseTable([name], walking_pose(torch.zeros(1))))
+    assert read_market_csv(tmp_path/'a.csv').names==[name] and b'caf\xe9.jpg' in (tmp_path/'a.csv').read_bytes()
 
 HALPE = COCO + ('head','neck','hip','left big toe','right big toe','left small toe',
                 'right small toe','left heel','right heel')
@@ -533,8 +597,8 @@ def test_stems_say_the_reason_that_holds(tmp_path):
 
 @pytest.mark.parametrize('block', [1,3,17,64,1000])
 def test_json_in_blocks_is_json(tmp_path, monkeypatch, block):
-    from posereid.pose import reading
-    monkeypatch.setattr(reading, '_BLOCK', block)
+    from posereid import records
+    monkeypatch.setattr(records, '_BLOCK', block)
     rows = results('a.jpg','bé.jpg','c "x".jpg')
     for pad in range(7):
         f = save(tmp_path/'r.json',
@@ -551,17 +615,18 @@ def test_json_in_blocks_is_json(tmp_path, monkeypatch, block):
 
 @pytest.mark.parametrize('block', [1,2,5])
 def test_numbers_that_a_block_cuts(tmp_path, monkeypatch, block):
-    from posereid.pose import reading
-    monkeypatch.setattr(reading, '_BLOCK', block)
+    from posereid import records
+    monkeypatch.setattr(records, '_BLOCK', block)
     data = dict(a=12345, b=[678,-1.5e-3,True,'x\\y'], c={})
-    assert [(k,i,v) for k,i,v in reading.walk_json(save(tmp_path/'n.json', data)) if i is not None
+    assert [(k,i,v) for k,i,v in records.walk_json(save(tmp_path/'n.json', data)) if i is not None
             or k!='b']==[('a',None,12345),*[('b',i,v) for i,v in enumerate(data['b'])],
                          ('c',None,{})]
-    assert list(reading.walk_json(save(tmp_path/'n.json', '12345')))==[(None,None,12345)]
+    assert list(records.walk_json(save(tmp_path/'n.json', '12345')))==[(None,None,12345)]
 
 def test_the_place_of_a_mistake_in_a_large_file(tmp_path, monkeypatch):
+    from posereid import records
     from posereid.pose import files, reading
-    monkeypatch.setattr(reading, '_BLOCK', 50)
+    monkeypatch.setattr(records, '_BLOCK', 50)
     for module in (files,reading): monkeypatch.setattr(module, '_CHUNK', 4)
     rows = results(*[f'{i}.jpg' for i in range(30)])
     rows[21]['keypoints'][3] = 'x'

@@ -6,7 +6,7 @@
 __all__ = ['PUBLISHED', 'MAX_PIXELS', 'MAX_BYTES', 'Finding', 'Audit', 'count_splits', 'look_at', 'audit']
 
 # %% ../../nbs/57_data.audit.ipynb #1edc56cc
-import hashlib, html, io, itertools, json, os, time
+import hashlib, html, io, itertools, json, os, re, time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -17,9 +17,12 @@ from ..core import InputError, nearest, progress
 from .market import MARKET_FOLDERS, account, unread_kinds
 from .layouts import (READERS, find_layout, load_dataset, matched, pose_choices,
                                    reader_choices, typed)
+from .manifest import train_rows
+from .near import THUMB, close_people, held_out, near_copies, same_bytes, thumbnail
 from .own import camera_rule
 from .mars import mars_info
 from ..imagefiles import ENDINGS, picture_size, upright
+from ..records import Between, read_json
 
 # %% ../../nbs/57_data.audit.ipynb #e095c756
 PUBLISHED = {
@@ -63,6 +66,7 @@ class Finding:
     level:str                                # Level: `ok`, `note` or `fail`
     text:str                                 # Finding in a sentence
     files:list = field(default_factory=list) # Paths of the files concerned
+    leak:bool = False                        # Whether a test person or picture is learnt from
 
 # %% ../../nbs/57_data.audit.ipynb #ccaa2ab7
 @dataclass(repr=False)
@@ -80,8 +84,8 @@ class Audit:
 
     @property
     def status(self) -> int:
-        "Exit status: 1 if a finding fails, else 0"
-        return int(any(f.level == 'fail' for f in self.findings))
+        "Exit status: 2 if a finding is a leak, 1 if another fails, else 0"
+        return max([0, *(1+f.leak for f in self.findings if f.level == 'fail')])
 
     def to_dict(self) -> dict:
         "Everything as plain numbers, texts and lists"
@@ -129,7 +133,9 @@ def _as_html(a, n=3):
     "The report as two tables"
     tr = lambda cells, tag='td': '<tr>' + ''.join(f'<{tag}>{html.escape(_safe(c))}</{tag}>'
                                                   for c in cells) + '</tr>'
-    files = (lambda f: '; '.join(os.path.basename(p) for p in f.files[:n])
+    # of a pair both names
+    base = lambda p: ''.join(os.path.basename(o) for o in re.split('( [=≈~] )', p))
+    files = (lambda f: '; '.join(map(base, f.files[:n]))
              + (f' and {len(f.files)-n:,} more' if len(f.files) > n else ''))
     return (
         f'<p>{html.escape(_safe(a.layout))}, compared with '
@@ -195,6 +201,21 @@ def _ends(path):
     while (cut := os.path.splitext(base))[1] in ENDINGS: base = cut[0]; out.append(cut[1])
     return out
 
+# %% ../../nbs/57_data.audit.ipynb #auditcnt1
+_N = Between(0, 2**53, whole=True)
+_OF = {f'{k}?':_N for k in ('pictures','people','junk','distractors','doubled','unmatched',
+                            'never_queried','tracklets')} | {'cameras?':([_N], {str:_N})}
+_COUNTS = {f'{s}?':_OF for s in MARKET_FOLDERS}
+
+def _read_counts(file):
+    "The counts of a file, those that are known by name"
+    want = read_json(file, _COUNTS, cure='mend or remove it')
+    want = {s: {k: v for k,v in want[s].items() if f'{k}?' in _OF} for s in MARKET_FOLDERS if s in want}
+    cams = [k for o in want.values() if isinstance(o.get('cameras'), dict) for k in o['cameras']]
+    if odd := [k for k in cams if not (k.isascii() and k.isdigit() and len(k)<10)]:
+        raise InputError(f"{file}: {odd[0][:40]!r} is no number of a camera; mend or remove it.")
+    return want
+
 # %% ../../nbs/57_data.audit.ipynb #41fef042
 def _published(name, path, against):
     "Name and counts to compare with, or ('', None)"
@@ -208,10 +229,7 @@ def _published(name, path, against):
                          f"{against!r}; did you mean "
                          f"{nearest(against, ['auto','none',*PUBLISHED])!r}?")
     if file:
-        try: return f'{file.name} of the set', json.loads(file.read_text(encoding='utf-8'))
-        except ValueError as e:
-            raise InputError(f"{file} should hold counts as JSON, but does not ({e}); mend or "
-                             "remove it.") from None
+        return f'{file.name} of the set', _read_counts(file)
     # a synthetic world
     if any((p/'world.json').is_file() for p in (path, path.parent)): return '', None
     return ((f"{name}: {PUBLISHED[name]['source']}", PUBLISHED[name]) if name in PUBLISHED
@@ -256,12 +274,13 @@ def _check_names(df, splits):
     "Findings on people, queries and names"
     out, train, test = ([], df[(df.split == 'train') & (df.pid > 0)],
                         df[df.split.isin(('query','gallery')) & (df.pid > 0)])
-    add = lambda check, bad, good, text, files=(), level='fail': out.append(Finding(check,
-            level if bad else 'ok', text if bad else good, list(files)))
+    add = lambda check, bad, good, text, files=(), level='fail', leak=False: out.append(
+        Finding(check, level if bad else 'ok', text if bad else good, list(files),
+                leak and bool(bad)))
     both = sorted(set(train.pid) & set(test.pid))
     add('people', both, 'no person is in training and test', "people in training and test: "
         f"{len(both):,} (pid {', '.join(map(str, both[:5]))}); scores would be too good",
-        [*train.path[train.pid.isin(both)][:3], *test.path[test.pid.isin(both)][:3]])
+        [*train.path[train.pid.isin(both)][:3], *test.path[test.pid.isin(both)][:3]], leak=True)
     if (df.split == 'query').any() and (df.split == 'gallery').any():
         q, ok = df.path[df.split == 'query'], matched(df)
         one, none = bool(test.camid.nunique() == 1 and test.camid.iloc[0] > 0), not ok.any()
@@ -313,8 +332,9 @@ def _check_books(df, books, said, path):
 MAX_PIXELS, MAX_BYTES = 50_000_000, 512*2**20
 
 def look_at(
-    path:str, # Path of a picture
-) -> dict:    # Digests `bytes` and `pixels`, `size` (w, h) and `mode`; or `error`
+    path:str,         # Path of a picture
+    small:bool=False, # Make a `thumb` as well, for `near_copies`
+) -> dict:            # Digests `bytes` and `pixels`, `size` (w, h) and `mode`; or `error`
     "Read, hash and decode one picture to the end"
     from PIL import Image
     try:
@@ -327,15 +347,21 @@ def look_at(
             pixels = hashlib.blake2b(im.tobytes(), digest_size=12,
                                      person=f'{im.mode}{im.size}'.encode()[:16])
             return dict(bytes=hashlib.blake2b(raw, digest_size=12).hexdigest(),
-                        pixels=pixels.hexdigest(), size=im.size, mode=im.mode)
+                        pixels=pixels.hexdigest(), size=im.size, mode=im.mode,
+                        **(dict(thumb=_thumb(im)) if small else {}))
     except Exception as e:  # Pillow's plugins raise whatever a broken file leads them to
         return dict(error='is empty' if isinstance(e, OSError) and os.path.isfile(path)
                     and not os.path.getsize(path) else
                     ' '.join(f'{type(e).__name__}: {e}'.replace(path, '').split())[:120])
 
-def _look_at_all(paths, workers, watch):
+def _thumb(im):
+    "A thumbnail, or None for a mode that no rule makes RGB of"
+    try: return thumbnail(im, THUMB)
+    except (ValueError, OSError): return None
+
+def _look_at_all(paths, workers, watch, small=False):
     with ThreadPoolExecutor(workers) as ex:
-        it = ex.map(look_at, paths)
+        it = ex.map(lambda p: look_at(p, small), paths)
         return list(progress(it, total=len(paths), desc='Looking at pictures') if watch else it)
 
 # %% ../../nbs/57_data.audit.ipynb #51fb6667
@@ -391,6 +417,63 @@ def _check_bytes(paths):
     return [Finding('sizes', 'fail' if bad else 'ok', f'files that are empty or gone: {len(bad):,} '
                     f'of {len(size):,}' if bad else f'{len(size):,} files, '
                     f'{sum(size.values())/1e6:,.1f} MB, none empty; not decoded', bad)]
+
+# %% ../../nbs/57_data.audit.ipynb #leaks002
+def _lent(root, name, choices):
+    "Paths of the training pictures of a source"
+    if name is None: name, root = find_layout(root)
+    known = reader_choices(name) if name in READERS else {}
+    usual = {k: v for k, v in dict(splits='train', odd='skip').items()
+             if known.get(k, 'all') != 'all'}
+    df = load_dataset(root, name, **usual | choices)
+    if len(train := train_rows(df)): return list(dict.fromkeys(train.path))
+    raise InputError(f"{root} has no training pictures, and a source lends its poses from these; "
+                     "name the folder that holds them, or its layout (commands: "
+                     "--source_layout).")
+
+def _check_leaks(df, lent, looks, embed, watch):
+    "Findings on test pictures in training and among those that are `lent`; `looks` for near ones"
+    out, test = [], held_out(df).drop_duplicates('path')
+    parts = {'training': list(df.path[df.split == 'train'].unique()), 'the source': lent}
+    for where, paths in parts.items():
+        if not paths or not len(test): continue
+        same = same_bytes(paths, test.path)
+        out.append(Finding('leaks', 'fail' if same else 'ok', f'files of {where} that are test '
+                           f'pictures, byte for byte: {len(same):,}' if same else
+                           f'no file of {where} is a test picture', [' = '.join(o) for o in same],
+                           bool(same)))
+        if looks is not None: out.append(_check_near(where, paths, test.path, looks, watch))
+        if embed: out.append(_check_features(where, paths, test, embed))
+    return out
+
+# %% ../../nbs/57_data.audit.ipynb #leaks004
+def _check_near(where, paths, test, looks, watch):
+    "Finding on pictures that are nearly test pictures"
+    thumbs = {p: o['thumb'] for p, o in looks.items() if o.get('thumb') is not None}
+    some, others = ([p for p in o if p in thumbs] for o in (paths, test))
+    found = near_copies(some, others, thumbs=thumbs, watch=watch)
+    alike = [looks[a]['bytes'] != looks[b]['bytes'] for a, b in zip(found.path, found.other)]
+    found = found[np.array(alike, bool)].drop_duplicates('path')
+    lack = len(paths) + len(test) - len(some) - len(others)
+    rest = f'; {lack:,} pictures could not be compared'*bool(lack)
+    if not len(found): return Finding('near', 'ok', f'no picture of {where} is nearly one of the '
+                                      f'{len(others):,} test pictures{rest}')
+    return Finding('near', 'fail', f'pictures of {where} that are nearly test pictures (saved '
+                   f'again, shifted, scaled or mirrored): {len(found):,}{rest}',
+                   [f'{a} ≈ {b}' + ' (mirrored)'*m
+                    for a, b, m in zip(found.path, found.other, found.mirrored)])
+
+def _check_features(where, paths, test, embed, most=20):
+    "Finding on pictures whose features are closer to test pictures than those of strangers are"
+    found = close_people(embed(paths), embed(list(test.path)), test.pid)
+    least = found.attrs['least']
+    if not len(found): return Finding('features', 'ok', f'no picture of {where} is closer to a '
+                                      f'test picture than strangers are (cosine {least:.2f})')
+    return Finding('features', 'note', f'test pictures with one of {where} that is closer than '
+                   f'strangers are (cosine above {least:.2f}): {len(found):,}; look whether the '
+                   'closest show one person',
+                   [f'{paths[a]} ~ {test.path.iloc[b]} ({c:.2f})'
+                    for a, b, c in zip(found.a[:most], found.b[:most], found.cosine[:most])])
 
 # %% ../../nbs/57_data.audit.ipynb #45ed936d
 def _check_poses(df, file, choices, home):
@@ -472,6 +555,11 @@ def audit(
     watch:bool=False,    # Show a progress bar
     read:dict=None,      # Choices of the reader, such as `links=True`
     pose_read:dict=None, # Choices of the keypoint file's reader, such as `people='first'`
+    source:Path=None,    # Set that lends its poses; its training pictures may be no test pictures
+    source_name:str=None,# Name of its reader; None: found from the files
+    source_read:dict=None, # Choices of its reader
+    near:bool=False,     # Look for near duplicates too, for which every picture is opened
+    embed:callable=None, # Function: paths → `(n, d)` features of a net, to look for people too
 ) -> Audit:              # Report, to be shown, printed, or taken as `json()`
     "Count what is in a data set and look for faults"
     t0 = time.time()
@@ -485,10 +573,15 @@ def audit(
     said_against, want = _published(dataset, path, against)
     splits, books, paths = (count_splits(df), account(df, path if path.is_dir() else path.parent),
                             list(df.path.unique()))
-    looks = dict(zip(paths, _look_at_all(paths, workers, watch))) if decode else {}
+    lent = None if source is None else _lent(source, source_name, source_read or {})
+    decode = decode or near
+    looks = dict(zip(paths, _look_at_all(paths, workers, watch, near))) if decode else {}
     findings = _check_counts(splits, want, df, df.attrs.get('skipped', {})) if want else []
     findings += _check_books(df, books, said, path) + _check_names(df, splits)
     findings += _check_pictures(df, looks) if decode else _check_bytes(paths)
+    more = [p for p in lent or () if near and p not in looks]
+    looks |= zip(more, _look_at_all(more, workers, watch, near))
+    findings += _check_leaks(df, lent, looks if near else None, embed, watch)
     if poses is not None:
         findings += _check_poses(df, poses, pose_read or {}, path if path.is_dir() else path.parent)
     return Audit(str(path), df.attrs.get('layout', name), dataset, said_against, splits, findings,

@@ -283,7 +283,7 @@ def triplet_dls(
 
 # %% ../../nbs/62_data.block.ipynb #c066
 class TransferBatch:
-    "The batches of stage two: (x, s, y, label, is_target[, weight][, positive][, joints])"
+    "The batches of stage two: (x, s, y, label, is_target[, weight][, positive][, view][, joints])"
     def __init__(self,
         target:PairSource,        # Pairs of the set to be augmented
         source:PairSource=None,   # Pairs of the set that lends poses; None: target pairs alone
@@ -292,7 +292,7 @@ class TransferBatch:
         flip:bool=True,           # Flip each pair with probability 1/2
         foreground:float=0.,      # Extra weight near the skeleton; above 0 adds the tensor `weight`
         positives:str=None,       # Rule of positives, `other` or `any`; None: no positives
-        joints:bool=False,        # Add the joints of x and y, `(n, 2, 18, 3)`
+        joints:bool=False,        # Add the joints of x and y, `(n, 2, 18, 3)`, and of the view
     ):
         one_of('`positives`', positives, (None, *POSITIVES))
         store_attr('n,seed,flip,foreground,positives,joints')
@@ -312,9 +312,11 @@ class TransferBatch:
         x, s, y, label = map(torch.cat, zip(*(o.batch(idxs, f) for o,f in zip(self.sets, flips))))
         w = (1 + self.foreground*near_skeleton(s),) if self.foreground > 0 else ()
         r = (self.real(idxs, flips[0], len(x)),) if self.positives else ()
-        k = ((torch.cat([o.pair_joints(idxs, f) for o,f in zip(self.sets, flips)]),) if self.joints
-             else ())
-        return (to_float(x), to_float(s), to_float(y), label, torch.arange(len(x)) < n, *w, *r, *k)
+        each = lambda of: torch.cat([of(o, idxs, f) for o,f in zip(self.sets, flips)])
+        v = (to_float(each(PairSource.view)),) if self.sets[0].views else ()
+        k = (each(PairSource.pair_joints),) if self.joints else ()
+        return (to_float(x), to_float(s), to_float(y), label, torch.arange(len(x)) < n,
+                *w, *r, *v, *k)
 
 # %% ../../nbs/62_data.block.ipynb #743e1283
 @patch
@@ -346,6 +348,7 @@ def transfer_dls(
     device:str|torch.device=None, # Device of the batches; None: the CPU
     positives:str=None,        # Rule of positives, `other` or `any`; None: no positives
     joints:bool=False,         # Add the joints of x and y
+    views:bool=False,          # Add the picture of the same person that is nearest to y's pose
 ) -> DataLoaders:              # Batches of `TransferBatch`: two inputs, the rest targets
     "Loaders of stage two (§3.2)"
     both = source_df is not None and len(source_df) > 0
@@ -353,8 +356,9 @@ def transfer_dls(
         raise InputError("n_pairs, epochs and bs must be 1 or more, and bs even since half of a "
                          f"batch is source, but they are {n_pairs}, {epochs}, {bs}.")
     rule = source_pair or ('tracklet' if both and 'tracklet' in source_df else pair)
-    first  = PairSource(target_df, poses, store, labels, pair, missing)
-    second = PairSource(source_df, poses, store, None, rule, missing) if both else None
+    first  = PairSource(target_df, poses, store, labels, pair, missing, views=views)
+    second = (PairSource(source_df, poses, store, None, rule, missing, views=views) if both
+              else None)
     rows = bs//2 if both else bs
     n = rows * -(-n_pairs//(bs*epochs))  # full batches, at least as many pairs as asked for
     make = TransferBatch(first, second, n, seed, flip, foreground, positives, joints)

@@ -12,22 +12,25 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from pandas import DataFrame
 from ..core import InputError, nearest, write_beside
+from ..records import Between, guessed, read_columns
 
 # %% ../../nbs/50_data.manifest.ipynb #c005
 COLUMNS   = ('path', 'pid', 'camid', 'split', 'is_generated')
 EXTRA     = ('seq', 'frame', 'tracklet', 'dataset', 'own_id')
 GENERATED = ('source_path', 'pose_path', 'k', 'generator', 'seed')
 SPLITS    = ('train', 'query', 'gallery', 'multi')
+_MISSING  = ('nan','NaN','None','<NA>','null','NULL','NA','N/A','n/a') # as programs write it
 _WORDS    = {'true':True, '1':True, '1.0':True, 'false':False, '0':False, '0.0':False}
 _PATHS    = ('path', 'source_path', 'pose_path')
 _TEXT     = (*_PATHS, 'split', 'tracklet', 'dataset', 'own_id', 'generator')
+_WHOLE    = {f'{c}?': (Between(-2**53, 2**53, whole=True), None) for c in ('seq','frame','k','seed')}
 
 # %% ../../nbs/50_data.manifest.ipynb #c007
 def _int_column(df, name, where):
     "Column `name` as int64, or an error that shows the first value that is none"
     num = pd.to_numeric(df[name], errors='coerce')
     bad = num.isna() | (num % 1 != 0) | (num.abs() > 2**53)
-    empty = df[name].isna() | (df[name].astype(str).str.strip() == '')
+    empty = df[name].isna() | df[name].astype(str).str.strip().isin(('', *_MISSING))
     if empty.any():
         raise InputError(f"{where}: `{name}` of {empty.sum()} rows is empty, first of row "
                          f"{int(np.argmax(empty))} ({df.path.iloc[int(np.argmax(empty))]}); fill "
@@ -173,6 +176,18 @@ def label_of(
                          "pictures from the same training set.")
     return lab.to_numpy(np.int64, copy=True)
 
+# %% ../../nbs/50_data.manifest.ipynb #mnflink1
+def _relative(path, folder):
+    "From the folder where it really is, since `..` behind a link leads elsewhere"
+    res = os.path.relpath(path, folder)
+    if res.startswith('..'): res = os.path.relpath(path, os.path.realpath(folder))
+    return Path(res).as_posix()
+
+def _from_real(paths, folder):
+    "Paths that `_relative` made, absolute again"
+    real = os.path.realpath(folder)
+    return absolute([os.path.join(real, p) if p.startswith('..') else p for p in paths], folder)
+
 # %% ../../nbs/50_data.manifest.ipynb #c027
 def write_manifest(
     df:DataFrame, # Manifest
@@ -183,9 +198,10 @@ def write_manifest(
     df, out = check_manifest(df), folder/'manifest.csv'
     for c in _PATHS:
         if c in df:
-            df[c] = ['' if pd.isna(p) or not p else Path(os.path.relpath(p, folder)).as_posix()
-                     for p in df[c]]
-    with write_beside(out) as tmp: df.to_csv(tmp, index=False, lineterminator='\n')
+            df[c] = ['' if pd.isna(p) or not p else _relative(p, folder) for p in df[c]]
+    # a name of a file may be bytes in no encoding
+    with write_beside(out) as tmp:
+        df.to_csv(tmp, index=False, lineterminator='\n', errors='surrogateescape')
     return out
 
 # %% ../../nbs/50_data.manifest.ipynb #c029
@@ -200,7 +216,7 @@ def read_manifest(
                          "or a generating command wrote.")
     df = check_manifest(read_table(file), str(file))
     for c in _PATHS:
-        if c in df: df[c] = absolute(df[c], folder)
+        if c in df: df[c] = _from_real(df[c], folder)
     return df
 
 # %% ../../nbs/50_data.manifest.ipynb #c031
@@ -215,21 +231,20 @@ def read_table(
     text:tuple=(), # Names of further columns to be read as text
 ) -> DataFrame:    # Table of its rows, not checked
     "Read a CSV as a table, or say in a sentence why it is none"
-    try:
-        df = pd.read_csv(file, dtype={c: str for c in (*_TEXT, *text)}, encoding='utf-8-sig',
-                         sep=_separator(file), skipinitialspace=True)
-        df.columns = [str(c).strip() for c in df.columns]
+    cure = f"write one row a picture, with columns {', '.join(COLUMNS)}"
+    try: cols = read_columns(file, _WHOLE, rest=str, sep=_separator(file), least=0, names=True,
+                             cure=cure)
     except FileNotFoundError:
         raise InputError(f"{file} does not exist; give the path of a CSV with a "
                          "header line.") from None
     except IsADirectoryError:
         raise InputError(f"{file} is a folder; give the CSV file itself.") from None
-    # the errors of pandas' parser and of the encoding are ValueErrors
-    except (ValueError, OverflowError) as e:
-        raise InputError(f"{file} is no CSV with a header line ({str(e).strip().splitlines()[0]}); "
-                         f"write one row a picture, with columns {', '.join(COLUMNS)}.") from None
-    for c in df.columns.intersection([*_TEXT, *text]): df[c] = df[c].fillna('')
-    return df
+    return DataFrame({c: _typed_column(v, c in _TEXT or c in text) for c,v in cols.items()})
+
+def _typed_column(v, text):
+    "Text, or numbers where all are; whole ones as such"
+    if text: return pd.Series(['' if o in _MISSING else o for o in v], dtype=str)
+    return guessed(v) if v.dtype==object else v if np.isnan(v).any() else v.astype('int64')
 
 # %% ../../nbs/50_data.manifest.ipynb #c3f389dc
 def absolute(

@@ -26,13 +26,13 @@ DukeName   = namedtuple('DukeName', 'pid camid frame')
 Cuhk03Name = namedtuple('Cuhk03Name', 'pid camid frame')
 MarsName   = namedtuple('MarsName', 'pid camid tracklet frame')
 GRAMMAR = dict(  # pattern of a base name, named tuple, example, parts
-    market1501=(re.compile(r'(-1|[0-9]{4})_c([1-9])s([0-9])_([0-9]+)_([0-9]+)(?=[._])'), MarketName,
+    market1501=(re.compile(r'(-1|[0-9]{4})_c([1-9])s([0-9])_([0-9]{1,18})_([0-9]{1,18})(?=[._])'), MarketName,
                 '0002_c1s1_000451_03.jpg', 'identity, camera, sequence, frame, box'),
     dukemtmc=(re.compile(r'([0-9]{4})_c([1-8])_f([0-9]{7})(?=[._])'), DukeName,
               '0001_c2_f0046182.jpg', 'identity, camera, frame'),
-    cuhk03=(re.compile(r'([0-9]{4})_c([12])_([0-9]+)(?=[._])'), Cuhk03Name, '0001_c1_1.png',
+    cuhk03=(re.compile(r'([0-9]{4})_c([12])_([0-9]{1,18})(?=[._])'), Cuhk03Name, '0001_c1_1.png',
             'identity, camera, number'))
-_mars = re.compile(r'([0-9]{4}|00-1)C([1-9])T([0-9]{4})F([0-9]{3,})\.')
+_mars = re.compile(r'([0-9]{4}|00-1)C([1-9])T([0-9]{4})F([0-9]{3,18})\.')
 
 # %% ../../nbs/52_data.market.ipynb #c007
 def _parse(kind, name):
@@ -397,7 +397,7 @@ def _msmt17_list(file):
     rows = [o.rsplit(None, 1) for o in file.read_text(encoding='utf-8-sig', errors='replace')
             .splitlines() if o.strip()]
     for i, o in enumerate(rows, 1):
-        if len(o) != 2 or not o[1].isdecimal():
+        if len(o) != 2 or not re.fullmatch('[0-9]{1,9}', o[1]):
             raise InputError(f"{file}, line {i}: {' '.join(o)!r} should be a path and the number "
                              "of a person; copy the list again.")
     return [p for p, _ in rows], [int(i) for _, i in rows]

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from torch import Tensor, nn
 from typing import NamedTuple
-from ..core import InputError, one_of
+from ..core import InputError, default_device, one_of
 from ..metrics.rerank import rerank_features
 from ..metrics.retrieval import (DISTANCES, RetrievalResult, cosine_distance,
                                         euclidean_distance, retrieval, score_features)
@@ -27,14 +27,17 @@ from ..data.transforms import centre_crop
 # %% ../../nbs/70_evaluate.protocol.ipynb #c006
 @contextmanager
 def eval_mode(
-    model:nn.Module # Network in any mode
-):                  # Yields the network, in eval mode
-    "Eval mode inside the block; afterwards each part has the mode it had before"
+    model:nn.Module, # Network in any mode
+    device:str|torch.device=None # Device to be on; None: where it is
+):                   # Yields the network, in eval mode
+    "Eval mode, on a device, inside the block; afterwards each part is as and where it was before"
     modes = {m: m.training for m in model.modules()}
+    home = next((p.device for p in model.parameters()), device)
     for m in modes: m.training = False
-    try: yield model
+    try: yield model if device is None else model.to(device)
     finally:
         for m,mode in modes.items(): m.training = mode
+        if device is not None: model.to(home)
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #c009
 def batches(
@@ -62,8 +65,6 @@ def to_input(
     return x.contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #c013
-def _device(model): return next((p.device for p in model.parameters()), torch.device('cpu'))
-
 def _embedded(model, pictures, bs, flip, grey, device):
     "Yields float32 features of batches on the CPU, not normalised; the net must be in eval mode"
     for x in batches(pictures, bs):
@@ -83,12 +84,12 @@ def extract_features(
     bs:int=256,                        # Batch size
     flip:bool=False,                   # Whether to add the features of the mirrored pictures
     grey:bool=False,                   # Whether to remove the colour
-    device:str|torch.device=None,      # Device to compute on; that of the model by default
+    device:str|torch.device=None,      # Device to compute on; None: `default_device()`
     normalise:bool=True,               # Whether to divide each feature by its length
 ) -> Tensor:                           # `(n, d)` float32 features on the CPU
     "L2-normalised features of pictures, in eval mode"
-    device = device or _device(model)
-    with eval_mode(model.to(device)):
+    device = device or default_device()
+    with eval_mode(model, device):
         res = [F.normalize(f, dim=1) if normalise else f
                for f in _embedded(model, pictures, bs, flip, grey, device)]
     if not res: raise InputError('There are no pictures to take features of; pass at least one.')
@@ -104,14 +105,14 @@ def tracklet_features(
     bs:int=256,                        # Batch size
     flip:bool=False,                   # Whether to add the features of the mirrored frames
     grey:bool=False,                   # Whether to remove the colour
-    device:str|torch.device=None,      # Device to compute on; that of the model by default
+    device:str|torch.device=None,      # Device to compute on; None: `default_device()`
 ) -> Tensor:                           # `(m, d)` float32 features on the CPU, of length 1
     "L2-normalised features of tracklets: frames are pooled, then normalised"
     if how not in ('max','mean'):
         raise InputError(f"`how` must be 'max' or 'mean', but it is {how!r}.")
-    which,device = _tracklet_numbers(which), device or _device(model)
+    which,device = _tracklet_numbers(which), device or default_device()
     n,out,at = which.bincount(), None, 0
-    with eval_mode(model.to(device)):
+    with eval_mode(model, device):
         for f in _embedded(model, pictures, bs, flip, grey, device):
             if out is None: out = f.new_full((len(n), f.shape[1]), -torch.inf if how=='max' else 0.)
             i,at = which[at:at+len(f)], at+len(f)
@@ -349,7 +350,7 @@ def evaluate_reid(
     empty:str='zero',             # How a query without a match counts: `zero` or `skip`
     max_rank:int=50,              # Length of the CMC
     bs:int=256,                   # Batch size
-    device:str|torch.device=None, # Device to compute on; that of the model by default
+    device:str|torch.device=None, # Device to compute on; None: `default_device()`
     rerank:dict=None,             # Settings of `rerank_features`, `{}` for its defaults; None: off
     multi:str=None,               # Multi-query over the split `multi`: `mean` or `max`; None: off
     tracklets:str='auto',         # Pooling `max` or `mean`; `none`: pictures; `auto`: `max` on MARS
@@ -440,11 +441,11 @@ def identity_scores(
     pictures:Tensor|Iterable|Callable, # Pictures, as `batches` takes them
     labels:np.ndarray,                 # `(n,)` class label of each picture, from 0 to K−1
     bs:int=256,                        # Batch size
-    device:str|torch.device=None,      # Device to compute on; that of the model by default
+    device:str|torch.device=None,      # Device to compute on; None: `default_device()`
 ) -> dict:                             # `top1` in [0,1], cross-entropy `ce` in nats, number `n`
     "Top-1 accuracy and cross-entropy of a classifier of identities"
-    device = device or _device(model)
-    with eval_mode(model.to(device)):
+    device = device or default_device()
+    with eval_mode(model, device):
         logits = [model(to_input(x, device=device)).float().cpu() for x in batches(pictures, bs)]
     logits = torch.cat(logits) if logits else torch.zeros(0,1)
     labels = torch.as_tensor(np.asarray(labels), dtype=torch.long)
@@ -460,11 +461,14 @@ def class_probability(
     model:nn.Module,  # Classifier: float pictures to `(n, K)` logits
     pictures:Tensor,  # `(n, 3, h, w)` uint8 pictures
     label:np.ndarray, # `(n,)` class label of each picture, from 0 to K−1
-    bs:int=256        # Batch size
+    bs:int=256,       # Batch size
+    device:str|torch.device=None # Device to compute on; None: `default_device()`
 ) -> np.ndarray:      # `(n,)` probabilities in [0,1]
     "Probability that a classifier gives to the label of each picture"
-    with eval_mode(model):
-        p = torch.cat([model(to_input(x)).float().softmax(1) for x in batches(pictures, bs)])
+    device = device or default_device()
+    with eval_mode(model, device):
+        p = torch.cat([model(to_input(x, device=device)).float().softmax(1).cpu()
+                       for x in batches(pictures, bs)])
     return p.gather(1, torch.as_tensor(np.asarray(label))[:,None])[:,0].numpy()
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #ff3179c9
@@ -525,10 +529,10 @@ def reestimate_bn(
     model:nn.Module,                   # Network with BatchNorm layers
     pictures:Tensor|Iterable|Callable, # Real training pictures, as `batches` takes them
     bs:int=128,                        # Batch size
-    device:str|torch.device=None,      # Device to compute on; that of the model by default
+    device:str|torch.device=None,      # Device to compute on; None: `default_device()`
 ) -> nn.Module:                        # Copy in eval mode; statistics are means over batches
     "Copy of a model with the BatchNorm statistics of given pictures"
-    device,seen = device or _device(model), 0
+    device,seen = device or default_device(), 0
     res = copy.deepcopy(model).to(device)
     norms = [m for m in res.modules()
              if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from ..core import COLORS, InputError, figure_style
 from .plots import plot_intervals
 from ..metrics.stats import Interval, interval_ends, mean_interval, paired_interval
+from ..records import Between, read_columns
 
 # %% ../../nbs/72_evaluate.results.ipynb #f176435d
 def interval_text(
@@ -233,15 +234,20 @@ def paper_context(
     dataset:str='market1501'  # Data set in the paper's tables
 ) -> dict:                    # Key → text
     "Rank-1 / mAP of the paper's rows, and whether it quotes them from other work"
-    df,res = pd.read_csv(path, dtype=dict(rank1=str, map=str)),{}
+    number,res = (Between(0, 100),None),{}
+    kinds = dict(table=str, dataset=str, method=str, cite=(Between(1, 999, whole=True),None),
+                 ours=bool, rank1=number, map=number)
+    df = pd.DataFrame(read_columns(path, kinds))
+    text = read_columns(path, dict(rank1=str, map=str)) # with their last zeros
     for name,(table,method) in names.items():
-        rows = df[(df.table==table) & (df.method==method) & (df.dataset==dataset)]
+        rows = df[(df.table==str(table)) & (df.method==method) & (df.dataset==dataset)]
         if not len(rows):
             raise InputError(f"{path} has no row '{method}' in table {table} for {dataset}; look "
                              "it up there.")
         r = rows.iloc[0]
         quoted = f' (quoted from [{int(r.cite)}])' if not r.ours and pd.notna(r.cite) else ''
-        res[name] = 'none' if pd.isna(r.rank1) else f"{r['rank1']} / {r['map']}{quoted}"
+        rank1,mean = (text[o][rows.index[0]].strip() for o in ('rank1','map'))
+        res[name] = f'{rank1} / {mean}{quoted}' if rank1 and mean else 'none'
     return res
 
 # %% ../../nbs/72_evaluate.results.ipynb #075c5e2e

@@ -113,7 +113,7 @@ OPTIONAL += [
     _but('best_mixed',    'best, but generated to the end',  reid__real_last=None)]
 
 # %% ../../nbs/91_experiment.rows.ipynb #further1
-OPTIONAL += [
+_FURTHER = [
     _but('best_matched',   'best, and maps matched',           transfer__match=1.),
     _but('best_likeness',  'best, but guided by maps alone',   transfer__match=1.,
          transfer__beta=0.),
@@ -126,8 +126,14 @@ OPTIONAL += [
     _but('best_rare',      'best, rare poses',                 generate__bank='rare'),
     _but('best_fitting',   'best, fitting poses',              generate__bank='fitting'),
     _but('best_picked',    'best, the better half',            keep='judged'),
-    _but('best_averaged',  'best, averaged over four poses',   average=4)]
-FURTHER = [r['row'] for r in OPTIONAL[-12:]]
+    _but('best_averaged',  'best, averaged over four poses',   average=4),
+    _but('best_views',     'best, limbs of the nearest view',  transfer__views='nearest',
+         generate__views='nearest'),
+    _but('best_nothing',   'best, from random weights',        rows__init=''),
+    _but('best_warped',    'best, from random weights, maps moved', rows__init='',
+         transfer__warp=True)]
+OPTIONAL += _FURTHER
+FURTHER = [r['row'] for r in _FURTHER]
 
 # %% ../../nbs/91_experiment.rows.ipynb #rowbest3
 FRONT = 'control equal_steps smoothed guided new best'.split()

@@ -19,6 +19,7 @@ from .judges import FLOORS, save_small, transfer_sheet
 from .rows import FURTHER, MAIN, OPTIONAL, pick_rows, piece_rows
 from .inputs import folder_inputs
 from .presets import experiment_settings
+from ..records import Between, guessed, read_columns
 
 # %% ../../nbs/95_experiment.tables.ipynb #1ca62faa
 def eps_rows(
@@ -198,13 +199,22 @@ def read_lines(
 ) -> pd.DataFrame: # Its lines; none where there is no file
     "The lines of a table's CSV"
     if not Path(path).exists(): return pd.DataFrame(columns=LINE)
-    df = row_and_title(pd.read_csv(path, dtype=dict(part=str, run=str))
-                       .fillna({'part':'', 'run':''}))
+    how = dict(least=0, ended=True, cure='mend or remove it, or name another --out')
+    score,number = (Between(0, 100),None),float|None
+    read_columns(path, {f'{c}?':score for c in LINE if c[:4] in ('rank','map_')}
+                 | {f'{c}?':number for c in ('pictures','eps_real','eps_generated')}
+                 | {f'{c}?':(Between(0, 2**53, whole=True),None) for c in ('steps','world')}
+                 | {'seed?':Between(0, 2**53, whole=True)}, **how)
+    cols = read_columns(path, {f'{c}?':str for c in _WORDS}, rest=str, **how)
+    df = row_and_title(pd.DataFrame({k: pd.Series(v, dtype=str) if k in _WORDS else guessed(v)
+                                     for k,v in cols.items()}))
     lack = [c for c in ('row','part','seed','run','map_trap') if c not in df]
     if lack:
         raise InputError(f"{path} is no CSV of posereid_reproduce (it lacks {', '.join(lack)}); "
                          "name another --out.")
     return df
+
+_WORDS = 'table part row name title net loss size run command'.split() # also where all are numbers
 
 # %% ../../nbs/95_experiment.tables.ipynb #10f24747
 def append_lines(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fastcore.basics import patch
 from pathlib import Path
 from torch import Tensor
-from ..core import InputError, one_of
+from ..core import InputError, default_device, one_of
 
 # %% ../../nbs/42_metrics.images.ipynb #c005
 def unit_pictures(
@@ -280,7 +280,7 @@ def _published(what, module, name, file, **kwargs):
                       '"torchmetrics[image]"`.')
     try: make = getattr(importlib.import_module(f'torchmetrics.image.{module}'), name)
     except ImportError: raise cure from None
-    try: return make(**kwargs).eval()
+    try: return make(**kwargs).eval().to(default_device())
     except ModuleNotFoundError: raise cure from None
     except (OSError, RuntimeError) as e:
         place = Path(torch.hub.get_dir())/'checkpoints'
@@ -305,7 +305,7 @@ def inception_score(
     "Inception score by torchmetrics; large is good"
     x = _bytes(pictures, 'IS', max(2, splits))
     m = _published('IS', 'inception', 'InceptionScore', INCEPTION, splits=splits)
-    for o in x.split(bs): m.update(o)
+    for o in x.split(bs): m.update(o.to(default_device()))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         value,sd = m.compute()
@@ -323,7 +323,7 @@ def fid(
     fake,real = _bytes(fake, 'FID'), _bytes(real, 'FID')
     m = _published('FID', 'fid', 'FrechetInceptionDistance', INCEPTION)
     for x,is_real in ((fake,False), (real,True)):
-        for o in x.split(bs): m.update(o, real=is_real)
+        for o in x.split(bs): m.update(o.to(default_device()), real=is_real)
     return dict(value=float(m.compute()), n=len(fake), n_real=len(real), dialect=DIALECTS['fid'])
 
 # %% ../../nbs/42_metrics.images.ipynb #49c31fa6b
@@ -342,6 +342,7 @@ def lpips(
                          f'{tuple(a.shape)}.')
     m = _published('LPIPS', 'lpip', 'LearnedPerceptualImagePatchSimilarity', LPIPS_NETS[net],
                    net_type=net, normalize=True)
-    for x,y in zip(a.split(bs), b.split(bs)): m.update(x, y)
+    there = lambda o: o.to(default_device())
+    for x,y in zip(a.split(bs), b.split(bs)): m.update(there(x), there(y))
     return dict(value=float(m.compute()), n=len(a),
                 dialect=DIALECTS['lpips'].format(net=net, h=a.shape[2], w=a.shape[3]))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PER_QUERY', 'SCORES', 'Interval', 'mean_interval', 'interval_ends', 'paired_interval', 'bootstrap_interval',
-           'permutation_p', 'per_query', 'write_per_query', 'Comparison', 'compare_runs', 'paired_table']
+           'permutation_p', 'per_query', 'write_per_query', 'Comparison', 'read_per_query', 'compare_runs',
+           'paired_table']
 
 # %% ../../nbs/43_metrics.stats.ipynb #c002
 import numpy as np, pandas as pd
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 from fastcore.basics import patch
 from pathlib import Path
 from typing import NamedTuple
-from ..core import InputError, load_json, write_beside
+from ..core import InputError, write_beside
+from ..records import Between, read_columns, read_json
 
 # %% ../../nbs/43_metrics.stats.ipynb #c005
 class Interval(NamedTuple):
@@ -77,6 +79,15 @@ def paired_interval(
     return mean_interval(a-b, level)
 
 # %% ../../nbs/43_metrics.stats.ipynb #c015
+def _scores(x, level):
+    "Shares or percent of queries, or differences of them"
+    x = _sample(x, level)
+    if (bad := abs(x)>100).any():
+        raise InputError(f'Scores of queries lie between 0 and 100, and their differences between '
+                         f'−100 and 100, but entry {int(bad.argmax())} is {x[bad][0]:g}; give '
+                         'percent or shares.')
+    return x
+
 def _by_person(x, groups):
     "Sum and number of queries of each person"
     ids = np.unique(np.arange(len(x)) if groups is None else np.asarray(groups),
@@ -105,7 +116,7 @@ def bootstrap_interval(
     seed:int=0,      # Seed of the resampling
 ) -> Interval:       # Interval; `n` is the number of groups, `sd` the standard error
     "Mean over queries with an expanded percentile bootstrap interval over people"
-    x = _sample(x, level)
+    x = _scores(x, level)
     sums,counts = _by_person(x, groups)
     if len(counts)==1: return Interval(float(x.mean()), *[float('nan')]*2, 1, *[float('nan')]*2)
     draws = np.random.default_rng(seed).multinomial(len(counts),
@@ -125,7 +136,7 @@ def permutation_p(
     seed:int=0,      # Seed of the exchanges
 ) -> float:          # Two-sided p-value, at least 1/(n_perm+1)
     "Permutation test: p-value of no difference, the runs exchanged identity by identity"
-    sums,_ = _by_person(_sample(diff, .95), groups)
+    sums,_ = _by_person(_scores(diff, .95), groups)
     rng,seen,found = np.random.default_rng(seed), abs(sums.sum())*(1-1e-12), 0
     for m in np.diff(np.r_[0:n_perm:1000, n_perm]):
         found += (abs((2*rng.integers(0, 2, (m,len(sums)))-1)@sums)>=seen).sum()
@@ -211,19 +222,37 @@ def _repr_markdown_(self:Comparison):
             + f'\n\n{self._basis()}. {self.protocol}')
 
 # %% ../../nbs/43_metrics.stats.ipynb #c6b9dbec
-def _read_per_query(path):
+def read_per_query(
+    path    # Folder of a run with per_query.csv, or such a file
+) -> tuple: # Table with a line for each query, by its name; protocol of the scores
+    "What `write_per_query` wrote, checked"
     path = Path(path)
     file = path/'per_query.csv' if path.is_dir() else path
     if not file.exists():
         raise InputError(f'{path} has no per_query.csv, which every scored run writes; score it '
                          'again, or name the folder of a ReID model.')
-    df,how = pd.read_csv(file, dtype={'query':str}), file.with_suffix('.json')
-    lost = set(PER_QUERY)-set(df)
-    if lost:
-        raise InputError(f'{file} lacks the columns {sorted(lost)}; it must be written by '
-                         '`write_per_query`.')
-    return (df.set_index('query'),
-            load_json(how, 'protocol')['protocol'] if how.exists() else '')
+    how,scores = file.with_suffix('.json'),file.name.replace('per_query', 'scores')
+    cure = f'remove it and {Path(scores).stem}.json, and score the run again'
+    df = pd.DataFrame(read_columns(file, _CELLS, ended=True, cure=cure))
+    said = read_json(how, {'protocol':str, 'n_query':int}, cure=cure) if how.exists() else {}
+    if why := _odd_lines(df, said): raise InputError(f'{file}: {why}; {cure}.')
+    return df.set_index('query'), said.get('protocol', '')
+
+_SHARE,_COUNT = Between(0, 1),Between(0, 2**53, whole=True)
+_CELLS = dict(query=str, pid=int, camid=int, n_good=_COUNT, first_rank=_COUNT, ap_trap=_SHARE,
+              ap_mean=_SHARE, inp=_SHARE)
+
+def _odd_lines(df, said):
+    "What each line by itself does not show"
+    if said.get('n_query', len(df))!=len(df):
+        return f"it has {len(df)} lines, but its .json speaks of {said['n_query']} queries"
+    if len(twice := df['query'][df['query'].duplicated()]):
+        return f'the query {twice.iloc[0][:60]!r} has two lines'
+    found = df[['first_rank','ap_trap','ap_mean','inp']]>0
+    odd = (found.any(axis=1) & (df.n_good==0)) | ((df.first_rank==0) & (df.n_good>0))
+    if odd.any():
+        return (f"the query {df['query'][odd].iloc[0][:60]!r} has {df.n_good[odd].iloc[0]} pictures "
+                f"to find, but the first at rank {df.first_rank[odd].iloc[0]}")
 
 # %% ../../nbs/43_metrics.stats.ipynb #24cf341a
 def compare_runs(
@@ -236,7 +265,7 @@ def compare_runs(
     empty:str='zero', # Query without a positive: counts 0 (`zero`) or is left out (`skip`)
 ) -> Comparison:      # Comparison with differences b − a
     "Paired comparison of two runs over the people of their queries"
-    (x,said_a),(y,said_b) = _read_per_query(a), _read_per_query(b)
+    (x,said_a),(y,said_b) = read_per_query(a), read_per_query(b)
     if set(x.index)!=set(y.index) or (x.pid!=y.pid[x.index]).any():
         raise InputError(f'Runs are compared on the same queries, but of {len(x)} and {len(y)} '
                          f'they share {len(set(x.index)&set(y.index))}; score both on one '

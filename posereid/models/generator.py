@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'COLLAGE', 'Encoder', 'unet_depth', 'check_depth', 'Decoder', 'shown_limbs', 'collage', 'SiameseUNet',
-           'check_choices', 'init_gan', 'box_kernel', 'Up']
+           'check_choices', 'init_gan', 'warped', 'box_kernel', 'Up']
 
 # %% ../../nbs/21_models.generator.ipynb #c002
 import torch
@@ -103,13 +103,13 @@ def shown_limbs(
 
 # %% ../../nbs/21_models.generator.ipynb #limbsc02
 def collage(
-    moved:Tensor, # `(n, 4·limbs+1, h, w)` moved limbs with masks, and the figure in x
+    moved:Tensor, # `(n, 4·limbs+1, h, w)` moved limbs with masks, the figure in x, perhaps a flow
     limbs:int     # Number of limbs
 ) -> Tensor:      # `(n, 5, h, w)` colours, cover, figure in x
     "The moved limbs as one picture, grey where there is none"
-    parts = moved[:,:-1].unflatten(1, (limbs,4))
+    parts,figure = moved[:,:4*limbs].unflatten(1, (limbs,4)),moved[:,4*limbs:4*limbs+1]
     share = shown_limbs(parts[:,:,3])
-    return torch.cat([(parts[:,:,:3]*share[:,:,None]).sum(1), share.sum(1, True), moved[:,-1:]], 1)
+    return torch.cat([(parts[:,:,:3]*share[:,:,None]).sum(1), share.sum(1, True), figure], 1)
 
 # %% ../../nbs/21_models.generator.ipynb #0eab0618
 class SiameseUNet(nn.Module):
@@ -127,14 +127,16 @@ class SiameseUNet(nn.Module):
         head:int=0,          # Maps of full size before a last 3×3 convolution; 0: as pix2pix
         blend:bool=False,    # Also draw a mask that keeps pixels of the appearance
         limbs:int=0,         # Moved limbs that come as a further input; above 0 includes `blend`
+        warp:bool=False,     # Move the maps in the skips; the encoder then sees x alone
     ):
         super().__init__()
         check_choices(norm=norm, up=up, skips=skips)
+        self.warp = _check_warp(warp, limbs)
         depth = unet_depth(size) if depth is None else check_depth(size, depth)
         self.size,self.skips,self.blend,self.limbs = tuple(size),skips,blend or limbs>0,limbs
         draws = 3+self.blend+(1+limbs)*(limbs>0)  # paint, mask, mask of the limbs, choice of limb
         cs = [width*min(2**i, max_mult) for i in range(depth)]
-        self.appearance = Encoder(cs, norm, 3+COLLAGE*(limbs>0))
+        self.appearance = Encoder(cs, norm, 3+COLLAGE*(limbs>0 and not warp))
         self.skeleton = None if shared else Encoder(cs, norm)
         k = 2 if skips=='both' else 1
         self.decoder = Decoder([(1+k)*c for c in cs[:-1]] + [2*cs[-1]], [head or draws]+cs[:-1],
@@ -143,6 +145,12 @@ class SiameseUNet(nn.Module):
         self.apply(init_gan).to(memory_format=torch.channels_last)
 
 # %% ../../nbs/21_models.generator.ipynb #c032
+def _check_warp(warp, limbs):
+    if warp and not limbs:
+        raise InputError('A generator with `warp` moves its maps as the limbs move; give it limbs, '
+                         'too (transfer.limbs=True).')
+    return warp
+
 def check_choices(
     **kwargs:str, # `norm`, `up` or `skips`
 ):
@@ -159,12 +167,22 @@ def init_gan(
     elif getattr(m, 'weight', None) is not None: nn.init.normal_(m.weight, 1., .02)
     if getattr(m, 'bias', None) is not None: nn.init.zeros_(m.bias)
 
+# %% ../../nbs/21_models.generator.ipynb #warpcd01
+def warped(
+    maps:Tensor, # `(n, c, h', w')` maps of a level
+    flow:Tensor  # `(n, 2, h, w)` places from −1 to 1 at the size of the pictures
+) -> Tensor:     # `(n, c, h', w')` maps
+    "Maps taken from where the limbs were"
+    at = F.interpolate(flow, maps.shape[-2:], mode='nearest-exact').permute(0,2,3,1)
+    return F.grid_sample(maps, at, align_corners=False, padding_mode='border')
+
 # %% ../../nbs/21_models.generator.ipynb #c034
 @patch
 def encode(self:SiameseUNet,
     x:Tensor, # `(n, 3, h, w)` appearances in [−1, 1]
     s:Tensor, # `(n, 3, h, w)` skeletons in [−1, 1]
-    *more:Tensor # `(n, 5, h, w)` what comes with the appearance, see `collage`
+    *more:Tensor,# `(n, 5, h, w)` what comes with the appearance, see `collage`
+    flow:Tensor|None=None # `(n, 2, h, w)` where the maps of the skips come from, see `limb_flow`
 ) -> list:    # Maps for the decoder, the largest first
     "The maps for each level of the decoder: of the appearance, and of the skeleton if it has skips"
     x = torch.cat([x, *more], 1)
@@ -172,6 +190,7 @@ def encode(self:SiameseUNet,
         s = F.pad(s, (0,0,0,0,0,x.shape[1]-s.shape[1]))
         a,b = zip(*(o.chunk(2) for o in self.appearance(torch.cat([x,s]))))
     else: a,b = self.appearance(x),self.skeleton(s)
+    if flow is not None: a = [*(warped(o, flow) for o in a[:-1]), a[-1]]
     both = [self.skips=='both']*(len(a)-1) + [True]
     return [torch.cat([p,q], 1) if k else p for p,q,k in zip(a, b, both)]
 
@@ -183,7 +202,7 @@ def with_limbs(self:SiameseUNet,
     drawn:Tensor  # `(n, 1+limbs, h, w)` mask that keeps x, and a score for each limb
 ) -> Tensor:      # `(n, 3, h, w)` pixels of x and of moved limbs
     "Choose for each pixel between the appearance and its moved limbs"
-    parts = moved[:,:-1].unflatten(1, (self.limbs,4))
+    parts = moved[:,:4*self.limbs].unflatten(1, (self.limbs,4))
     prior = (shown_limbs(parts[:,:,3])+1e-3).log()
     share,keep = (prior+drawn[:,1:]).softmax(1),torch.sigmoid(drawn[:,:1])
     return keep*x + (1-keep)*(parts[:,:,:3]*share[:,:,None]).sum(1)
@@ -193,14 +212,16 @@ def with_limbs(self:SiameseUNet,
 def forward(self:SiameseUNet,
     x:Tensor, # `(n, 3, h, w)` appearances in [−1, 1]
     s:Tensor, # `(n, 3, h, w)` skeletons in [−1, 1]
-    moved:Tensor|None=None # `(n, 4·limbs+1, h, w)` moved limbs with masks, and the figure in x
+    moved:Tensor|None=None # `(n, 4·limbs+1, h, w)`, see `limb_channels`; with `warp` the flow, too
 ) -> Tensor:  # `(n, 3, h, w)` the same people in these poses, in [−1, 1]
     "ŷ = G(x, s), without noise (§3.2.1)"
     if self.limbs and moved is None:
         raise InputError("This generator takes moved limbs beside appearance and skeleton; pass "
                          "the result of `limb_channels`.")
     more = [collage(moved, self.limbs)] if self.limbs else []
-    y = self.decoder(self.encode(x, s, *more))
+    if self.warp: maps = self.encode(x, s, flow=moved[:,4*self.limbs+1:])
+    else: maps = self.encode(x, s, *more)
+    y = self.decoder(maps)
     if self.head is not None: y = self.head(torch.cat([F.relu(y), x, s, *more], 1))
     if not self.blend: return torch.tanh(y)
     keep = torch.sigmoid(y[:,3:4])

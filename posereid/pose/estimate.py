@@ -14,13 +14,15 @@ import torch
 from PIL import Image, ImageDraw
 from fastcore.basics import patch
 from torch import Tensor
-from ..core import InputError, locked, progress, sha12, to_json, write_beside
+from ..core import InputError, locked, parse_json, progress, sha12, to_json, write_beside
 from ..imagefiles import list_images, open_upright
 from .draw import JOINT_COLORS, LIMBS
 from .table import PoseTable, match_pictures
 from .formats import from_mediapipe
 from .files import read_market_csv, read_poses, write_market_csv
 from .joints import JOINTS, check_joints, to_openpose
+from .reading import FARTHEST
+from ..records import misfit, read_json
 
 # %% ../../nbs/16_pose.estimate.ipynb #b66e73ce
 class KnownPoses:
@@ -270,20 +272,23 @@ def _resume(out, settings, fresh):
         raise InputError(f"{out} is there, but was not made here (it has no {info.name}); choose "
                          "another, or `fresh`.")
     if info.is_file():
-        old = json.loads(info.read_text(encoding='utf-8')).get('estimator')
+        old = read_json(info, {'estimator':str}, cure='remove it with what it belongs to, or choose '
+                        '`fresh`')['estimator']
         if old!=settings:
             raise InputError(f"{out} was made by {old}, not by {settings}; choose another file, or "
                              "`fresh` to start over.")
     done = read_market_csv(out) if out.is_file() else PoseTable([], torch.zeros(0,18,3))
     rows,bad = dict(zip(done.names, done.joints)),{}
-    for line in (part.read_text(encoding='utf-8').splitlines(keepends=True)
+    for line in (part.read_text(encoding='utf-8', errors='replace').splitlines(keepends=True)
                  if part.is_file() else ()):
-        # the last line may have been cut
-        try: o = json.loads(line) if line.endswith('\n') else None
-        except ValueError: o = None
-        if o is None: continue
-        if o['joints'] is None: bad[o['name']] = o['why']
-        else: rows[o['name']] = torch.tensor(o['joints'])
+        # the last line may have been cut, and what is damaged is estimated again
+        try: o = parse_json(line) if line.endswith('\n') else None
+        except ValueError: continue
+        if misfit(o, {'name':str, 'joints':([[float]],None), 'why?':str}): continue
+        if o['joints'] is None: bad[o['name']] = o.get('why', 'unreadable')
+        elif [*map(len, o['joints'])]==[3]*18:
+            k = torch.tensor(o['joints'], dtype=torch.float64)
+            if (k.abs()<=FARTHEST).all() and (k[:,2]>=0).all(): rows[o['name']] = k.float()
     return rows, bad
 
 def _read_batch(paths, skip_unreadable):

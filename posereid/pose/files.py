@@ -13,25 +13,26 @@ from pathlib import Path
 import numpy as np, torch
 from torch import Tensor
 
-from ..core import InputError, optional_package, write_beside
+from ..core import InputError, optional_package, parse_json, write_beside
 from ..imagefiles import is_picture
 from .formats import read_alphapose, read_coco, read_fdgan, read_market14
 from .formats import read_mediapipe, read_mmpose, read_openpifpaf, read_openpose
 from .formats import read_yolo
 from .joints import JOINT_SETS, JOINTS, from_openpose, to_openpose
-from .reading import BESIDE, PERSON_RULES, scan_keypoints, walk_json
+from .reading import BESIDE, FARTHEST, PERSON_RULES, scan_keypoints
 from .table import PoseTable, base_name, list_names, stem_of
+from ..records import Between, misfit, walk_json
 
 # %% ../../nbs/14_pose.files.ipynb #c006
 _HEADER = ('name','keypoints_y','keypoints_x','keypoints_conf')
 _CHUNK = 4096  # lines at a time
+_PLACE = Between(-FARTHEST, FARTHEST)
 
 def _numbers(text):
     "Eighteen finite numbers in brackets, or `None`"
-    try: v = json.loads(text)
+    try: v = parse_json(text)
     except ValueError: return None
-    plain = lambda e: isinstance(e, (int,float)) and abs(e)<1e30
-    return v if isinstance(v, list) and len(v)==18 and all(map(plain, v)) else None
+    return v if type(v) is list and len(v)==18 and not misfit(v, [_PLACE]) else None
 
 def _read_row(line, n_fields, where):
     "The name and the lists of numbers of one line"
@@ -46,17 +47,30 @@ def _read_row(line, n_fields, where):
                              "[-1, 12, …].")
     return name.strip(), numbers
 
+def _matrix(rows):
+    "Rows of numbers as an array; empty if anything is none"
+    plain = all(type(o) is list and set(map(type, o))<={int,float} for o in rows)
+    return np.array(rows, np.float64) if plain else np.zeros(0)
+
 def _read_rows(lines, n_fields, where):
     "Names, and `(m, fields, 18)` numbers, of numbered lines"
     parts = [l.rsplit(':', n_fields-1) for _,l in lines]
-    try: v = np.array(json.loads('[' + ','.join(o for p in parts for o in p[1:]) + ']'))
-    except ValueError: v = np.zeros(0)
-    if v.shape==(len(lines)*(n_fields-1), 18) and v.dtype.kind in 'if' and (abs(v)<1e30).all():
+    # all at once; where anything is odd, line by line, to say where
+    try: v = _matrix(json.loads('[' + ','.join(o for p in parts for o in p[1:]) + ']'))
+    except (ValueError, OverflowError, RecursionError): v = np.zeros(0)
+    if v.shape==(len(lines)*(n_fields-1), 18) and (abs(v)<=FARTHEST).all():
         return [p[0].strip() for p in parts], v.astype(np.float32).reshape(len(lines), -1, 18)
     rows = [_read_row(l, n_fields, f'{where}, line {i}') for i,l in lines]
     return [n for n,_ in rows], np.array([v for _,v in rows], np.float32)
 
 # %% ../../nbs/14_pose.files.ipynb #c007
+def _fields(first, path):
+    "Number of fields of a line, by the header"
+    fields = tuple(o.strip() for o in first.split(':'))
+    if fields in (_HEADER[:3], _HEADER): return len(fields)
+    raise InputError(f"{path}: the first line must be {':'.join(_HEADER[:3])} but is "
+                     f"{first[:60]!r}; fields stand between colons, lists in brackets.")
+
 def read_market_csv(
     path:str|Path, # A file of the form above
 ) -> PoseTable: # One row a line; confidence 0 where a joint is missing
@@ -66,21 +80,19 @@ def read_market_csv(
         raise InputError(f"{path}: no such keypoint file; expected a text file with the header "
                          f"{':'.join(_HEADER[:3])}.")
     names,parts = [],[]
-    with open(path, encoding='utf-8-sig', errors='replace') as f:
-        first = f.readline().rstrip('\n')
-        fields = tuple(o.strip() for o in first.split(':'))
-        if fields not in (_HEADER[:3], _HEADER):
-            raise InputError(f"{path}: the first line must be {':'.join(_HEADER[:3])} but is "
-                             f"{first[:60]!r}; "
-                             "fields stand between colons, lists in brackets.")
+    # a name of a file may be bytes in no encoding
+    with open(path, encoding='utf-8-sig', errors='surrogateescape') as f:
+        n = _fields(f.readline().rstrip('\n'), path)
         lines = ((i,l) for i,l in enumerate(f, 2) if l.strip())
         while some := list(islice(lines, _CHUNK)):
-            new,v = _read_rows(some, len(fields), path)
+            new,v = _read_rows(some, n, path)
             names += new; parts.append(v)
-    none = np.zeros((0,len(fields)-1,18), np.float32)
-    v = torch.from_numpy(np.concatenate([none, *parts]))
+    v = torch.from_numpy(np.concatenate([np.zeros((0,n-1,18), np.float32), *parts]))
     y,x = v[:,0],v[:,1]
-    conf = v[:,2] if len(fields)==4 else ((x!=-1) & (y!=-1)).float()
+    conf = v[:,2].clamp_min(0) if n==4 else ((x!=-1) & (y!=-1)).float()
+    if bad := [o for o in names if not base_name(o) or '\0' in o]:
+        raise InputError(f"{path}: {bad[0][:60]!r} is no name of a picture; write the name of its "
+                         "file.")
     return PoseTable(names, torch.stack([x,y,conf], -1), where=path)
 
 # %% ../../nbs/14_pose.files.ipynb #c013
@@ -101,7 +113,7 @@ def write_market_csv(
     lines = [':'.join(_HEADER[:len(lists)+1])]
     lines += [': '.join([name, *map(_text, o)]) for name,*o in zip(table.names, *lists)]
     with write_beside(Path(path)) as tmp:
-        Path(tmp).write_text('\n'.join(lines)+'\n', encoding='utf-8')
+        Path(tmp).write_text('\n'.join(lines)+'\n', encoding='utf-8', errors='surrogateescape')
 
 # %% ../../nbs/14_pose.files.ipynb #c016
 FORMATS = dict(
@@ -135,8 +147,8 @@ def _list_format(o):
 
 def _json_format(path):
     "The format of a JSON file, None if it is of none, '' if it is an empty list"
-    version = ''
-    for key,i,v in walk_json(path):
+    key = version = ''
+    for key,i,v in walk_json(path, nan=True):
         if key is None:
             if i is not None: return _list_format(v)
             if v!=[]: return None

@@ -15,9 +15,11 @@ from torch import Tensor
 from ..core import InputError, optional_package
 from ..imagefiles import ENDINGS
 from ..matlab import read_mat
+from ..records import Between, misfit, plain_numbers, read_json, walk_json
 from .joints import JOINT_SETS, JOINTS, scale_joints, to_openpose
-from .reading import BODIES, COCO_SEEN, FoundPeople, flat_joints, keypoint_files
-from .reading import name_keys, read_json, table_of_files, walk_json
+from .reading import BODIES, COCO_SEEN, FARTHEST, FoundPeople, flat_joints
+from .reading import keypoint_files
+from .reading import name_keys, table_of_files
 from .table import PoseTable, base_name, list_names, slashed, stem_of
 
 # %% ../../nbs/13_pose.formats.ipynb #c007
@@ -32,21 +34,26 @@ def _people_of(data, where):
                          "OpenPose writes it.")
     return data, [flat_joints(p.get(inner), (18,25), where) for p in found]
 
-def _frame_of(o, height, width):
+_SIDE = Between(0, FARTHEST),None
+
+def _frame_of(o, height, width, where):
     "A frame that is written beside the joints, or None"
+    if why := misfit(o, {f'{height}?':_SIDE, f'{width}?':_SIDE}):
+        raise InputError(f"{where}: {why}; write the size of the picture in pixels, or leave it "
+                         "out.")
     hw = o.get(height), o.get(width)
-    return hw if all(type(v) in (int,float) and 0<v<1e6 for v in hw) else None
+    return hw if all(v and v>=1 for v in hw) else None
 
 _OPENPOSE = {54:'openpose18', 75:'body25'}
 
 def _read_people_files(files, path, names, people, cut=stem_of):
     found,keys,stems = FoundPeople(path, people), [], []
     for file,stem in files:
-        data,some = _people_of(read_json(file), file)
+        data,some = _people_of(read_json(file, nan=True), file)
         own = data.get('image')
         named = isinstance(own, str) and own!=''
         keys.append(own if named else stem); stems.append(not named)
-        found.picture(file, file, _frame_of(data, 'canvas_height', 'canvas_width'))
+        found.picture(file, file, _frame_of(data, 'canvas_height', 'canvas_width', file))
         for p in some: found.add(file, p, _OPENPOSE[len(p)], file)
     return table_of_files(found, keys, names, stems, cut)
 
@@ -66,30 +73,42 @@ def _scores(v, n, where):
 def _add_result(found, a, i):
     "One annotation or result"
     if not isinstance(a, dict) or type(a.get('image_id')) not in (int,str):
-        raise InputError(f"{found.say(i)}: expected keypoints and an image_id.")
+        raise InputError(f"{found.say(i)}: expected keypoints and an image_id, a number or a "
+                         "name.")
+    if type(a.get('id', 0)) not in (int,str):
+        raise InputError(f"{found.say(i)}: `id` must be a number or a text; mend it.")
     flat,scores = a.get('keypoints'), a.get('keypoint_scores')
     flat = flat_joints(flat, BODIES, found.say(i))
     if scores is not None: flat[2::3] = _scores(scores, len(flat)//3, found.say(i))
     labels = scores is None and ('num_keypoints' in a or 'area' in a or 'iscrowd' in a)  # no result
     found.add(a['image_id'], flat, BODIES[len(flat)//3], i, labels)
 
+_IMAGE = {'id':int|str, 'file_name':str}
+
 def _add_image(images, o, where):
-    "One entry of `images`: name and frame by id"
-    try: key,name,frame = o['id'], str(o['file_name']), _frame_of(o, 'height', 'width')
-    except (TypeError, KeyError, AttributeError):
-        raise InputError(f"{where}: each of `images` needs an `id` and a `file_name`.") from None
+    "One entry of `images`: name, frame and place by id"
+    if why := misfit(o, _IMAGE):
+        raise InputError(f"{where}: each of `images` needs an `id` and a `file_name`, but {why}; "
+                         "write both.")
+    key,name,frame = o['id'], o['file_name'], _frame_of(o, 'height', 'width', where)
     if key in images:
         raise InputError(f"{where}: the id {key} belongs to {images[key][0]} and to {name}; give "
-                         "each of `images` its own.")
-    images[key] = name,frame
+                         f"each of `images` its own (the other is {images[key][2]}).")
+    images[key] = name,frame,where
+
+def _only_once(ids, a, i, found):
+    "Refuse a second annotation of one id: two files were put together, or one twice"
+    if (j := ids.setdefault(a.get('id', ~i), i))!=i:
+        raise InputError(f"{found.say(i)}: the annotation {a['id']} is there twice, first as entry "
+                         f"{j}; give each its own id.")
 
 def _coco_images(path):
     "`images` of an annotation file: name and frame by id"
     images = None
-    for key,i,v in walk_json(path):
+    for key,i,v in walk_json(path, nan=True):
         if key!='images': continue
         if i is None: images = {}
-        if i is not None or v!=[]: _add_image(images, v, path)
+        if i is not None or v!=[]: _add_image(images, v, f'{path}, image {i or 0}')
     if images is None:
         raise InputError(f"{path}: holds no `images`; give the annotation file by which the "
                          "results were numbered.")
@@ -101,7 +120,7 @@ def _by_number(numbers, names):
     by = {}
     for o in names or ():
         stem = stem_of(base_name(slashed(o)))
-        by.setdefault(int(stem) if stem.isascii() and stem.isdigit() else None, []).append(str(o))
+        by.setdefault(int(stem) if stem.isascii() and stem.isdigit() and len(stem)<19 else None, []).append(str(o))
     for i,where in numbers:
         if None in by or len(by.get(i, ()))!=1:
             raise InputError(f"{where}: this names its picture by the number {i} alone; give "
@@ -110,14 +129,14 @@ def _by_number(numbers, names):
                              f"called by their numbers, such as {i:06d}.jpg.")
     return {i: (by[i][0],None) for i,_ in numbers}
 
-def _coco_table(found, images, names):
-    "The table of people by ids"
+def _coco_table(found, images, names, own=False):
+    "The table of people by ids; all are among `images`, if these are the file's own"
     ids,where = list(found.row), [found.say(o) for o in found.first]
     if images is None:
         numbers = [(i,w) for i,w in zip(ids, where) if isinstance(i, int)]
         images = _by_number(numbers, names)
     for i,w in zip(ids, where):
-        if i not in images and not isinstance(i, str):
+        if i not in images and (own or not isinstance(i, str)):
             raise InputError(f"{w}: no picture has the id {i}; is `images` of another set?")
     written = [images[i][0] if i in images else i for i in ids]
     first = {}
@@ -138,19 +157,21 @@ def read_coco(
 ) -> PoseTable: # One row a picture; frames where `images` tells sizes
     "Read person keypoints as COCO writes them"
     found,known = FoundPeople(path, people), None if images is None else _coco_images(images)
-    own = {}
-    for key,i,v in walk_json(path):
+    own,ids = {},{}
+    for key,i,v in walk_json(path, nan=True):
         if key in (None,'annotations'):
-            if i is not None: _add_result(found, v, i)
+            if i is not None:
+                _add_result(found, v, i)
+                if key: _only_once(ids, v, i, found)
             elif v!=[]:
                 raise InputError(f"{path}: {'`annotations`' if key else 'this'} must be a list but "
                                  f"is {type(v).__name__}.")
         elif key=='images':
             if i is None: known = own
-            if i is not None or v!=[]: _add_image(own, v, path)
+            if i is not None or v!=[]: _add_image(own, v, found.say(~(i or 0)))
             if i is not None: found.picture(v['id'], ~i)
     for key in known or (): found.picture(key, str(path))
-    return _coco_table(found, known, names)
+    return _coco_table(found, known, names, known is own)
 
 # %% ../../nbs/13_pose.formats.ipynb #c026
 def _first_dot(name): return name[:len(name)-len(base_name(name))] + base_name(name).split('.')[0]
@@ -168,7 +189,7 @@ def read_alphapose(
                                        _first_dot)
     if path.is_dir(): return files()
     found = FoundPeople(path, people)
-    for key,i,v in walk_json(path):
+    for key,i,v in walk_json(path, nan=True):
         if key is None: return read_coco(path, names, people, images)
         if key in ('people','bodies'): return files()
         if not isinstance(v, dict): continue  # `version`
@@ -182,7 +203,9 @@ def _instances(data, file):
     "The people of one picture's file, and whether it is of a demo"
     demo = isinstance(data, dict) and 'instance_info' in data
     if demo:
-        joints = (data.get('meta_info') or {}).get('keypoint_id2name') or {}
+        if why := misfit(data, {'meta_info?':{'keypoint_id2name?':{str:str}}}):
+            raise InputError(f"{file}: {why}; expected what a demo of MMPose writes.")
+        joints = data.get('meta_info', {}).get('keypoint_id2name', {})
         theirs = [str(joints.get(str(i), o)) for i,o in enumerate(JOINT_SETS['coco17'])]
         odd = [a for a,b in zip(theirs, JOINT_SETS['coco17']) if a.replace('_', ' ')!=b]
         if odd:
@@ -214,7 +237,7 @@ def read_mmpose(
     "Read what MMPose's inferencer and demos write"
     found,keys = FoundPeople(path, people), []
     for file,stem in keypoint_files(path, '.json'):
-        some,demo = _instances(read_json(file), file)
+        some,demo = _instances(read_json(file, nan=True), file)
         folder,base = stem[:len(stem)-len(base_name(stem))], base_name(stem)
         keys.append(folder + (base.removeprefix('results_') if demo else base))
         found.picture(file, file)
@@ -232,7 +255,7 @@ def read_openpifpaf(
     "Read what OpenPifPaf's `--json-output` writes"
     found,keys = FoundPeople(path, people), []
     for file,stem in keypoint_files(path, '.predictions.json', '.json'):
-        data = read_json(file)
+        data = read_json(file, nan=True)
         if not isinstance(data, list) or not all(isinstance(o, dict) for o in data):
             raise InputError(f"{file}: expected a list of people with keypoints, as OpenPifPaf "
                              "writes it.")
@@ -251,7 +274,7 @@ def _plain_text(file): return Path(file).read_text(encoding='utf-8', errors='rep
 
 def _yolo_line(line, where):
     "`(17, 3)` shares and a score, or None, of one line"
-    try: v = np.array(line.split(), np.float64)
+    try: v = plain_numbers(line.split())
     except ValueError: v = np.zeros(0)
     per,more = (3,len(v)-56) if len(v)>=56 else (2,len(v)-39)
     if not 0<=more<=2 or not np.isfinite(v).all():
@@ -298,7 +321,7 @@ def read_yolo(
 def _fdgan_file(file):
     "Eighteen times x, y, confidence, of a text file"
     lines = [o for o in _plain_text(file).replace(',', ' ').splitlines() if o.strip()]
-    try: yx = np.array([[float(v) for v in o.split()] for o in lines])
+    try: yx = np.array([plain_numbers(o.split()) for o in lines])
     except ValueError: yx = np.zeros(0)
     if yx.shape!=(18,2):
         raise InputError(f"{file}: expected 18 lines of two numbers, y and x of a joint, "
@@ -342,7 +365,7 @@ def _read_mat(path):
     if pp.ndim==2 and pp.shape[1]!=28: pp = pp.T
     if pp.ndim!=2 or pp.shape[1]!=28:
         raise InputError(f"{path}: `pp` must be 28 numbers a picture, but is {pp.shape}.")
-    return torch.as_tensor(pp.astype('float32'))
+    with np.errstate(over='ignore'): return torch.as_tensor(pp.astype('float32'))
 
 def read_market14(
     path:str|Path, # A `.mat` file with `pp`
@@ -358,10 +381,10 @@ def read_market14(
     if len(xy)!=len(names):
         raise InputError(f"{path} has {len(xy)} poses but there are {len(names)} pictures; give "
                          "those of its folder alone.")
-    bad = xy.isinf().any(-1).nonzero()
+    bad = (xy.abs()>FARTHEST).any(-1).nonzero()
     if len(bad):
-        raise InputError(f"{path}, {names[bad[0,0]]}: joint {bad[0,1]} is not a finite number; "
-                         "write NaN for a missing one.")
+        raise InputError(f"{path}, {names[bad[0,0]]}: joint {bad[0,1]} is not a finite number, or "
+                         "beyond every picture; write NaN for a missing one.")
     seen = ~xy.isnan().any(-1, keepdim=True)
     k = torch.cat([xy.nan_to_num(), seen.float()], -1)
     return PoseTable(names, to_openpose(k, 'market14'), path)
@@ -387,7 +410,10 @@ def _landmark_people(lm, where):
     for p in people:
         if len(p)!=33: raise InputError(f"{where}: expected 33 landmarks but found {len(p)}.")
     four = lambda o: [o['x'], o['y'], o.get('visibility', 1.), o.get('presence', 1.)]
-    return [np.array([four(o) for o in p], np.float64) for p in people]
+    people = [[four(o) for o in p] for p in people]
+    if odd := {type(v) for p in people for o in p for v in o}-{int,float}:
+        raise TypeError(f'{odd} are no numbers')
+    return [np.array(p, np.float64) for p in people]
 
 def _add_landmarks(found, name, lm, i, min_visible):
     "One person of one picture"
@@ -405,7 +431,7 @@ def _add_landmarks(found, name, lm, i, min_visible):
 def _entries(path):
     "The elements of a list in a JSON file, or the one thing that it holds"
     whole = {}
-    for key,i,v in walk_json(path):
+    for key,i,v in walk_json(path, nan=True):
         if key is None:
             if i is not None or v!=[]: yield i or 0,v
         elif i is None: whole[key] = v
@@ -423,10 +449,11 @@ def read_mediapipe(
     for i,o in _entries(path):
         where = found.say(i)
         try:
-            name,frame = slashed(o['file_name']), _frame_of(o, 'height', 'width')
+            if type(o['file_name']) is not str: raise TypeError('no name')
+            name,frame = slashed(o['file_name']), _frame_of(o, 'height', 'width', where)
             some = _landmark_people(o['pose_landmarks'], where)
         except InputError: raise
-        except (TypeError, KeyError, AttributeError, ValueError):
+        except (TypeError, KeyError, AttributeError, ValueError, OverflowError):
             raise InputError(f"{where}: expected file_name, height, width and 33 pose_landmarks "
                              "with x and y.") from None
         if name in found.row:

@@ -9,7 +9,7 @@ __all__ = ['JointNet', 'centres', 'joint_distance', 'as_float', 'fit_joints', 'f
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ..core import InputError, progress, seed_everything
+from ..core import InputError, default_device, progress, seed_everything
 from .estimate import pck
 from .joints import check_joints, flip_joints
 
@@ -86,18 +86,20 @@ def fit_joints(
                          "least two.")
     seed_everything(seed)
     net,bs,wide = JointNet(width).train(),min(bs, len(pictures)),pictures.shape[-1]
+    net.to(default_device())
     opt = torch.optim.AdamW(net.parameters(), lr)
     cycle = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=epochs*(len(pictures)//bs))
     for epoch in progress(range(epochs), desc=desc):
         for rows in torch.randperm(len(pictures)).split(bs):
             if len(rows)==bs: _step(net, opt, cycle, *_mirrored(pictures[rows], kpts[rows], wide))
-    return net.eval()
+    return net.cpu().eval()
 
 def _mirrored(x, k, width):
     return (x.flip(-1),flip_joints(k, width)) if torch.rand(())<.5 else (x,k)
 
 def _step(net, opt, cycle, x, k):
     opt.zero_grad()
+    x,k = x.to(default_device()),k.to(default_device())
     joint_distance(centres(net(as_float(x)), x.shape[-2:]), k).backward()
     opt.step(); cycle.step()
 
@@ -109,7 +111,10 @@ def find_joints(
     bs:int=256       # Number of pictures at a time
 ) -> Tensor:         # `(n, 18, 3)` joints; every confidence is 1
     "The joints that the judge finds in pictures"
-    xy = torch.cat([centres(net(as_float(x)), x.shape[-2:]) for x in pictures.split(bs)])
+    net.to(default_device())
+    there = (x.to(default_device()) for x in pictures.split(bs))
+    xy = torch.cat([centres(net(as_float(x)), x.shape[-2:]).cpu() for x in there])
+    net.cpu()
     return torch.cat([xy, torch.ones_like(xy[...,:1])], -1)
 
 # %% ../../nbs/18_pose.judge.ipynb #a25ed568

@@ -16,7 +16,7 @@ import torch
 from fastai.callback.core import Callback, CancelBatchException, TrainEvalCallback
 from fastcore.basics import patch
 from torch import nn
-from ..core import (InputError, RunFolder, default_device, load_weights, progress,
+from ..core import (InputError, RunFolder, default_device, progress,
                            save_weights, seed_everything, settings_from, to_json, weights_hash,
                            write_beside)
 from ..data.block import reid_dls
@@ -26,9 +26,10 @@ from ..data.manifest import pick, train_labels, train_rows
 from ..data.pictures import PictureStore
 from ..losses.transfer import discriminator_loss, generator_adv_loss
 from ..models.dcgan import DCGANDiscriminator, DCGANGenerator
+from ..records import saved_net
 from .generate import write_generated
-from .fit import (PlainBatch, StageLearner, at_least_one, fit_stage, frame_id,
-                                 last_row, open_run)
+from .fit import (PlainBatch, StageLearner, at_least_one, drop_checkpoints,
+                                 fit_stage, frame_id, last_row, open_run)
 from .transfer import TwoAdams, held, split_DG
 
 # %% ../../nbs/85_stages.lsro.ipynb #febdf2ca
@@ -118,7 +119,7 @@ def train_dcgan(
                                      flip=s.flip, device=default_device())
     fit_stage(_learner(dls, model, s), s.epochs, run, lambda epoch: s.lr, lambda l: l.dcgan.terms,
               s.seed, desc, every)
-    return _finish(run, model.cpu(), s, s.epochs*len(dls.train))
+    return _finish(run, model, s, s.epochs*len(dls.train))
 
 # %% ../../nbs/85_stages.lsro.ipynb #99575de1b
 def _learner(dls, model, s):
@@ -132,7 +133,7 @@ def _finish(run, model, s, steps):
     save_weights(model.G, run/'G.safetensors')
     with write_beside(run/'dcgan.json') as tmp: Path(tmp).write_text(to_json(s), encoding='utf-8')
     run.finish(dict(steps=steps, generator=weights_hash(model.G), **last_row(run/'log.csv')))
-    (run/'checkpoint.pt').unlink(missing_ok=True)
+    drop_checkpoints(run)
     return load_dcgan(run.path)
 
 def load_dcgan(
@@ -144,9 +145,7 @@ def load_dcgan(
         raise InputError(f"{folder}: expected a trained DCGAN (dcgan.json and G.safetensors), "
                          "found none; train one with train_dcgan, or name its folder.")
     s = settings_from(DCGANSettings, path)
-    G = DCGANGenerator(s.size, s.width, s.z)
-    load_weights(G, Path(folder)/'G.safetensors')
-    return G.eval()
+    return saved_net(lambda: DCGANGenerator(s.size, s.width, s.z), Path(folder)/'G.safetensors', path)
 
 # %% ../../nbs/85_stages.lsro.ipynb #8bf9fa33
 @torch.no_grad()
@@ -160,7 +159,7 @@ def noise_pictures(
     z = torch.randn(n, G.z, generator=torch.Generator().manual_seed(seed))
     G.to(default_device()).eval()
     for o in progress(z.split(bs), desc='draw'): yield to_uint8(G(o.to(default_device()))).cpu()
-    G.cpu()
+
 
 # %% ../../nbs/85_stages.lsro.ipynb #0611faab
 def draw_unlabelled(

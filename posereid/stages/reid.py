@@ -22,7 +22,7 @@ from fastai.optimizer import OptimWrapper
 from pandas import DataFrame
 from torch import nn
 from ..core import (InputError, RunFolder, Settings, default_device, later,
-                           load_json, load_weights, save_weights, seed_everything, to_json, weights_hash,
+                           load_json, save_weights, seed_everything, settings_from, to_json, weights_hash,
                            write_beside)
 from ..data.block import reid_dls, triplet_dls
 from ..data.manifest import train_rows
@@ -32,8 +32,9 @@ from ..evaluate.protocol import extract_features
 from ..losses.identity import (ANCHOR_RULES, MINING, collapsed, consistency_loss, lsr_loss,
                                      triplet_loss)
 from ..models.reid import OwnNorms, ReIDNet, reid_net
-from .fit import (PlainBatch, StageLearner, at_least_one, fit_stage, frame_id,
-                                 last_row, open_run)
+from ..records import Between, misfit, saved_net
+from .fit import (PlainBatch, StageLearner, at_least_one, drop_checkpoints,
+                                 fit_stage, frame_id, last_row, open_run)
 
 # %% ../../nbs/81_stages.reid.ipynb #c005
 @dataclass
@@ -240,7 +241,7 @@ def reid_learner(
 # %% ../../nbs/81_stages.reid.ipynb #c046
 class CollapseWatch(Callback):
     "Warn when triplets have collapsed, which the loss alone does not show"
-    order,run_valid = 21,False
+    order,run_valid,kept = 21,False,('epochs',)
     def __init__(self): self.epochs = []
     def before_train(self): self.costs,self.margins = [],[]
     def after_batch(self):
@@ -312,7 +313,7 @@ def finish_reid(
     more = dict(collapsed_in=list(collapsed_in)) if settings.loss=='triplet' else {}
     run.finish(dict(n_pictures=n_pictures, n_ids=n_ids, steps=steps,
                     **last_row(run/'log.csv'), **more))
-    (run/'checkpoint.pt').unlink(missing_ok=True)
+    drop_checkpoints(run)
 
 # %% ../../nbs/81_stages.reid.ipynb #d28b2e3f
 def load_reid(
@@ -323,11 +324,11 @@ def load_reid(
     if not path.exists():
         raise InputError(f"{folder}: expected a trained ReID net (reid.json and reid.safetensors), "
                          "found none; train one with posereid_guider, or name its folder.")
-    s = load_json(path, 'n_ids', 'arch', 'width', 'dropout')
-    net = reid_net(s['n_ids'] if s.get('loss', 'ce')=='ce' else None, s['arch'], s['width'],
-                   s['dropout'])
-    load_weights(net, Path(folder)/'reid.safetensors')
-    return net.eval()
+    d = load_json(path, 'n_ids', 'arch', 'width', 'dropout',
+                  fits=lambda o: misfit(o, {'n_ids':Between(1, 1e9, whole=True)}))
+    n,s = d.pop('n_ids'),settings_from(ReIDSettings, path, d)
+    make = lambda: reid_net(n if s.loss=='ce' else None, s.arch, s.width, s.dropout)
+    return saved_net(make, Path(folder)/'reid.safetensors', path)
 
 # %% ../../nbs/81_stages.reid.ipynb #99db3885
 class ClassMeans(nn.Module):

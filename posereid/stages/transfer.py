@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'TransferSettings', 'is_guided', 'guider_input', 'shifted', 'shown_to', 'TransferModel', 'transfer_model',
-           'TwoAdams', 'split_DG', 'held', 'by_triplets', 'TransferCallback', 'Terms', 'AdversarialTerm', 'L1Term',
-           'risen', 'GuiderTerm', 'enough_for_triplets', 'MatchTerm', 'decay_lr', 'stage_batches', 'transfer_learner',
-           'sample_sheet', 'Samples', 'start_from', 'callback_id', 'transfer_choices', 'train_transfer',
-           'finish_transfer', 'load_generator']
+           'TwoAdams', 'split_DG', 'held', 'by_triplets', 'TransferCallback', 'moved_of', 'Terms', 'AdversarialTerm',
+           'L1Term', 'risen', 'GuiderTerm', 'enough_for_triplets', 'MatchTerm', 'decay_lr', 'stage_batches',
+           'transfer_learner', 'sample_sheet', 'Samples', 'start_from', 'callback_id', 'transfer_choices',
+           'train_transfer', 'finish_transfer', 'load_generator']
 
 # %% ../../nbs/82_stages.transfer.ipynb #c002
 import warnings
@@ -37,10 +37,11 @@ from ..pose.limbs import CUTOUTS, limb_channels
 from ..pose.table import poses_id
 from ..losses.transfer import (GAN_FORMS, GUIDER_MINING, discriminator_loss,
                                       generator_adv_loss, guider_ce, guider_triplet, l1_loss)
-from ..models.discriminator import StackedDiscriminator
+from ..models.discriminator import StackedDiscriminator, check_patches
 from ..models.generator import COLLAGE, SiameseUNet, collage
-from .fit import (PlainBatch, StageLearner, at_least_one, fit_stage, frame_id,
-                                 last_row, open_run, plain)
+from ..records import saved_net
+from .fit import (PlainBatch, StageLearner, at_least_one, drop_checkpoints,
+                                 fit_stage, frame_id, last_row, open_run, plain)
 from .reid import freeze
 
 # %% ../../nbs/82_stages.transfer.ipynb #c005
@@ -84,6 +85,8 @@ class TransferSettings(Settings):
     positive:Literal['other','any']='other' # Positive of Eq. 4: `other` than x, or `any`
     mining:Literal[GUIDER_MINING]=later('semihard', '0.1.0') # Negatives of Eq. 4 (§3.2.2)
     d_limbs:bool=later(False, '0.1.0') # Show the moved limbs to D, too
+    warp:bool=later(False, '0.1.0') # Move the maps in the skips of G, too
+    views:Literal['x','nearest']=later('x', '0.1.0') # Limbs of x, or of the nearest view
     match:float=later(0., '0.1.0') # Weight of the distance of the guider's maps of ŷ and y
     beta_rise:float=later(0., '0.1.0') # First share of the training, over which β and `match` rise
     seed:int=0               # Seed of first weights, pairs and order
@@ -174,10 +177,11 @@ def transfer_model(
     s = settings
     at_least_one('transfer', s, 'width', 'd_width', 'd_layers', 'bs', 'pairs', 'parts')
     G = SiameseUNet(s.size, s.width, s.depth, s.shared, s.norm, s.up, s.skips, s.dropout,
-                    head=s.head, blend=s.blend, limbs=len(CUTOUTS)*s.limbs)
-    if s.d_limbs and not s.limbs:
-        raise InputError('transfer.d_limbs shows D the moved limbs, but there are none; set '
-                         'transfer.limbs=True too.')
+                    head=s.head, blend=s.blend, limbs=len(CUTOUTS)*s.limbs, warp=s.warp)
+    if not s.limbs and (s.d_limbs or s.views!='x'):
+        raise InputError('transfer.d_limbs and transfer.views are about the moved limbs, but there '
+                         'are none; set transfer.limbs=True too.')
+    if s.adv: check_patches(s.size, s.d_layers)
     D = StackedDiscriminator(s.d_width, s.d_layers, s.norm, 9+COLLAGE*s.d_limbs)
     return TransferModel(G, D, guider if is_guided(s) else None, s.ema, judge)
 
@@ -235,6 +239,18 @@ class TransferCallback(Callback):
         self.step()
         raise CancelBatchException()
 
+# %% ../../nbs/82_stages.transfer.ipynb #movedof1
+def moved_of(
+    settings:TransferSettings, # `limbs`, `views` and `warp`
+    x:Tensor,                  # `(n, 3, h, w)` appearances
+    rest:list                  # The end of a batch: joints, before them the views; both are taken
+) -> tuple:                    # The moved limbs; empty without them
+    "What G gets beside x and s"
+    if not settings.limbs: return ()
+    own,new,*seen = rest.pop().unbind(1)
+    view = (plain(rest.pop()), *seen) if seen else None
+    return (limb_channels(plain(x), plain(own), plain(new), view, settings.warp),)
+
 # %% ../../nbs/82_stages.transfer.ipynb #9d485471
 @patch
 def take(self:TransferCallback,
@@ -243,11 +259,11 @@ def take(self:TransferCallback,
     real:Tensor,      # `(n, 3, h, w)` the pictures that G is to draw
     label:Tensor,     # `(n,)` labels of the guider
     is_target:Tensor, # `(n,)` True for pairs of the target
-    *rest             # Perhaps pixel weights, positives and joints, in this order
+    *rest             # Perhaps pixel weights, positives, views and joints, in this order
 ):
     "Lay a batch on the learner, where all callbacks find it, and begin its row of the log"
     rest,l = list(rest),self.learn
-    l.moved = (limb_channels(x, *rest.pop().unbind(1)),) if self.settings.limbs else ()
+    l.moved = moved_of(self.settings, x, rest)
     l.beside = (collage(*l.moved, len(CUTOUTS)),) if self.settings.d_limbs else ()
     l.positive = rest.pop() if by_triplets(self.model.R) else None
     l.weight = rest[0] if rest else None
@@ -491,7 +507,7 @@ def stage_batches(
                         epochs=s.parts, pair=s.pair, source_pair=s.source_pair or None,
                         missing=s.missing, seed=s.seed, flip=s.flip, foreground=s.foreground,
                         positives=s.positive if positives else None, joints=s.limbs,
-                        device=default_device())
+                        views=s.limbs and s.views=='nearest', device=default_device())
 
 # %% ../../nbs/82_stages.transfer.ipynb #c038
 def transfer_learner(
@@ -521,15 +537,15 @@ class Samples(Callback):
     order,run_valid = 35,False
     def __init__(self,
         path:Path, # File of the picture
+        settings:TransferSettings, # Whether G takes limbs, and of what
         n:int=8    # Number of pairs
-    ): self.path,self.n = Path(path),n
+    ): self.path,self.settings,self.n = Path(path),settings,n
     def before_fit(self):
         self.dls.train.set_epoch(0)
         b = self.dls.train.one_batch()
         rows = b[4].nonzero()[:self.n,0]
         self.shown = [plain(o[rows]) for o in b[:3]]
-        self.limbs = ((limb_channels(self.shown[0], *b[-1][rows].unbind(1)),) if self.model.G.limbs
-                      else ())
+        self.limbs = moved_of(self.settings, self.shown[0], [o[rows] for o in b[5:]])
 
 # %% ../../nbs/82_stages.transfer.ipynb #c047
 @patch
@@ -630,10 +646,10 @@ def train_transfer(
     if by_triplets(model.R) and settings.beta:
         enough_for_triplets(settings, source_df is not None)
     dls = stage_batches(target_df, source_df, poses, store, labels, settings, by_triplets(model.R))
-    learn = transfer_learner(dls, model, settings, [Samples(run/'samples.png'), *cbs])
+    learn = transfer_learner(dls, model, settings, [Samples(run/'samples.png', settings), *cbs])
     fit_stage(learn, settings.parts, run, partial(decay_lr, settings),
               lambda l: l.transfer.terms, settings.seed, desc, every)
-    finish_transfer(run, model.cpu(), settings, settings.parts*len(dls.train))
+    finish_transfer(run, model, settings, settings.parts*len(dls.train))
     return load_generator(run.path)
 
 # %% ../../nbs/82_stages.transfer.ipynb #c053
@@ -651,7 +667,7 @@ def finish_transfer(
         Path(tmp).write_text(to_json(settings), encoding='utf-8')
     run.finish(dict(steps=steps, pairs=steps*settings.bs, generator=weights_hash(G),
                     **last_row(run/'log.csv')))
-    (run/'checkpoint.pt').unlink(missing_ok=True)
+    drop_checkpoints(run)
 
 # %% ../../nbs/82_stages.transfer.ipynb #c054
 def load_generator(
@@ -664,6 +680,5 @@ def load_generator(
                          "G.safetensors), found none; train one with posereid_transfer, or name "
                          "its folder.")
     s = settings_from(TransferSettings, path)
-    G = transfer_model(replace(s, beta=0., match=0., ema=0.)).G
-    load_weights(G, Path(folder)/'G.safetensors')
-    return G.eval()
+    make = lambda: transfer_model(replace(s, beta=0., match=0., ema=0.)).G
+    return saved_net(make, Path(folder)/'G.safetensors', path)

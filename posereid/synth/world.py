@@ -7,6 +7,7 @@ __all__ = ['DRAWN', 'TINY', 'WorldSettings', 'Cast', 'cast_world', 'check_world'
            'load_world', 'tiny_world', 'guessed_people', 'render_as']
 
 # %% ../../nbs/67_synth.world.ipynb #c002
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from fastcore.basics import patch
-from ..core import (JPEG, InputError, cache_dir, hash_settings, later, locked, progress,
-                           settings_from, to_json, write_beside)
+from ..core import (JPEG, InputError, cache_dir, digests, hash_settings, later, load_json,
+                           locked, progress, settings_from, to_json, write_beside)
 from ..data.market import read_market
 from ..data.mars import read_mars
 from ..pose.table import PoseTable
@@ -53,7 +54,7 @@ class WorldSettings:
     occlusion:float=.06    # Probability that something stands in the way
     alike:bool=later(False, '0.1.0') # Everybody looks from behind as from the front
 
-DRAWN = 3 # Version of the drawing code, so that no cache keeps pictures of older code
+DRAWN = 5 # Version of the drawing code, so that no cache keeps pictures of older code
 TINY = dict(n_train=10, per_train=6, n_source=5, per_source=8, n_test=8, per_test=6, n_junk=4,
             n_distractor=8)
 
@@ -241,6 +242,26 @@ def check_world(
                                         f"{s.size[0]}×{s.size[1]}.")
     return s
 
+# %% ../../nbs/67_synth.world.ipynb #wrldcont1
+def _content(root):
+    "Digest of every file of a world"
+    files = sorted(o for k in ('target','source') for o in (root/k).rglob('*') if o.is_file())
+    files += [root/f'{k}_poses.csv' for k in ('target','source')]
+    return {o.relative_to(root).as_posix(): d for o,d in zip(files, digests(files))}
+
+def _check_content(root, want):
+    "Refuse a world whose files are not those that were drawn"
+    again = 'remove the folder, and draw it again (posereid_synth; a cached one is drawn on use).'
+    if not isinstance(want, dict):
+        raise InputError(f"{root}/world.json is damaged, or of an earlier version (it has no digests "
+                         f"of its files); {again}")
+    lost = [o for o in want if not (root/o).is_file()]
+    have = {} if lost else _content(root)
+    odd = lost or [o for o in {**want, **have} if want.get(o)!=have.get(o)]
+    if odd: raise InputError(f"{root} is not as it was drawn: {', '.join(odd[:3])} "
+                             f"{'is missing' if lost else 'differs or is new'}"
+                             f"{f' and {len(odd)-3} more' if len(odd)>3 else ''}; {again}")
+
 # %% ../../nbs/67_synth.world.ipynb #ac0a449a
 def write_world(
     s:WorldSettings, # Settings of the world
@@ -254,7 +275,8 @@ def write_world(
         files = list(cast.files.file)
         _write_pictures(tmp, files, pics)
         _write_poses(tmp, files, joints)
-        (tmp/'world.json').write_text(to_json(s), encoding='utf-8')
+        of = dict(json.loads(to_json(s)), settings=hash_settings(s), content=_content(tmp))
+        (tmp/'world.json').write_text(to_json(of), encoding='utf-8')
 
 # %% ../../nbs/67_synth.world.ipynb #afc770f6
 def make_world(
@@ -264,6 +286,7 @@ def make_world(
     "The folder of a world, drawn on first use"
     s = s or WorldSettings()
     root = Path(root) if root else cache_dir()/f'world-{hash_settings(s, DRAWN)}'
+    if (root/'world.json').exists(): return root # a cache that is shared may be read alone
     with locked(root):
         if not (root/'world.json').exists(): write_world(s, root)
     return root
@@ -285,13 +308,18 @@ class World:
 def load_world(
     root:Path # Folder that `make_world` wrote
 ) -> World:   # World that was read
-    "Read a world with the readers of Market-1501 and MARS"
+    "Read a world with the readers of Market-1501 and MARS, if it is as it was drawn"
     root = Path(root)
     if not (root/'world.json').exists():
         raise InputError(f"{root} should be a synthetic world but holds no world.json: make one "
                          f"with `posereid_synth --out {root}`.")
-    s = settings_from(WorldSettings, root/'world.json')
-    s.size = tuple(s.size)
+    d = load_json(root/'world.json')
+    _check_content(root, d.pop('content', None))
+    want,s = d.pop('settings', None),settings_from(WorldSettings, root/'world.json', d)
+    if want!=hash_settings(s):
+        raise InputError(f"{root/'world.json'} is damaged, or of an earlier version (its settings "
+                         "are not those that the world was drawn by); remove the folder, and draw "
+                         "it again.")
     tp, sp = (read_market_csv(root/f'{k}_poses.csv') for k in ('target','source'))
     return World(root, read_market(root/'target'), read_mars(root/'source'), tp+sp, cast_world(s))
 
