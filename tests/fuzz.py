@@ -100,7 +100,7 @@ def table_damaged(text, rng, sep=','):
     rows = [o.split(sep) for o in text.rstrip('\n').split('\n')]
     for _ in range(rng.choice((1,1,1,2,3))):
         kind,i = rng.randrange(12),rng.randrange(len(rows))
-        if not rows[i]: continue
+        if not rows[i] or not rows[0]: continue
         j = rng.randrange(len(rows[i]))
         if kind<=3: rows[i][j] = rng.choice(CELLS)
         elif kind==4: rows[0][min(j, len(rows[0])-1)] = rng.choice((*rows[0], '', 'x', rows[0][0].upper()))

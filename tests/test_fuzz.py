@@ -301,6 +301,58 @@ def test_lines_of_a_table_come_back_as_they_were(tmp_path):
         append_lines([], tmp_path/'t.csv')
         assert (tmp_path/'t.csv').read_bytes()==file.read_bytes(), table
 
+def test_lines_of_a_table_are_checked(tmp_path):
+    from posereid.experiment.tables import read_lines
+    good = fuzz.lines_file(rng_of('lines', 0, 0))[0]
+    (tmp_path/'t.csv').write_text(good)
+    line = good.splitlines()[1].split(',')
+    at = {k: i+(i>3) for i,k in enumerate(fuzz.LINE.strip().split(','))} # the title has a comma
+    assert line[at['seed']]=='1' and len(read_lines(tmp_path/'t.csv'))==4
+    for k,bad in (('seed','x'), ('seed','1.5'), ('seed',''), ('seed','-1'), ('map_trap','101'), ('map_trap','nan'), ('rank1','-1'),
+                  ('steps','many'), ('pictures','x'), ('eps_real','inf'), ('world','0.5')):
+        (tmp_path/'t.csv').write_text(good.replace(','.join(line), ','.join([*line[:at[k]], bad, *line[at[k]+1:]])))
+        with pytest.raises(InputError, match=f'line 2: `{k}` must be .*; mend or remove it, or name another --out'): read_lines(tmp_path/'t.csv')
+    (tmp_path/'t.csv').write_text(good[:-3])
+    with pytest.raises(InputError, match='cut short'): read_lines(tmp_path/'t.csv')
+
+def test_a_log_that_was_cut(tmp_path):
+    from posereid.stages.fit import last_row, read_log
+    file = tmp_path/'log.csv'
+    assert read_log(file)==[]
+    with pytest.raises(InputError, match='has no row'): last_row(file)
+    file.write_text('epoch,loss\n0,2.5\n1,0.125\n')
+    assert read_log(file)==[dict(epoch='0', loss='2.5'), dict(epoch='1', loss='0.125')] and last_row(file)=={'loss':.125}
+    for text,says in (('epoch,loss\n0,2.5\n1,0.12', 'cut short'), ('epoch,loss\n0,nan\n', 'line 2'), ('epoch,loss\n-1,2\n', 'line 2'),
+                      ('loss\n2.5\n', 'lacks the column epoch'), ('epoch,loss\n', 'a header and 0 lines'), ('', 'empty')):
+        file.write_text(text)
+        with pytest.raises(InputError, match=says+'.*; remove it and run the same command again'): read_log(file)
+
+@pytest.mark.parametrize('name,change,says', [
+    ('world_json', ('"spread": 0.3', '"spread": 0.31'), 'its settings are not those that the world was drawn by'),
+    ('world_json', ('"world": 0', '"world": 1'), 'its settings are not'), ('world_json', ('"settings"', '"setting"'), 'damaged'),
+    ('world_json', ('"n_train": 10', '"n_train": 1000000000'), 'its settings are not'),
+    ('counts_json', ('[1, 1]', '{"1": 1, "a": 1}'), "'a' is no number of a camera"), ('counts_json', ('[1, 1]', f'{{"{"9"*5000}": 1}}'), 'camera'),
+    ('msmt17_list', (' 1\n', f' {"9"*10}\n'), 'the number of a person'), ('msmt17_list', (' 1\n', f' {"9"*5000}\n'), 'the number of a person'),
+    ('msmt17_list', (' 1\n', ' ١\n'), 'the number of a person')])
+def test_a_change_that_chance_seldom_makes(tmp_path, name, change, says):
+    parser = PARSERS[name]
+    parser.prepare(tmp_path)
+    value = parser.make(rng_of(name, 0, 0))[0]
+    text = value if isinstance(value, str) else json.dumps(value)
+    assert change[0] in text and outcome(parser, text.encode())[0]=='accepted'
+    how,said = outcome(parser, text.replace(*change, 1).encode())
+    assert how=='refused' and says in said, (how, said)
+
+@pytest.mark.parametrize('bad', [1e7, -1e30, 1e300, math.inf])
+def test_a_point_of_a_mat_beyond_all_pictures(tmp_path, bad):
+    from posereid.pose.formats import read_market14
+    pp = np.full((2,28), 5.)
+    (tmp_path/'a.mat').write_bytes(fuzz.mat_bytes(pp=pp))
+    assert len(read_market14(tmp_path/'a.mat', ['0.jpg','1.jpg']))==2
+    pp[1,3] = bad
+    (tmp_path/'a.mat').write_bytes(fuzz.mat_bytes(pp=pp))
+    with pytest.raises(InputError, match='1.jpg: joint 3 is not a finite number, or beyond'): read_market14(tmp_path/'a.mat', ['0.jpg','1.jpg'])
+
 def test_names_with_many_digits():
     from posereid.data.market import parse_cuhk03_name, parse_mars_name, parse_market_name
     for parse,name in ((parse_market_name, '0002_c1s1_{}_03.jpg'), (parse_market_name, '0002_c1s1_000451_{}.jpg'),
@@ -340,12 +392,12 @@ def made(tmp_path_factory):
     from posereid.data.manifest import pick, train_labels
     from posereid.data.pictures import PictureStore
     from posereid.experiment.engine import score_model
-    from posereid.experiment.inputs import world_inputs
+    from posereid.experiment.inputs import world_inputs, write_world_at
     from posereid.stages.fit import read_log
     from posereid.stages.lsro import DCGANSettings, train_dcgan
     from posereid.stages.reid import ReIDSettings, train_reid
     from posereid.stages.transfer import TransferSettings, train_transfer
-    from posereid.synth.world import TINY, WorldSettings, load_world, make_world, tiny_world
+    from posereid.synth.world import TINY, WorldSettings, load_world, tiny_world
     w = tiny_world()
     df,labels,store = pick(w.target, split='train'),train_labels(w.target),PictureStore((64,32))
     s = ReIDSettings(width=4, epochs=1, bs=24)
@@ -360,7 +412,7 @@ def made(tmp_path_factory):
     return {'reid/reid.json':reid, 'reid/metrics.json':run, 'reid/scores.json':run, 'reid/log.csv':run,
             'generator/generator.json':lambda d: train_transfer(w.target, w.source, w.poses, store, labels, None, tr, d/'generator'),
             'dcgan/dcgan.json':lambda d: train_dcgan(df, store, DCGANSettings(width=2, z=3, epochs=1), d/'dcgan'),
-            'world/world.json':lambda d: load_world(make_world(WorldSettings(**TINY), d/'world')),
+            'world/world.json':lambda d: load_world(write_world_at(WorldSettings(**TINY), d/'world')),
             'reid/settings.json':reid}
 
 DAMAGE = {'empty':lambda b: b'', 'cut':lambda b: b[:len(b)//2], 'other':lambda b: b'{"a": 1}\n', 'bytes':lambda b: b'\xff'+b}
@@ -381,7 +433,7 @@ def test_what_the_sentence_advises_works(made, name, tmp_path):
             assert 'choose another --out' in said
             known(tmp_path/'other')
             shutil.rmtree(file.parent)
-        elif 'move the folder' in said or 'remove the folder' in said: shutil.rmtree(file.parent)
+        elif 'move the folder' in said or '--fresh to draw it again' in said: shutil.rmtree(file.parent)
         else:
             assert 'remove it' in said
             file.unlink()

@@ -202,12 +202,13 @@ def _correlation(a, b):
 
 def _gaps(a, b):
     "Largest difference of a tile of 4 × 4 pixels, in grey and in colour"
+    dull = (a @ _GREY).std((1,2)).clip(4, 24)/24
     a,b = (o - o.mean((1,2), keepdims=True) for o in (a,b))
     gain = ((a*b).sum((1,2), keepdims=True)+1)/((b*b).sum((1,2), keepdims=True)+1)
     d = a - gain.clip(.6, 1.6)*b
     n,h,w,_ = d.shape
     d = d[:,:h//4*4,:w//4*4].reshape(n, h//4, 4, w//4, 4, 3).mean((2,4))
-    return np.abs(d @ _GREY).max((1,2)), np.sqrt((d*d).mean(3)).max((1,2))
+    return np.abs(d @ _GREY).max((1,2))/dull, np.sqrt((d*d).mean(3)).max((1,2))/dull
 
 # %% ../../nbs/51_data.near.ipynb #near024
 def likeness(

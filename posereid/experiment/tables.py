@@ -287,7 +287,7 @@ def open_part(
                                  [*part.get('opts', []), *opts], scratch=data is not None,
                                  recipe_name=part.get('recipe'))
     inputs = None if data is None else folder_inputs(**data, size=groups['transfer'].size,
-                                                     seed=seed, validation=held)
+                 seed=seed, validation=held, test_poses=groups['generate'].test_poses)
     for o in inputs.notes if inputs and say else (): say(o)
     return Experiment(rows, groups, Path(runs)/run_name(part, seed, preset, data, opts),
                       inputs, say=say)

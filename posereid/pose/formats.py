@@ -365,7 +365,9 @@ def _read_mat(path):
     if pp.ndim==2 and pp.shape[1]!=28: pp = pp.T
     if pp.ndim!=2 or pp.shape[1]!=28:
         raise InputError(f"{path}: `pp` must be 28 numbers a picture, but is {pp.shape}.")
-    with np.errstate(over='ignore'): return torch.as_tensor(pp.astype('float32'))
+    # what no float32 is becomes infinite or no number, and is refused below
+    with np.errstate(over='ignore', invalid='ignore'):
+        return torch.as_tensor(pp.astype('float32'))
 
 def read_market14(
     path:str|Path, # A `.mat` file with `pp`
