@@ -22,6 +22,7 @@ from .engine import RESULT_COLUMNS, data_id, score_model
 from .inputs import Inputs, folder_inputs, world_inputs
 from .presets import GROUPS
 from .tables import part_name, read_lines, reproduce
+from ..records import Between, misfit, read_columns
 from ..stages.fit import last_row
 from ..stages.generate import GenerateSettings, pictures
 from ..stages.lsro import load_dcgan, noise_pictures
@@ -185,10 +186,12 @@ def verify_lines(
     "Do results.csv and metrics.json say what the files below them say?"
     run,res = Path(run),[]
     names = [o for o in RESULT_COLUMNS if o.startswith(('rank1','rank5','map_'))]
-    known = {tuple(round(load_json(o)[k], 4) for k in names)
-             for o in run.glob('*/scores*.json') if set(names)<=set(load_json(o))}
+    kinds = {k: Between(0, 100) for k in names}
+    known = {tuple(round(d[k], 4) for k in names)
+             for d in map(load_json, run.glob('*/scores*.json')) if not misfit(d, kinds)}
     if (run/'results.csv').exists():
-        df = pd.read_csv(run/'results.csv')
+        df = pd.DataFrame(read_columns(run/'results.csv', {'row':str, **kinds}, ended=True,
+                                       cure='run the same command again'))
         odd = [r for r,*v in df[['row',*names]].itertuples(index=False) if tuple(v) not in known]
         res.append(_line('results', 'results.csv', len(df), len(odd), _few(odd)))
     for file in sorted(run.glob('*/metrics.json')):
