@@ -382,7 +382,7 @@ def saved_net(
     from posereid.core import load_weights
     try:
         with torch.device('meta'): shapes = {k: v.shape for k,v in make().state_dict().items()}
-    except InputError: raise
+    except InputError as e: raise InputError(f'{described}: {e}') from None
     except Exception as e: # what torch says to an impossible size has many types
         why = ' '.join(str(e).split())[:120] or type(e).__name__
         raise InputError(f'{described} is damaged (no network can be of its sizes: {why}); move the '

@@ -440,8 +440,7 @@ def weights_of(make, file):
 
 def run_parsers():
     import pandas as pd
-    from dataclasses import asdict
-    from posereid.core import RunFolder, to_json
+    from posereid.core import RunFolder, parse_json, to_json
     from posereid.data import audit
     from posereid.data.manifest import read_manifest
     from posereid.data.own import read_csv
@@ -469,7 +468,7 @@ def run_parsers():
     settings = dict(reid=ReIDSettings(), data=dict(name='x', n=3))
     def reopen(p):
         run = RunFolder(p.parent, settings)
-        return json.loads((run/'settings.json').read_text())
+        return parse_json(run/'settings.json')
     def counts(p):
         return audit._check_counts(audit.count_splits(COUNTED), audit._published('market1501', p.parent, 'auto')[1], COUNTED, {})
     COUNTED = pd.DataFrame(dict(path=['/a.jpg','/b.jpg'], pid=[1,2], camid=[1,2], split=['train','train'], is_generated=False))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import fuzz
-from fuzz import Parser, Raw, check_valid, fuzz as run_fuzz, json_text, outcome, rng_of
+from fuzz import Parser, Raw, fuzz as run_fuzz, json_text, outcome, rng_of
 from posereid import records
 from posereid.core import InputError, RunFolder, load_json, parse_json, settings_from
-from posereid.records import Between, guessed, misfit, read_columns, read_json, saved_net, walk_json
+from posereid.records import Between, guessed, misfit, read_columns, read_json, walk_json
 
 PARSERS = {o.name: o for o in fuzz.parsers()}
 SEED = 1 # not that of the committed log
@@ -331,6 +331,8 @@ def test_a_log_that_was_cut(tmp_path):
     ('world_json', ('"spread": 0.3', '"spread": 0.31'), 'its settings are not those that the world was drawn by'),
     ('world_json', ('"world": 0', '"world": 1'), 'its settings are not'), ('world_json', ('"settings"', '"setting"'), 'damaged'),
     ('world_json', ('"n_train": 10', '"n_train": 1000000000'), 'its settings are not'),
+    ('generator_json', ('"depth": null', '"depth": 2147483648'), 'generator.json: A U-Net of depth'),
+    ('generator_json', ('"depth": null', '"depth": 0'), 'generator.json: A U-Net of depth'),
     ('counts_json', ('[1, 1]', '{"1": 1, "a": 1}'), "'a' is no number of a camera"), ('counts_json', ('[1, 1]', f'{{"{"9"*5000}": 1}}'), 'camera'),
     ('msmt17_list', (' 1\n', f' {"9"*10}\n'), 'the number of a person'), ('msmt17_list', (' 1\n', f' {"9"*5000}\n'), 'the number of a person'),
     ('msmt17_list', (' 1\n', ' ١\n'), 'the number of a person')])
@@ -386,9 +388,8 @@ def test_a_folder_of_another_program_is_not_for_removal(tmp_path):
 # --- advice that works ---
 
 @pytest.fixture(scope='module')
-def made(tmp_path_factory):
+def made():
     "Commands of a small run by the file that they leave: each says what it has read"
-    from posereid.core import hash_settings
     from posereid.data.manifest import pick, train_labels
     from posereid.data.pictures import PictureStore
     from posereid.experiment.engine import score_model
@@ -408,7 +409,6 @@ def made(tmp_path_factory):
         load_json(d/'reid'/'metrics.json', 'steps')
         read_log(d/'reid'/'log.csv')
         return score_model(reid(d), world_inputs(w), s, d/'reid')
-    home = tmp_path_factory.mktemp('made')
     return {'reid/reid.json':reid, 'reid/metrics.json':run, 'reid/scores.json':run, 'reid/log.csv':run,
             'generator/generator.json':lambda d: train_transfer(w.target, w.source, w.poses, store, labels, None, tr, d/'generator'),
             'dcgan/dcgan.json':lambda d: train_dcgan(df, store, DCGANSettings(width=2, z=3, epochs=1), d/'dcgan'),

@@ -59,10 +59,11 @@ def check_depth(
     depth:int,           # How many times both sides are to be halved
 ) -> int:                # The same depth
     "Refuse a size that cannot be halved `depth` times"
-    if depth>=1 and not any(o % 2**depth for o in size): return depth
-    raise InputError(f"A U-Net of depth {depth} needs sides that are multiples of "
-                     f"{2**max(depth,1)}, but got {size[0]} × {size[1]}; change the size, or set "
-                     f"the depth to {unet_depth(size)}.")
+    if 1<=depth<=30 and not any(o % 2**depth for o in size): return depth
+    unit = 2**max(depth,1) if depth<=30 else f'2^{depth}'
+    raise InputError(f"A U-Net of depth {depth} needs sides that are multiples of {unit}, but "
+                     f"got {size[0]} × {size[1]}; change the size, or set the depth to "
+                     f"{unet_depth(size)}.")
 
 # %% ../../nbs/21_models.generator.ipynb #0271bbc5
 class Decoder(nn.Module):

@@ -680,5 +680,6 @@ def load_generator(
                          "G.safetensors), found none; train one with posereid_transfer, or name "
                          "its folder.")
     s = settings_from(TransferSettings, path)
-    make = lambda: transfer_model(replace(s, beta=0., match=0., ema=0.)).G
+    s = replace(s, beta=0., match=0., ema=0., d_layers=1, d_width=1) # D is not wanted
+    make = lambda: transfer_model(s).G
     return saved_net(make, Path(folder)/'G.safetensors', path)
