@@ -719,11 +719,12 @@ def let_go(
 # %% ../nbs/00_core.ipynb #hold0004
 @contextlib.contextmanager
 def holding(
-    path:str|Path # Folder or file that this process will write inside
+    path:str|Path, # Folder or file that this process will write
+    tell:bool=True # Say for whom it waits
 ):
     "`hold` and `let_go` around a few lines; what was held before stays so"
     before = _lock_of(path) in _HELD
-    hold(path)
+    hold(path, tell)
     try: yield
     finally:
         if not before: let_go(path)

@@ -7,14 +7,13 @@ __all__ = ['LOOK', 'THUMB', 'N_BITS', 'held_out', 'shared_people', 'same_bytes',
            'near_pairs', 'near_copies', 'close_people']
 
 # %% ../../nbs/51_data.near.ipynb #near002
-import hashlib, os
+import os
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 from pandas import DataFrame
 from PIL import Image
-from ..core import progress
+from ..core import digests, progress
 from ..imagefiles import open_upright
 
 # %% ../../nbs/51_data.near.ipynb #near005
@@ -43,11 +42,10 @@ def same_bytes(
     a, b = _by_length(some), _by_length(others)
     both = [n for n in a if n in b and n > 0]
     files = sorted({p for n in both for p in (*a[n], *b[n])})
-    with ThreadPoolExecutor(8) as pool: digests = dict(zip(files, pool.map(_digest, files)))
-    known = {}
+    of,known = dict(zip(files, digests(files))),{}
     for n in both:
-        for p in b[n]: known.setdefault(digests[p], p)
-    return [(p, known[digests[p]]) for n in both for p in a[n] if digests[p] in known]
+        for p in b[n]: known.setdefault(of[p], p)
+    return [(p, known[of[p]]) for n in both for p in a[n] if of[p] in known]
 
 def _by_length(paths):
     "Paths by the length of their files, 0 for one that is gone"
@@ -56,9 +54,6 @@ def _by_length(paths):
         try: res[os.stat(p).st_size].append(p)
         except OSError: res[0].append(p)
     return res
-
-def _digest(path):
-    with open(path, 'rb') as f: return hashlib.blake2b(f.read(), digest_size=16).digest()
 
 # %% ../../nbs/51_data.near.ipynb #near013
 LOOK, THUMB = (64,32), (32,16) # Height and width of pictures for a close look, and of thumbnails

@@ -286,6 +286,17 @@ def draw(self:PairSource,
     k = torch.where(flip[:,None,None], flip_joints(k, self.store.size[1]), k)
     return draw_skeletons(k, size=self.store.size)
 
+# %% ../../nbs/61_data.pairs.ipynb #shownpic
+@patch
+def shown(self:PairSource,
+    paths:list,  # `(n,)` paths of pictures
+    flip:Tensor, # `(n,)` bool, pictures to flip
+) -> Tensor:     # `(n, 3, h, w)` uint8 pictures
+    "Pictures of the store, some of them mirrored"
+    x,where = self.store.get(paths),flip.nonzero()[:,0]
+    x[where] = x[where].flip(3)
+    return x
+
 # %% ../../nbs/61_data.pairs.ipynb #fccd75bd
 @patch
 def batch(self:PairSource,
@@ -294,9 +305,7 @@ def batch(self:PairSource,
 ) -> tuple:           # x, s, y as `(n, 3, h, w)` uint8, and `(n,)` labels
     "Some pairs of this epoch; x, s and y of a pair are flipped together"
     n, xi, yi = len(pairs), self.x[pairs], torch.from_numpy(self.y[pairs])
-    xy = self.store.get([*self.paths[xi], *self.paths[yi.numpy()]])
-    where = torch.cat([flip, flip]).nonzero()[:,0]
-    xy[where] = xy[where].flip(3)
+    xy = self.shown([*self.paths[xi], *self.paths[yi.numpy()]], torch.cat([flip, flip]))
     s = (self.draw(yi, flip) if self.drawn is None
          else self.drawn.index_select(0, yi + flip*len(self.paths)))
     return xy[:n], s, xy[n:], self.label[yi]
@@ -320,8 +329,7 @@ def positive(self:PairSource,
     flip:Tensor,      # `(n,)` bool, pictures to flip, as x is
 ) -> Tensor:          # `(n, 3, h, w)` uint8 pictures
     "The real pictures that Eq. 4 compares with, after `start_positives`"
-    r = self.store.get(self.r[pairs])
-    return torch.where(flip[:,None,None,None], r.flip(3), r)
+    return self.shown(self.r[pairs], flip)
 
 # %% ../../nbs/61_data.pairs.ipynb #nearvie3
 @patch
@@ -330,8 +338,7 @@ def view(self:PairSource,
     flip:Tensor,      # `(n,)` bool, pictures to flip, as x is
 ) -> Tensor:          # `(n, 3, h, w)` uint8 pictures
     "The nearest views of some pairs, of a source with `views`"
-    v = self.store.get(self.paths[self.v[pairs]])
-    return torch.where(flip[:,None,None,None], v.flip(3), v)
+    return self.shown(self.paths[self.v[pairs]], flip)
 
 # %% ../../nbs/61_data.pairs.ipynb #c063
 def near_skeleton(

@@ -156,6 +156,9 @@ def check_settings(
     if t and t.bs%2:
         raise InputError("Setting 'transfer.bs' must be even, half target and half source, but "
                          f"is {t.bs}.")
+    if t and 'generate' in groups and groups['generate'].views!='x' and not t.limbs:
+        raise InputError("generate.views=nearest says from which picture limbs are moved, but there "
+                         "are none; set transfer.limbs=True too.")
     R = groups.get('guider', r)
     if t and t.beta and R and R.loss=='triplet': enough_for_triplets(t)
     if r: check_arch(r.arch, r.weights or None)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from ..core import InputError, hash_settings, hold, let_go, nearest, write_beside
+from ..core import InputError, hash_settings, holding, nearest, write_beside
 from .engine import RESULT_COLUMNS, Experiment
 from .judges import FLOORS, save_small, transfer_sheet
 from .rows import FURTHER, MAIN, OPTIONAL, pick_rows, piece_rows
@@ -222,8 +222,7 @@ def append_lines(
     path:Path  # CSV to write
 ) -> pd.DataFrame: # All lines, those of other processes too
     "Append lines to a CSV; it is read again and replaced as a whole while others wait"
-    hold(path, tell=False)
-    try:
+    with holding(path, tell=False):
         df,new = read_lines(path),pd.DataFrame(more)
         if len(df) and len(new):
             keys = ['part','row','seed','run']
@@ -232,7 +231,6 @@ def append_lines(
         df = new if not len(df) else pd.concat([df, new], ignore_index=True) if len(new) else df
         with write_beside(path) as tmp:
             df.to_csv(tmp, index=False, float_format='%.4f', lineterminator='\n')
-    finally: let_go(path)
     return df
 
 # %% ../../nbs/95_experiment.tables.ipynb #6566f4e8

@@ -209,10 +209,8 @@ def verify_run(
     **elsewhere    # Arguments of `folder_inputs` in place of those of the run, for moved folders
 ) -> pd.DataFrame: # A line for each check, `check where n differ what`
     "Make again what a run has left, and compare"
-    run = Path(run)
-    was,now = load_json(run/'settings.json', 'provenance')['provenance'] if \
-        (run/'settings.json').is_file() else {},provenance()
-    inputs = run_inputs(run, **elsewhere)
+    run,inputs = Path(run),run_inputs(run, **elsewhere)
+    was,now = load_json(run/'settings.json', 'provenance')['provenance'],provenance()
     other = [f'{k} {was.get(k)}, here {v}' for k,v in now.items() if was.get(k)!=v]
     return pd.DataFrame([_line('made with', 'settings.json', len(now), 0, _few(other)),
                          *verify_data(run, inputs), *verify_lines(run),

@@ -225,20 +225,24 @@ def pictures(
     own = poses if own is None else own
     limbs = getattr(G, 'limbs', 0)
     if limbs: _check_own(own, list(dict.fromkeys(plan.source_path)))
-    if limbs and settings.views=='nearest': plan = with_views(plan, poses, own)
+    if settings.views=='nearest':
+        if not limbs: raise InputError('generate.views=nearest says from which picture limbs are '
+                                       'moved, but this generator moves none; leave it out.')
+        plan = with_views(plan, poses, own)
     seed_everything(settings.seed)
     home = next(G.parameters()).device
     G.to(default_device()).train(settings.mode=='train')
     to_net = (lambda o: to_float(o).to(default_device())
               .contiguous(memory_format=torch.channels_last))
     wanted = range(-(-len(plan)//settings.bs)) if batches is None else batches
-    for i in progress(wanted, desc='generate'):
-        rows = plan.iloc[i*settings.bs:(i+1)*settings.bs]
-        x,s = store.get(list(rows.source_path)),skeletons_for(list(rows.pose_path), poses, store)
-        x,s = to_net(x),to_net(s)
-        moved = [_limbs(G, rows, x, poses, own, store, to_net)] if limbs else []
-        yield to_uint8(G(x, s, *moved)).cpu()
-    G.to(home).eval()
+    try:
+        for i in progress(wanted, desc='generate'):
+            rows = plan.iloc[i*settings.bs:(i+1)*settings.bs]
+            x,s = store.get(list(rows.source_path)),skeletons_for(list(rows.pose_path), poses, store)
+            x,s = to_net(x),to_net(s)
+            moved = [_limbs(G, rows, x, poses, own, store, to_net)] if limbs else []
+            yield to_uint8(G(x, s, *moved)).cpu()
+    finally: G.to(home).eval()
 
 # %% ../../nbs/83_stages.generate.ipynb #c018
 def save_jpegs(
