@@ -1,4 +1,9 @@
 "On a device: everything is computed there, nothing mixes, the results are the CPU's; no driver is needed (see `elsewhere`)"
+import json
+from copy import deepcopy
+from dataclasses import replace
+
+import pandas as pd
 import pytest
 import torch
 
@@ -7,7 +12,11 @@ from posereid.experiment.engine import Experiment
 from posereid.experiment.presets import TINY_WORLD, experiment_settings
 from posereid.experiment.rows import pick_rows
 from posereid.core import weights_hash
-from posereid.stages.reid import load_reid
+from posereid.data.manifest import pick, train_labels
+from posereid.data.pictures import PictureStore
+from posereid.stages.lsro import DCGANSettings, train_dcgan
+from posereid.stages.transfer import train_transfer
+from posereid.stages.reid import load_reid, train_reid
 from posereid.synth.world import tiny_world
 
 if not torch.__version__.startswith('2.14'):
@@ -64,6 +73,73 @@ def test_rows_on_a_device(tmp_path, monkeypatch, rows, recipe):
     assert there[0].map_trap.tolist()==here[0].map_trap.tolist() and there[1]==here[1]
     # features were taken there, and not on the CPU
     assert d.ran['convolution'] and d.ran['convolution_backward'] and d.missed['convolution']==0
+
+
+def waits_a_step(fit, few, many):
+    "How often a step of training waits, apart from what an epoch does once, and where"
+    (steps,waits),(all_steps,all_waits) = (steps_and_waits(fit, o) for o in (few, many))
+    more = {k: (v-waits[k])/(all_steps-steps) for k,v in all_waits.items() if v>waits[k]}
+    return sum(more.values()),more
+
+def steps_and_waits(fit, n):
+    with pretended() as d: run = fit(n)
+    return json.loads((run/'metrics.json').read_text())['steps'],d.waits
+
+BOUNDS = [('reid',{},1), ('reid',{'reid.erase':.5, 'reid.jitter':.2},1), ('reid',{'reid.norms':'own'},2),
+          ('lsro',{},1), ('transfer',{'transfer.beta':0.},1), ('transfer',{},1),
+          ('transfer',{'transfer.limbs':True, 'transfer.aux':'apart', 'transfer.foreground':1.},1),
+          ('triplets',{},2), ('triplets',{'reid.mining':'batch_hard'},2), ('triplets',{'reid.mining':'all'},2),
+          ('guided by triplets',{},3), ('guided by triplets',{'transfer.mining':'hardest'},3)]
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('stage,opts,bound', BOUNDS, ids=lambda o: ','.join(o) if isinstance(o, dict) else str(o))
+def test_waits(tmp_path, monkeypatch, stage, opts, bound):
+    "A step copies its batch, and waits for nothing else that is not needed to know a size"
+    torch.set_num_threads(1)
+    fit = STAGES[stage](tmp_path, dict(opts))
+    monkeypatch.setenv('POSEREID_DEVICE', 'cuda:0')
+    n,where = waits_a_step(fit, 2, 6)
+    assert 0 < n <= bound, where
+
+
+def _setting(opts, triplets=False):
+    world = tiny_world()
+    g = experiment_settings('smoke', opts=[*TINY_WORLD, 'transfer.bs=8', 'reid.bs=16',
+        *(f'{k}={v}' for k,v in opts.items())], recipe_name='R-Tri' if triplets else None)
+    df = pick(world.target, 'train')
+    return world,df,g,train_labels(df)
+
+def _reid(tmp, opts, triplets=False):
+    world,df,g,labels = _setting(opts, triplets)
+    df = pd.concat([df, df.assign(is_generated=True)], ignore_index=True)
+    store,s = PictureStore(g['reid'].size),g['reid']
+    def fit(n):
+        few = pd.concat([df]*n, ignore_index=True)
+        train_reid(few, store, labels, replace(s, epochs=1), tmp/f'{n}')
+        return tmp/f'{n}'
+    return fit
+
+def _transfer(tmp, opts, triplets=False):
+    world,df,g,labels = _setting(opts, triplets)
+    store,s = PictureStore(g['transfer'].size),g['transfer']
+    R = train_reid(df, PictureStore(g['reid'].size), labels, replace(g['reid'], epochs=1), tmp/'R')
+    def fit(n):
+        train_transfer(df, world.source, world.poses, store, labels, deepcopy(R),
+                       replace(s, pairs=s.bs*n, parts=1), tmp/f'G{n}')
+        return tmp/f'G{n}'
+    return fit
+
+def _lsro(tmp, opts):
+    world,df,g,labels = _setting(opts)
+    s = DCGANSettings(size=g['transfer'].size, width=4, z=4, bs=16, epochs=1)
+    def fit(n):
+        few = pd.concat([df]*n, ignore_index=True)
+        train_dcgan(few, PictureStore(s.size), s, tmp/f'{n}')
+        return tmp/f'{n}'
+    return fit
+
+STAGES = {'reid':_reid, 'lsro':_lsro, 'transfer':_transfer,
+          'triplets':lambda *o: _reid(*o, True), 'guided by triplets':lambda *o: _transfer(*o, True)}
 
 
 def test_nets_come_back(there):

@@ -115,7 +115,7 @@ def _random(d, pos, neg, generator, ok=None):
     mask = neg[a] if ok is None else neg[a] & ok(d[a,p][:,None], d[a], a, p)
     device = 'cpu' if generator is None else generator.device
     score = torch.rand(mask.shape, generator=generator, device=device).to(d.device)
-    some = mask.any(1)
+    some = mask.any(1).nonzero()[:,0]
     return a[some], p[some], _farthest(score, mask)[some]
 
 # %% ../../nbs/30_losses.identity.ipynb #b6b1cba1
@@ -126,10 +126,8 @@ def _mine(d, labels, is_generated, margin, margin_generated, mining, rule, gener
     "Indices of triplets from a table of distances"
     _known('mining', mining, MINING)
     pos,neg = triplet_candidates(labels, is_generated, rule)
-    if not pos.any() or mining=='all':
-        a,p = _pairs(pos, neg)
-        i,n = neg[a].nonzero().unbind(1)
-        return a[i], p[i], n
+    if mining=='all' or not len(labels):
+        return (pos[:,:,None] & neg[:,None]).nonzero().unbind(1)
     if mining=='batch_hard':
         a = (pos.any(1) & neg.any(1)).nonzero()[:,0]
         return a, _farthest(d[a], pos[a]), _closest(d[a], neg[a])
@@ -147,7 +145,7 @@ def _mine(d, labels, is_generated, margin, margin_generated, mining, rule, gener
 
 def _margins(generated, margin, margin_generated, like):
     "α of each triplet"
-    return torch.where(generated, like.new_tensor(margin_generated), like.new_tensor(margin))
+    return torch.where(generated, *(like.new_full((), o) for o in (margin_generated, margin)))
 
 # %% ../../nbs/30_losses.identity.ipynb #23a046e4
 def triplet_indices(
@@ -217,7 +215,7 @@ def triplet_stats(
 ) -> dict[str,Tensor]: # Scalars for a log, zeros where there is no triplet
     "Number of `triplets`, share with a loss (`active`), mean `d_ap`, `d_an` and `margin`"
     mean = lambda o: o.sum()/max(1, len(o))
-    return dict(active=mean((loss>0).to(loss.dtype)), triplets=loss.new_tensor(float(len(loss))),
+    return dict(active=mean((loss>0).to(loss.dtype)), triplets=loss.new_full((), len(loss)),
                 d_ap=mean(d_ap), d_an=mean(d_an), margin=mean(alpha))
 
 # %% ../../nbs/30_losses.identity.ipynb #a54d2dce

@@ -53,23 +53,27 @@ def l1_loss(
     if weight is None: return F.l1_loss(fake, real)
     return ((fake-real).abs()*weight).mean()/weight.mean().clamp_min(1e-8)
 
+# %% ../../nbs/31_losses.transfer.ipynb #rowsof01
+def _rows_of(is_target, *tensors):
+    "The rows of the target set; a mask makes a GPU wait, and no mask does not"
+    return tensors if is_target is None else [o[is_target.bool()] for o in tensors]
+
 # %% ../../nbs/31_losses.transfer.ipynb #c022
 def guider_ce(
     logits:Tensor,    # `(n, K)` the guider's scores of the generated pictures
     targ:Tensor,      # `(n,)` identity indices; rows of the source are ignored
-    is_target:Tensor, # `(n,)` True for pairs of the target set
+    is_target:Tensor|None=None, # `(n,)` True for pairs of the target set; None: all rows are
 ) -> Tensor:          # Scalar mean over target rows; 0 where there is none
     "Cross-entropy of the guider on generated pictures of the target set, Eq. 3"
-    is_target = is_target.bool()
-    return F.cross_entropy(logits[is_target], targ[is_target],
-                           reduction='sum')/is_target.sum().clamp_min(1)
+    logits,targ = _rows_of(is_target, logits, targ)
+    return F.cross_entropy(logits, targ, reduction='sum')/max(1, len(targ))
 
 # %% ../../nbs/31_losses.transfer.ipynb #c028
 def guider_triplet(
     fake:Tensor,          # `(n, d)` the guider's embeddings of the generated pictures
     positive:Tensor,      # `(n, d)` its embeddings of a real picture of each identity
     labels:Tensor,        # `(n,)` identities; rows of the source are ignored
-    is_target:Tensor,     # `(n,)` True for pairs of the target set
+    is_target:Tensor|None=None, # `(n,)` True for pairs of the target set; None: all rows are
     margin:float=1.,      # α
     squared:bool=False,   # Squared Euclidean distance instead of ℓ2
     normalise:bool=True,  # Scale embeddings to length 1
@@ -78,8 +82,7 @@ def guider_triplet(
     stats:bool=False,     # Also return what `triplet_stats` tells
 ) -> Tensor|tuple:        # A scalar, 0 where there is no triplet; with `stats`, also a dict
     "Triplet loss of the guider on generated pictures of the target set, Eq. 4"
-    rows = is_target.bool()
-    fake,positive,labels = fake[rows],positive[rows],labels[rows]
+    fake,positive,labels = _rows_of(is_target, fake, positive, labels)
     d_an,d_ap = (distances(fake, normalise, squared),
                  _row_distance(fake, positive, normalise, squared))
     a,b = guider_negatives(d_ap.detach(), d_an.detach(), labels, mining)
@@ -110,7 +113,7 @@ def guider_negatives(
             f"The guider's triplets are mined by one of {', '.join(GUIDER_MINING)}, but got "
             f"{mining!r}; choose one of these.")
     neg = labels[:,None]!=labels
-    if mining=='all' or not neg.any(): return neg.nonzero().unbind(1)
+    if mining=='all' or not len(labels): return neg.nonzero().unbind(1)
     a = neg.any(1).nonzero()[:,0]
     closest = lambda mask: d_an[a].masked_fill(~mask, torch.inf).argmin(1)
     if mining=='hardest': return a, closest(neg[a])

@@ -392,12 +392,11 @@ class OwnNorms(nn.Module):
         x:Tensor,        # `(n, 3, h, w)` pictures
         generated:Tensor # `(n,)` bool
     ) -> Tensor:         # `(n, k)` what `net` gives
-        parts = [o.nonzero()[:,0] for o in (~generated, generated)]
-        real = self.net(x[parts[0]]) if len(parts[0]) else None
-        if not len(parts[1]): return real
-        with self.exchanged(): other = self.net(x[parts[1]])
-        both = other if real is None else torch.cat([real, other])
-        return both[torch.cat(parts).argsort()]
+        order,n = generated.int().argsort(stable=True),len(x)-int(generated.sum())
+        if n==len(x): return self.net(x)
+        real = [self.net(x[order[:n]])] if n else []
+        with self.exchanged(): other = self.net(x[order[n:]])
+        return torch.cat([*real, other])[order.argsort()]
 
 # %% ../../nbs/20_models.reid.ipynb #ownnorm2
 @patch

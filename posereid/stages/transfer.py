@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'TransferSettings', 'is_guided', 'guider_input', 'shifted', 'shown_to', 'TransferModel', 'transfer_model',
-           'TwoAdams', 'split_DG', 'held', 'by_triplets', 'TransferCallback', 'moved_of', 'Terms', 'AdversarialTerm',
-           'L1Term', 'risen', 'GuiderTerm', 'enough_for_triplets', 'MatchTerm', 'decay_lr', 'stage_batches',
-           'transfer_learner', 'sample_sheet', 'Samples', 'start_from', 'callback_id', 'transfer_choices',
-           'train_transfer', 'finish_transfer', 'load_generator']
+           'TwoAdams', 'split_DG', 'held', 'by_triplets', 'TransferCallback', 'target_rows', 'moved_of', 'Terms',
+           'AdversarialTerm', 'L1Term', 'risen', 'GuiderTerm', 'enough_for_triplets', 'MatchTerm', 'decay_lr',
+           'stage_batches', 'transfer_learner', 'sample_sheet', 'Samples', 'start_from', 'callback_id',
+           'transfer_choices', 'train_transfer', 'finish_transfer', 'load_generator']
 
 # %% ../../nbs/82_stages.transfer.ipynb #c002
 import warnings
@@ -239,6 +239,20 @@ class TransferCallback(Callback):
         self.step()
         raise CancelBatchException()
 
+# %% ../../nbs/82_stages.transfer.ipynb #tgtrows1
+def target_rows(
+    dls,             # `DataLoaders` of the training
+    is_target:Tensor # `(n,)` True for pairs of the target, which come first
+) -> int:            # How many these are
+    "Number of target rows of a batch; only batches of unknown make are looked into"
+    sets = getattr(getattr(dls.train, 'make', None), 'sets', None)
+    if sets: return len(is_target)//len(sets)
+    rows = is_target.bool().tolist()
+    if rows != sorted(rows, reverse=True):
+        raise InputError("Pairs of the target must come before those of the source in a batch, but "
+                         f"is_target is {rows[:8]}; sort the rows.")
+    return sum(rows)
+
 # %% ../../nbs/82_stages.transfer.ipynb #movedof1
 def moved_of(
     settings:TransferSettings, # `limbs`, `views` and `warp`
@@ -268,6 +282,7 @@ def take(self:TransferCallback,
     l.positive = rest.pop() if by_triplets(self.model.R) else None
     l.weight = rest[0] if rest else None
     l.cond,l.real,l.label,l.is_target = (x, s),real,label,is_target
+    l.n_target = target_rows(self.dls, is_target)
     self.terms = dict.fromkeys(('d_real','d_fake'), real.new_zeros(()))
 
 # %% ../../nbs/82_stages.transfer.ipynb #c022
@@ -275,11 +290,11 @@ def take(self:TransferCallback,
 def forward(self:TransferCallback):
     "ŷ = G(x, s)"
     given = *self.cond,*self.moved
-    if self.settings.aux=='mixed' or self.is_target.all(): self.learn.fake = self.model(*given)
+    n = self.n_target
+    if self.settings.aux=='mixed' or n==len(self.label): self.learn.fake = self.model(*given)
     else:
-        parts = [o.nonzero()[:,0] for o in (self.is_target, ~self.is_target)]
-        fakes = [self.model(*(o[i] for o in given)) for i in parts if len(i)]
-        self.learn.fake = torch.cat(fakes)[torch.cat(parts).argsort()]
+        parts = [slice(0, n), slice(n, None)][n==0:]
+        self.learn.fake = torch.cat([self.model(*(o[i] for o in given)) for i in parts])
 
 # %% ../../nbs/82_stages.transfer.ipynb #c024
 @patch
@@ -346,9 +361,9 @@ def backward_G(self:TransferCallback):
 @torch.no_grad()
 def judged(self:TransferCallback) -> Tensor: # Scalar
     "Eq. 3 of a net that has no part in the loss, to compare the guider's term with"
-    rows,s = self.is_target.bool(),self.settings
-    return guider_ce(self.model.judge(guider_input(self.fake, s.guider_size, s.guider_crop)),
-                     self.label, rows)
+    s,n = self.settings,self.n_target
+    seen = guider_input(self.fake, s.guider_size, s.guider_crop)
+    return guider_ce(self.model.judge(seen)[:n], self.label[:n])
 
 # %% ../../nbs/82_stages.transfer.ipynb #c031
 @patch
@@ -410,36 +425,34 @@ class GuiderTerm(Callback):
     ): self.settings,self.pairs = settings,0
     def before_train(self): self.pairs = 0
     def after_fake(self):
-        rows,s,R = self.is_target.bool(),self.settings,self.model.R
+        n,s,R = self.n_target,self.settings,self.model.R
         value = self.fake.new_zeros(())
         stats = dict(active=value) if by_triplets(R) else {}
-        if R is not None and s.beta and rows.any():
-            seen = guider_input(self.fake[rows], s.guider_size, s.guider_crop, s.guider_pad)
-            value,stats = (self.by_distance if by_triplets(R) else self.by_class)(seen, rows)
+        if R is not None and s.beta and n:
+            seen = guider_input(self.fake[:n], s.guider_size, s.guider_crop, s.guider_pad)
+            value,stats = (self.by_distance if by_triplets(R) else self.by_class)(seen)
         self.losses.add('guide', value, s.beta*_rise(s, self), **stats)
 
 # %% ../../nbs/82_stages.transfer.ipynb #ec1a064a
 @patch
 def by_class(self:GuiderTerm,
-    seen:Tensor, # Generated target pictures, as the guider sees them
-    rows:Tensor  # `(n,)` which rows of the batch they are
+    seen:Tensor, # `(n, 3, h, w)` generated target pictures, as the guider sees them
 ) -> tuple:      # Scalar, and nothing more for the log
     "Eq. 3 by the scores of the frozen guider"
-    return guider_ce(self.model.R(seen), self.label[rows], rows[rows]),{}
+    return guider_ce(self.model.R(seen), self.label[:len(seen)]),{}
 
 # %% ../../nbs/82_stages.transfer.ipynb #48730945
 @patch
 def by_distance(self:GuiderTerm,
-    seen:Tensor, # Generated target pictures, as the guider sees them
-    rows:Tensor  # `(n,)` which rows of the batch they are
+    seen:Tensor, # `(n, 3, h, w)` generated target pictures, as the guider sees them
 ) -> tuple:      # Scalar, and for the log the share of triplets with a loss
     "Eq. 4 by the embeddings of the frozen guider"
-    R,s = self.model.R,self.settings
-    with torch.no_grad():
-        real = R.embed(guider_input(self.positive[rows], s.guider_size, s.guider_crop))
-    self.pairs += len(self.label[rows].unique())>1 # a triplet takes two identities
-    loss,stats = guider_triplet(R.embed(seen), real, self.label[rows], rows[rows], s.margin,
-                                mining=s.mining, stats=True)
+    R,s,n = self.model.R,self.settings,len(seen)
+    positive,label = self.positive[:n],self.label[:n]
+    with torch.no_grad(): real = R.embed(guider_input(positive, s.guider_size, s.guider_crop))
+    self.pairs = self.pairs + (label!=label[0]).any() # a triplet takes two identities
+    loss,stats = guider_triplet(R.embed(seen), real, label, margin=s.margin, mining=s.mining,
+                                stats=True)
     return loss,dict(active=stats['active'])
 
 # %% ../../nbs/82_stages.transfer.ipynb #fba14d8c
