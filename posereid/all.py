@@ -10,6 +10,7 @@ from .core import *
 from .imagefiles import *
 from .matlab import *
 from .records import *
+from .many import *
 from .pose.joints import *
 from .pose.table import *
 from .pose.reading import *

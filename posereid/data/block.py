@@ -16,7 +16,8 @@ from fastai.torch_core import TensorImageBase, show_image
 from fastcore.basics import patch, store_attr
 from pandas import DataFrame
 from torch import Tensor
-from ..core import InputError, one_of
+from ..core import InputError, one_of, ranks
+from ..many import own_rows
 from .manifest import label_of
 from .pairs import PairSource, near_skeleton
 from .pictures import PictureStore
@@ -214,11 +215,12 @@ def gather(self:ReIDBatch,
     rng:torch.Generator, # Random generator of the epoch
 ) -> dict:               # uint8 pictures, their numbers and the draws, by name
     "What a batch is made from"
-    i = self.row[idxs]
+    own,drawn = own_rows(len(idxs)),self.draws(len(idxs), rng) if self.augment else {}
+    i = self.row[idxs][own]
     raw = dict(x=self.store.get(self.paths[i]), label=self.label[i], eps=self.eps[i])
     if self.tell: raw['generated'] = self.generated[i]
     if self.trace: raw['source'] = self.source[i]
-    return {**raw, **self.draws(len(i), rng)} if self.augment else raw
+    return {**raw, **{k: o if k=='noise' else o[own] for k,o in drawn.items()}}
 
 # %% ../../nbs/62_data.block.ipynb #reiddrw1
 @patch
@@ -275,6 +277,13 @@ def _source_rows(df):
                          "reid.consistency at 0.")
     return np.array([at[o] if g else -1-i for i,(g,o) in enumerate(zip(df.is_generated, from_))])
 
+# %% ../../nbs/62_data.block.ipynb #enufall1
+def _enough_for_all(n, what):
+    "Refuse batches that cannot be cut into equal parts, one for each process"
+    w = ranks()[1]
+    if n%w: raise InputError(f"{n} {what} cannot be dealt to {w} processes evenly; make it a multiple "
+                             f"of {w}, or start fewer processes.")
+
 # %% ../../nbs/62_data.block.ipynb #c046
 def reid_dls(
     df:DataFrame,            # Training rows; `is_generated` decides the smoothing
@@ -300,6 +309,7 @@ def reid_dls(
         raise InputError("There is no training picture to load; check the split of the manifest "
                          "(`pick(df, 'train')`).")
     crop = _fitting(crop, store, pad)
+    _enough_for_all(min(bs, len(df)), 'pictures a batch (bs)')
     eps = dict(crop=crop, eps_real=eps_real, eps_generated=eps_generated)
     make = ReIDBatch(df, store, labels, pad, flip=flip, erase=erase, jitter=jitter,
                      tell=tell, real_from=real_from, trace=trace, **eps)
@@ -402,6 +412,9 @@ def triplet_dls(
             f"{report.n_identities} of the {len(df)} pictures' identities have them; add pictures, "
             "or train with cross-entropy.")
     n_ids, k_real, k_gen = pk_shape(bs, report.n_identities, report.ratio, K_real, K_generated)
+    # each process deals with its own identities
+    if P is None and n_ids>ranks()[1]: n_ids -= n_ids%ranks()[1]
+    _enough_for_all(P or n_ids, 'identities a batch (P)')
     make = TripletBatch(df, store, labels, P or n_ids, k_real, k_gen, seed, pad=pad, flip=flip,
                         crop=crop, tell=tell, **kwargs)
     return DataLoaders(*(BatchDL(make, n*make.bs, make.bs, shuffle=False, seed=seed,
@@ -438,23 +451,28 @@ class TransferBatch(Maker):
     ) -> dict:               # uint8 pictures and their numbers, by name
         "The pairs of one batch, those of the target first"
         flips = torch.rand(len(self.sets), len(idxs), generator=rng) < .5*self.flip
+        own = own_rows(len(idxs))
+        idxs,flips = idxs[own],flips[:,own]
         each = lambda of: [of(o, idxs, f) for o,f in zip(self.sets, flips)]
         raw = dict(zip(('x','s','y','label'), map(torch.cat, zip(*each(PairSource.batch)))))
         if self.positives: raw['positive'] = self.sets[0].positive(idxs, flips[0])
         if self.sets[0].views: raw['view'] = torch.cat(each(PairSource.view))
         if self.joints: raw['joints'] = torch.cat(each(PairSource.pair_joints))
         return raw
-    def finish(self,
-        raw:dict, # Result of `gather`
-    ) -> tuple:   # x, s, y, label, is_target[, weight][, positive][, view][, joints]
-        "Pictures as floats, on whatever device they are"
-        s,n = raw['s'],len(raw['s'])
-        res = [*(to_float(raw[k]) for k in 'xsy'), raw['label'],
-               torch.arange(n, device=s.device) < n//len(self.sets)]
-        if self.foreground > 0: res.append(1 + self.foreground*near_skeleton(s))
-        if self.positives: res.append(_padded(to_float(raw['positive']), n))
-        if 'view' in raw: res.append(to_float(raw['view']))
-        return *res, *[raw[k] for k in ('joints',) if k in raw]
+
+# %% ../../nbs/62_data.block.ipynb #tbfinish
+@patch
+def finish(self:TransferBatch,
+    raw:dict, # Result of `gather`
+) -> tuple:   # x, s, y, label, is_target[, weight][, positive][, view][, joints]
+    "Pictures as floats, on whatever device they are"
+    s,n = raw['s'],len(raw['s'])
+    res = [*(to_float(raw[k]) for k in 'xsy'), raw['label'],
+           torch.arange(n, device=s.device) < n//len(self.sets)]
+    if self.foreground > 0: res.append(1 + self.foreground*near_skeleton(s))
+    if self.positives: res.append(_padded(to_float(raw['positive']), n))
+    if 'view' in raw: res.append(to_float(raw['view']))
+    return *res, *[raw[k] for k in ('joints',) if k in raw]
 
 # %% ../../nbs/62_data.block.ipynb #743e1283
 def _padded(x, n):
@@ -492,6 +510,7 @@ def transfer_dls(
     second = (PairSource(source_df, poses, store, None, rule, missing, views=views) if both
               else None)
     rows = bs//2 if both else bs
+    _enough_for_all(rows, 'target pairs a batch (bs, or half of it beside a source)')
     n = rows * -(-n_pairs//(bs*epochs))  # full batches, at least as many pairs as asked for
     make = TransferBatch(first, second, n, seed, flip, foreground, positives, joints)
     dls = [BatchDL(make, k, rows, shuffle=k>0, seed=seed, n_inp=2, device=device) for k in (n, 0)]

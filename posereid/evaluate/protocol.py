@@ -13,9 +13,11 @@ import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice, zip_longest
 from torch import Tensor, nn
 from typing import NamedTuple
-from ..core import InputError, default_device, one_of
+from ..core import InputError, default_device, one_of, ranks
+from ..many import everyones
 from ..metrics.rerank import rerank_features
 from ..metrics.retrieval import (DISTANCES, RetrievalResult, cosine_distance,
                                         euclidean_distance, retrieval, score_features)
@@ -65,9 +67,9 @@ def to_input(
     return x.contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #c013
-def _embedded(model, pictures, bs, flip, grey, device):
+def _embedded(model, pictures, flip, grey, device):
     "Yields float32 features of batches on the CPU, not normalised; the net must be in eval mode"
-    for x in batches(pictures, bs):
+    for x in pictures:
         x = to_input(x, grey, device)
         f = model.embed(x) + model.embed(x.flip(-1)) if flip else model.embed(x)
         f = f.float().cpu()
@@ -89,9 +91,12 @@ def extract_features(
 ) -> Tensor:                           # `(n, d)` float32 features on the CPU
     "L2-normalised features of pictures, in eval mode"
     device = device or default_device()
+    own,every = ranks() # several processes deal the batches among them
+    mine = islice(batches(pictures, bs), own, None, every)
     with eval_mode(model, device):
         res = [F.normalize(f, dim=1) if normalise else f
-               for f in _embedded(model, pictures, bs, flip, grey, device)]
+               for f in _embedded(model, mine, flip, grey, device)]
+    res = [o for turn in zip_longest(*everyones(res)) for o in turn if o is not None]
     if not res: raise InputError('There are no pictures to take features of; pass at least one.')
     return torch.cat(res)
 
@@ -113,7 +118,7 @@ def tracklet_features(
     which,device = _tracklet_numbers(which), device or default_device()
     n,out,at = which.bincount(), None, 0
     with eval_mode(model, device):
-        for f in _embedded(model, pictures, bs, flip, grey, device):
+        for f in _embedded(model, batches(pictures, bs), flip, grey, device):
             if out is None: out = f.new_full((len(n), f.shape[1]), -torch.inf if how=='max' else 0.)
             i,at = which[at:at+len(f)], at+len(f)
             if at>len(which): break

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core import (InputError, RunFolder, digests, hash_settings, holding, load_json,
-                           to_json, write_beside)
+                           ranks, to_json, write_beside)
+from ..many import agreed, first
 from ..data.manifest import label_of, picture_keys, train_labels
 from ..data.market import read_generated
 from ..data.transforms import centre_crop
@@ -67,7 +68,7 @@ def _changed(old, new):
 
 def _same_data(out, inputs, kept, fresh):
     "The run folder of these sets; if it holds a run of others, the pictures that differ are named"
-    with holding(out): return _opened(out, inputs, kept, fresh)
+    with first(), holding(out): return _opened(out, inputs, kept, fresh and not ranks()[0])
 
 def _opened(out, inputs, kept, fresh):
     new,file = _files_of(inputs),Path(out)/'data.csv'
@@ -104,7 +105,7 @@ class Experiment:
         kept = groups if inputs is None else {**{k:v for k,v in groups.items() if k!='world'},
                                               'inputs':inputs.origin}
         if inputs is None: self.say(f"world {groups['world'].world}: people, cameras, poses")
-        self.inputs,self.made = inputs or world_inputs(groups['world']),{}
+        with first(): self.inputs,self.made = inputs or world_inputs(groups['world']),{}
         # too few poses are found out before anything is trained
         self.plans()
         self.run = _same_data(out, self.inputs, kept, fresh)
@@ -275,7 +276,7 @@ def pictures(self:Experiment,
         return out
     guessed = row.get('sides')=='guessed'
     out = self.folder('rendered', s, by, *['guessed']*guessed)
-    if not (out/'manifest.csv').exists():
+    if not agreed((out/'manifest.csv').exists()):
         write_generated(self.rendered(todo, watch=True, guessed=guessed), todo, out, 'rendered',
                         s.seed)
     return out
@@ -385,7 +386,7 @@ def score_model(
     "Rank-1, rank-5 and both mAPs, also with BatchNorm re-estimated and on grey pictures"
     kind = '_reranked'*rerank + '_averaged'*bool(views)
     file = path/f'scores{kind}.json'
-    if file.exists(): return load_json(file, fits=lambda o: misfit(o, _SCORES))
+    if agreed(file.exists()): return load_json(file, fits=lambda o: misfit(o, _SCORES))
     store,df = seen_by(inputs.store(settings.size), settings.crop),inputs.target
     shown = WithViews(store, views) if views else store
     whole = lambda net: Averaged(net, 1+len(next(iter(views.values())))) if views else net

@@ -24,12 +24,14 @@ from ..data.transforms import to_uint8
 from ..data.market import read_generated
 from ..data.manifest import pick, train_labels, train_rows
 from ..data.pictures import PictureStore
+from ..many import share_gradients, whole_norms
 from ..losses.transfer import discriminator_loss, generator_adv_loss
 from ..models.dcgan import DCGANDiscriminator, DCGANGenerator
 from ..records import saved_net
 from .generate import write_generated
 from .fit import (PlainBatch, StageLearner, at_least_one, drop_checkpoints,
                                  fit_stage, frame_id, last_row, open_run)
+from .reid import tell_of_norms
 from .transfer import TwoAdams, held, split_DG
 
 # %% ../../nbs/85_stages.lsro.ipynb #febdf2ca
@@ -79,6 +81,7 @@ def step_D(self:DCGANCallback,
     a,b = self.model.D(real),self.model.D(fake)
     loss = discriminator_loss(a, b)
     loss.backward()
+    share_gradients(self.model.D.parameters(), len(real))
     self.opt.D.step()
     self.terms.update(d_loss=loss.detach(), d_real=a.detach().sigmoid().mean(),
                       d_fake=b.detach().sigmoid().mean())
@@ -93,6 +96,7 @@ def step_G(self:DCGANCallback,
     with held(self.model.D):
         loss = generator_adv_loss(self.model.D(fake))
         loss.backward()
+    share_gradients(self.model.G.parameters(), len(fake))
     self.opt.G.step()
     self.terms['adv'] = loss.detach()
 
@@ -117,6 +121,7 @@ def train_dcgan(
     seed_everything(s.seed)
     model,dls = NoiseGAN(s),reid_dls(df, store, train_labels(df), bs=s.bs, seed=s.seed, pad=0,
                                      flip=s.flip, device=default_device())
+    tell_of_norms(whole_norms(model, default_device()))
     fit_stage(_learner(dls, model, s), s.epochs, run, lambda epoch: s.lr, lambda l: l.dcgan.terms,
               s.seed, desc, every)
     return _finish(run, model, s, s.epochs*len(dls.train))

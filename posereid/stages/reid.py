@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ReIDSettings', 'milestone_epochs', 'step_lr', 'equal_steps', 'epoch_steps', 'own_norms', 'reid_batches',
            'TripletLoss', 'TaughtLoss', 'Teacher', 'Consistency', 'reid_loss', 'reid_terms', 'reid_learner',
-           'CollapseWatch', 'train_reid', 'finish_reid', 'load_reid', 'ClassMeans', 'as_classifier', 'Frozen', 'freeze']
+           'CollapseWatch', 'train_reid', 'tell_of_norms', 'finish_reid', 'load_reid', 'ClassMeans', 'as_classifier',
+           'Frozen', 'freeze']
 
 # %% ../../nbs/81_stages.reid.ipynb #11b723eb
 import math, warnings
@@ -22,18 +23,19 @@ from fastai.optimizer import OptimWrapper
 from pandas import DataFrame
 from torch import nn
 from ..core import (InputError, RunFolder, Settings, default_device, later,
-                           load_json, save_weights, seed_everything, settings_from, to_json, weights_hash,
+                           load_json, ranks, save_weights, seed_everything, settings_from, to_json, weights_hash,
                            write_beside)
 from ..data.block import reid_dls, triplet_dls
 from ..data.manifest import train_rows
 from ..data.sampler import pk_steps
 from ..data.pictures import PictureStore
 from ..evaluate.protocol import extract_features
+from ..many import everyones, rows_of_all, whole_norms
 from ..losses.identity import (ANCHOR_RULES, MINING, collapsed, consistency_loss, lsr_loss,
                                      triplet_loss)
 from ..models.reid import OwnNorms, ReIDNet, reid_net
 from ..records import Between, misfit, saved_net
-from .fit import (PlainBatch, StageLearner, at_least_one, drop_checkpoints,
+from .fit import (PlainBatch, StageLearner, Together, at_least_one, drop_checkpoints,
                                  fit_stage, frame_id, last_row, open_run)
 
 # %% ../../nbs/81_stages.reid.ipynb #c005
@@ -155,6 +157,13 @@ def _tell_left_out(dls):
                       f"{', '.join(map(str, (r.single+r.only_generated)[:8]))}.")
     return dls
 
+# %% ../../nbs/81_stages.reid.ipynb #ofall001
+def _of_all(*tensors):
+    "The rows of all processes, whose numbers are asked for once"
+    if ranks()[1]==1: return tensors
+    sizes = everyones(len(tensors[0]))
+    return [rows_of_all(o, sizes) for o in tensors]
+
 # %% ../../nbs/81_stages.reid.ipynb #c042
 class TripletLoss:
     "The triplet loss of §3.3 as a `Learner` calls it; statistics of the last batch in `stats`"
@@ -162,7 +171,7 @@ class TripletLoss:
         settings:ReIDSettings # Margins, mining and anchor rule
     ): self.settings,self.stats = settings,{}
     def __call__(self, emb, label, is_generated):
-        s = self.settings
+        s,(emb,label,is_generated) = self.settings,_of_all(emb, label, is_generated)
         loss,self.stats = triplet_loss(emb, label, is_generated, s.margin, s.margin_generated,
                                        s.mining, s.rule, stats=True)
         return loss
@@ -232,7 +241,8 @@ def reid_learner(
     "A `Learner` for steps one and three: Eq. 8 or triplets, with SGD"
     sgd = partial(torch.optim.SGD, momentum=settings.momentum, weight_decay=settings.weight_decay,
                   fused=True)
-    cbs = [TrainEvalCallback(), PlainBatch(), *([Teacher(teacher)] if teacher else []),
+    cbs = [TrainEvalCallback(), PlainBatch(), Together(settings.loss!='triplet'),
+           *([Teacher(teacher)] if teacher else []),
            *([Consistency(settings.consistency)] if settings.consistency else [])]
     return StageLearner(dls, model, loss_func=reid_loss(settings, teacher is not None),
                         opt_func=partial(OptimWrapper, opt=sgd), lr=settings.lr,
@@ -279,7 +289,8 @@ def train_reid(
     seed_everything(s.seed)
     net = reid_net(_n_classes(s, len(labels)), s.arch, s.width, s.dropout, s.weights or None)
     dls,watch = reid_batches(df, store, labels, s),[CollapseWatch()]*(s.loss=='triplet')
-    model = OwnNorms(net) if own_norms(s, df) else net
+    model = OwnNorms(net) if own_norms(s, df) else whole_norms(net, default_device())
+    tell_of_norms(model)
     fit_stage(reid_learner(dls, model, s, teacher), s.epochs, run, partial(step_lr, s), reid_terms, s.seed,
               desc, every, watch)
     finish_reid(run, net, s, len(labels), len(df), round(s.epochs*len(dls.train)),
@@ -291,10 +302,24 @@ def _n_classes(settings, n_ids):
     return None if settings.loss=='triplet' else n_ids
 
 def _check_held(s, teacher):
-    "Triplets have no probabilities to hold"
+    "Triplets have no probabilities to hold, and several processes do not know each other's"
+    if s.consistency and ranks()[1]>1:
+        raise InputError("reid.consistency remembers what the net said of each picture, which "
+                         f"{ranks()[1]} processes do not tell each other; train it in one.")
     if s.loss=='triplet' and (s.consistency or teacher is not None):
         raise InputError("reid.consistency and a teacher compare probabilities of identities, "
                          "which triplets do not have; use a recipe with cross-entropy.")
+
+# %% ../../nbs/81_stages.reid.ipynb #tellnrm1
+def tell_of_norms(
+    model:nn.Module # Network before its training
+):
+    "Warn where BatchNorm sees a part of a batch only"
+    apart = any(isinstance(o, nn.modules.batchnorm._BatchNorm) and o.training
+                and not isinstance(o, nn.SyncBatchNorm) for o in model.modules())
+    if apart and ranks()[1]>1 and not ranks()[0]:
+        warnings.warn(f"Each of {ranks()[1]} processes normalises its own part of a batch: "
+                      "BatchNorm is synchronised on GPUs only, and not for reid.norms=own.")
 
 # %% ../../nbs/81_stages.reid.ipynb #c049
 def finish_reid(

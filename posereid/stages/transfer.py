@@ -27,7 +27,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core import (InputError, RunFolder, Settings, default_device,
-                           later, load_weights,
+                           later, load_weights, ranks,
                            save_weights, seed_everything, settings_from, sha12, to_json, weights_hash,
                            write_beside)
 from ..data.block import transfer_dls
@@ -42,7 +42,8 @@ from ..models.generator import COLLAGE, SiameseUNet, collage
 from ..records import saved_net
 from .fit import (PlainBatch, StageLearner, at_least_one, drop_checkpoints,
                                  fit_stage, frame_id, last_row, open_run, plain)
-from .reid import freeze
+from ..many import mean_of_all, rows_of_all, share_gradients, whole_norms
+from .reid import freeze, tell_of_norms
 
 # %% ../../nbs/82_stages.transfer.ipynb #c005
 @dataclass
@@ -373,9 +374,11 @@ def step(self:TransferCallback):
     if self.settings.adv:
         self.opt.D.zero_grad()
         self.backward_D()
+        share_gradients(self.model.D.parameters(), self.n_target)
         self.opt.D.step()
     self.opt.G.zero_grad()
     self.backward_G()
+    share_gradients(self.model.G.parameters(), self.n_target)
     self.opt.G.step()
     if self.settings.ema: self.model.average(self.epoch*self.n_iter + self.iter)
     self.learn.loss = self.terms['l1']
@@ -401,7 +404,9 @@ class L1Term(Callback):
         settings:TransferSettings # `lam`
     ): self.settings = settings
     def after_fake(self):
-        self.losses.add('l1', l1_loss(self.fake, self.real, self.weight), self.settings.lam)
+        value,w = l1_loss(self.fake, self.real, self.weight),self.weight
+        if w is not None and ranks()[1]>1: value = value*(w.mean()/mean_of_all(w.mean()))
+        self.losses.add('l1', value, self.settings.lam)
 
 # %% ../../nbs/82_stages.transfer.ipynb #matchtr1
 def risen(
@@ -431,7 +436,9 @@ class GuiderTerm(Callback):
         if R is not None and s.beta and n:
             seen = guider_input(self.fake[:n], s.guider_size, s.guider_crop, s.guider_pad)
             value,stats = (self.by_distance if by_triplets(R) else self.by_class)(seen)
-        self.losses.add('guide', value, s.beta*_rise(s, self), **stats)
+        # what processes add to a triplet loss of the whole batch is not a mean over them
+        many = ranks()[1] if by_triplets(R) else 1
+        self.losses.add('guide', value, s.beta*_rise(s, self)*many, **stats)
 
 # %% ../../nbs/82_stages.transfer.ipynb #ec1a064a
 @patch
@@ -450,8 +457,9 @@ def by_distance(self:GuiderTerm,
     R,s,n = self.model.R,self.settings,len(seen)
     positive,label = self.positive[:n],self.label[:n]
     with torch.no_grad(): real = R.embed(guider_input(positive, s.guider_size, s.guider_crop))
+    fake,real,label = (rows_of_all(o, [n]*ranks()[1]) for o in (R.embed(seen), real, label))
     self.pairs = self.pairs + (label!=label[0]).any() # a triplet takes two identities
-    loss,stats = guider_triplet(R.embed(seen), real, label, margin=s.margin, mining=s.mining,
+    loss,stats = guider_triplet(fake, real, label, margin=s.margin, mining=s.mining,
                                 stats=True)
     return loss,dict(active=stats['active'])
 
@@ -486,7 +494,7 @@ class MatchTerm(Callback):
         s = self.settings
         maps = lambda o: self.model.R.maps(guider_input(o, s.guider_size, s.guider_crop))
         with torch.no_grad(): true = maps(self.real)
-        each = [(a-b).abs().mean()/b.abs().mean().clamp_min(1e-8)
+        each = [(a-b).abs().mean()/mean_of_all(b.abs().mean()).clamp_min(1e-8)
                 for a,b in zip(maps(self.fake), true)]
         self.losses.add('match', sum(each)/len(each),
                         s.match*_rise(s, self))
@@ -652,6 +660,7 @@ def train_transfer(
                            for o in (target_df, source_df))
     seed_everything(settings.seed)
     model = transfer_model(settings, guider, judge)
+    for net in (model.G, model.D): tell_of_norms(whole_norms(net, default_device()))
     choices = transfer_choices(target_df, source_df, poses, guider, settings,
                                start_from(model, init), cbs)
     run = open_run(folder, choices, fresh)

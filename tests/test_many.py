@@ -1,0 +1,117 @@
+"Two processes with a batch of b are one with a batch of 2b; they write what one would, and nobody waits for ever"
+import os, socket, subprocess, sys, textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytest.importorskip('accelerate')
+ROOT = Path(__file__).parents[1]
+
+HEAD = '''
+import sys, torch, warnings
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+import pandas as pd
+import posereid.stages.reid as R, posereid.stages.transfer as T
+from posereid.core import ranks, launched
+from posereid.data.manifest import pick, train_labels
+from posereid.data.pictures import PictureStore
+from posereid.many import *
+from posereid.models.reid import reid_net
+from posereid.stages.reid import ReIDSettings, freeze, train_reid
+from posereid.stages.transfer import TransferSettings, train_transfer
+from posereid.synth.world import tiny_world
+warnings.filterwarnings('ignore')
+torch.set_num_threads(1)
+out = Path(sys.argv[1])
+world = tiny_world()
+df = pick(world.target, 'train')
+labels = train_labels(df)
+both = pd.concat([df, df.assign(is_generated=True)], ignore_index=True)
+store = PictureStore((64,32))
+
+def frozen_norms(make):
+    def made(*args, **kwargs):
+        net = make(*args, **kwargs)
+        for o in net.modules():
+            if isinstance(o, torch.nn.BatchNorm2d): freeze(o).requires_grad_(True)
+        return net
+    return made
+
+def reid(**kwargs):
+    R.reid_net = frozen_norms(reid_net)
+    s = ReIDSettings(width=4, epochs=2, bs=16, lr=.02, erase=.5, jitter=.2, **kwargs)
+    train_reid(both, store, labels, s, out)
+
+def transfer(by='ce', **kwargs):
+    guider = None
+    if by:
+        torch.manual_seed(7)
+        guider = reid_net(len(labels) if by=='ce' else None, width=4).eval()
+    s = TransferSettings(width=4, d_width=4, bs=8, pairs=64, parts=2, norm='instance', **kwargs)
+    train_transfer(df, world.source, world.poses, store, labels, guider, s, out)
+
+with joined() if launched()>1 else nullcontext():
+'''
+
+
+def start(script, out, n):
+    "A script in `n` processes that know each other, or in one"
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    env = {k:v for k,v in os.environ.items() if k not in ('RANK','WORLD_SIZE')}
+    env.update(POSEREID_QUIET='1', POSEREID_DEVICE='cpu', OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
+    if n>1: env.update(WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    each = [subprocess.Popen([sys.executable, '-c', script, str(out)],
+                             env={**env, **({'RANK':str(r), 'LOCAL_RANK':str(r)} if n>1 else {})},
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for r in range(n)]
+    try: said = [o.communicate(timeout=240) for o in each]
+    finally: [o.kill() for o in each]
+    return [(o.returncode, *s) for o,s in zip(each, said)]
+
+
+def run(call, out, n):
+    said = start(HEAD+textwrap.indent(call, '    '), out, n)
+    assert all(o[0]==0 for o in said), said[0][2]+said[-1][2]
+    return said
+
+
+CASES = ["reid()", "reid(loss='triplet')", "transfer()", "transfer('triplets', foreground=1.)"]
+MORE = ["transfer(None, beta=0., ema=.9)", "transfer(match=1., aux='apart')",
+        "transfer(limbs=True, d_limbs=True)", "reid(loss='triplet', mining='batch_hard', rule='any')"]
+
+def both_ways(calls, tmp):
+    "Trainings in one process and in two, as folders"
+    text = '\n'.join(f"out = Path(sys.argv[1])/'{i}'\n{o}" for i,o in enumerate(calls))
+    for n in (1, 2): run(text, tmp/f'{n}', n)
+    return {o: (tmp/'1'/str(i), tmp/'2'/str(i)) for i,o in enumerate(calls)}
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory): return both_ways(CASES, tmp_path_factory.mktemp('many'))
+
+def same(one, two):
+    "Weights after some steps, and the log; the settings of the run are the same"
+    for file in one.glob('*.safetensors'):
+        a,b = load_file(file),load_file(two/file.name)
+        assert list(a)==list(b)
+        for k in a: torch.testing.assert_close(a[k], b[k], rtol=2e-3, atol=1.5e-4) # Adam divides small noise by itself
+    a,b = read(one),read(two)
+    torch.testing.assert_close(a[1], b[1], rtol=2e-3, atol=1e-4)
+    assert a[0]==b[0] and {o.name for o in one.iterdir()}=={o.name for o in two.iterdir()}
+
+@pytest.mark.parametrize('call', CASES)
+def test_two_processes_are_one(trained, call): same(*trained[call])
+
+@pytest.mark.slow
+def test_more_of_two_processes(tmp_path):
+    for o in both_ways(MORE, tmp_path).values(): same(*o)
+
+
+def read(run):
+    import json
+    from posereid.stages.fit import read_log
+    rows = [[float(v) for v in o.values()] for o in read_log(run/'log.csv')]
+    return json.loads((run/'settings.json').read_text())['settings'], torch.tensor(rows)
