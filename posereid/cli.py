@@ -13,7 +13,8 @@ import shlex
 import sys
 from pathlib import Path
 from fastcore.script import Param, call_parse
-from .core import InputError, command, plain_console, use_device
+from .core import InputError, command, launched, plain_console, ranks, use_device
+from .many import beside, joined, share_of
 
 # %% ../nbs/98_cli.ipynb #c005
 def _pairs(help):
@@ -37,6 +38,7 @@ plain_console(sys.stdout, sys.stderr)  # before anything is printed, help texts 
 
 def tell(*text):
     "Print a line to stdout and flush it"
+    if ranks()[0]: return # of several processes the first one speaks
     sys.stdout.write(' '.join(map(str, text))+'\n')
     sys.stdout.flush()
 
@@ -101,7 +103,7 @@ def _command_line(name, **kwargs):
 
 # %% ../nbs/98_cli.ipynb #c009
 @call_parse
-@command
+@command(join=joined)
 def posereid_run(
     out:Path=None,             # Run folder; runs/<preset>-world<w>-seed<s> if not given
     preset:str='default',      # `smoke`, `default` or `paper`
@@ -174,18 +176,18 @@ def _tell_results(exp, line):
     "Train what is missing, write the report, print the table and the path of the report"
     from posereid.experiment.report import report, text_table
     table = exp.results()
-    tell('report')
+    tell('report') # its judges are nets, too, which all processes train and ask
     page = report(exp, line)
     tell(f'\n{text_table(table)}\n\n{page}')
 
 # %% ../nbs/98_cli.ipynb #a39c0eae
 @call_parse
-@command
+@command(join=beside)
 def posereid_reproduce(
     name:_table,                # Table or figure of the paper, such as tbl1
     out:Path=Path('reproduce'), # Folder for the CSV, the table and the pictures
     runs:Path=Path('runs/reproduce'), # Run folders, shared by all tables
-    seeds:str='',               # Comma-separated seeds, such as 1,2,3; those of the table if empty
+    seeds:str='',               # Seeds, such as 1,2,3 or 1-5; those of the table if empty
     rows:str='',                # Comma-separated rows; all rows of the table if empty
     preset:str='default',       # `smoke`, `default` or `paper`
     data:Path=None,             # Target set (folder or CSV) instead of synthetic worlds
@@ -216,13 +218,22 @@ def posereid_reproduce(
     real = _real_set(data, dict(source=source, poses=poses, source_poses=source_poses, ids=ids,
                                 layout=layout), no_cameras,
                      _choices(read, source_layout, source_read, pose_read, source_pose_read))
-    df = reproduce(name, out, runs, parse_seeds(seeds), preset, real, rows, set or (), tell)
+    seeds = _own_seeds(parse_seeds(seeds))
+    df = reproduce(name, out, runs, seeds, preset, real, rows, set or (), tell)
     tell(f'\n{t["title"]}')
     for part in t['parts']:
         d = df[df.part==part_name(part)]
         if len(d) and t.get('pictures'): tell('\n'+plain_table(picture_table(d)))
         elif len(d): tell(f'\n{part_name(part)}\n{plain_table(scores_table(d, _reference(d)))}')
     tell(f"\n{Path(out)/f'{name}.csv'}")
+
+# %% ../nbs/98_cli.ipynb #ownseed1
+def _own_seeds(seeds):
+    "The seeds of this process, where a launcher has started several"
+    if (n := launched())==1: return seeds
+    if seeds is None:
+        raise InputError(f"{n} processes deal the seeds among them; say which, such as --seeds 1-{n}.")
+    return share_of(seeds)
 
 # %% ../nbs/98_cli.ipynb #402a2113
 def _reference(lines):
@@ -242,10 +253,11 @@ def parse_seeds(
 ) -> list:  # Seeds as whole numbers; None for an empty text
     "Seeds from text"
     if not s: return None
-    words = str(s).replace(',', ' ').split()
-    if not all(o.isdigit() for o in words):
-        raise InputError(f"Seeds are comma-separated whole numbers, such as 1,2,3, but got '{s}'.")
-    return [int(o) for o in words]
+    words = [o.partition('-') for o in str(s).replace(',', ' ').split()]
+    if not all(a.isdigit() and (not dash or b.isdigit() and int(a)<=int(b)<int(a)+10_000)
+               for a,dash,b in words):
+        raise InputError(f"Seeds are whole numbers, such as 1,2,3 or 1-5, but got '{s}'.")
+    return [o for a,_,b in words for o in range(int(a), int(b or a)+1)]
 
 # %% ../nbs/98_cli.ipynb #c014
 @call_parse
@@ -268,7 +280,7 @@ def posereid_synth(
 
 # %% ../nbs/98_cli.ipynb #c016
 @call_parse
-@command
+@command(join=joined)
 def posereid_guider(
     data:Path,              # Target set: a folder in a known layout, or a CSV
     out:Path='runs/guider', # Run folder
@@ -310,9 +322,62 @@ def _tell_scores(r):
          f"{r['map_mean']:.1f} (mean precision)")
     tell(r['protocol'])
 
+# %% ../nbs/98_cli.ipynb #apart98a
+_TEST_FOLDERS = 'query','gallery','test','bounding_box_test','bbox_test','mask_test_v2'
+
+def _test_files(data, layout, train):
+    "Pictures in the test folders of a set, by their paths alone; none of those in `train`"
+    from posereid.data.cuhk03 import BOXES
+    from posereid.data.layouts import find_layout
+    from posereid.data.market import list_pictures, whole_path
+    root = whole_path(data) if layout else find_layout(data)[1]
+    train = dict.fromkeys(train)
+    boxes = [root/b for b in BOXES]
+    homes = [root, *(o for o in boxes if any(p.startswith(f'{o}{os.sep}') for p in train))]
+    return [p for h in homes for o in _TEST_FOLDERS if (h/o).is_dir()
+            for p in list_pictures(h/o, True)[0] if p not in train]
+
+# %% ../nbs/98_cli.ipynb #apart98b
+def _test_of(df, data, layout, read):
+    "The target, with its test rows if they can be read, and the paths of its test pictures"
+    from posereid.data.near import held_out
+    from posereid.experiment.inputs import read_set
+    if 'splits' in read:
+        more = {k: v for k,v in read.items() if k!='splits'}
+        try: df = read_set(data, ('train','query','gallery'), True, layout, more)
+        except InputError: pass  # its files are known all the same
+    test = list(held_out(df).path)
+    if not {'query','gallery'} <= {*df.split}:
+        test += _test_files(data, layout, df.path[df.split=='train'])
+    return df,test
+
+def _keep_apart(inputs, data, source, layout, read, test_poses):
+    "Refuse test people and test pictures of the target, as a run does"
+    from posereid.data.manifest import train_rows
+    from posereid.data.near import refuse_copies, refuse_people, same_bytes
+    df,test = _test_of(inputs.target, data, layout, parse_choices(read))
+    if not test:
+        return tell(f'{Path(data).absolute().name}: no test pictures are there, so that training '
+                    'and source were compared with none')
+    refuse_people(df, data)
+    refuse_copies(inputs.train.path, test, f'the training set {data}')
+    lent = train_rows(inputs.source).path
+    if not test_poses:
+        return refuse_copies(lent, test, f'the source {source}', 'take another source, or allow it '
+                             'by --set generate.test_poses=True in steps two and three')
+    if n := len(same_bytes(lent, test)):
+        tell(f'{n} pictures of the source are test pictures, as generate.test_poses allows')
+
+def _test_poses(opts):
+    "Settings without generate.test_poses, which concerns step two as well, and its value"
+    from posereid.experiment.presets import experiment_settings
+    mine = [o for o in opts or () if o.partition('=')[0].strip()=='generate.test_poses']
+    lent = experiment_settings(opts=mine, only=('generate',))['generate'].test_poses
+    return [o for o in opts or () if o not in mine],lent
+
 # %% ../nbs/98_cli.ipynb #c017
 @call_parse
-@command
+@command(join=joined)
 def posereid_transfer(
     data:Path,                 # Target set: a folder in a known layout, or a CSV
     source:Path,               # Source set that lends its poses, such as MARS
@@ -342,10 +407,12 @@ def posereid_transfer(
     from posereid.experiment.presets import experiment_settings
     from posereid.stages.transfer import train_transfer
     from posereid.data.manifest import train_labels
-    s = experiment_settings(preset, seed, size=parse_size(size), opts=set,
+    opts,lent = _test_poses(set)
+    s = experiment_settings(preset, seed, size=parse_size(size), opts=opts,
                             only=('transfer',))['transfer']
     i = _open(data, s.size, source, poses, source_poses, False, layout, read, source_layout,
               source_read, pose_read, source_pose_read, need_test=False, convert=convert)
+    _keep_apart(i, data, source, layout, read, lent)
     labels = train_labels(i.target)
     R = guider_for(guider, labels) if s.beta else None
     if s.beta: s = shown_to(s, **kind_of(guider/'reid.json'))
@@ -355,7 +422,7 @@ def posereid_transfer(
 
 # %% ../nbs/98_cli.ipynb #c018
 @call_parse
-@command
+@command(join=joined)
 def posereid_generate(
     data:Path,                 # Target set: a folder in a known layout, or a CSV
     source:Path,               # Source set that lends its poses, such as MARS
@@ -387,13 +454,14 @@ def posereid_generate(
     G,size = load_generator(generator),kind_of(generator/'generator.json')['size']
     i = _open(data, size, source, poses, source_poses, False, layout, read, source_layout,
               source_read, pose_read, source_pose_read, need_test=False, convert=convert)
+    _keep_apart(i, data, source, layout, read, s.test_poses)
     df = generate(G, i.target, i.source, i.poses, i.store(size), s, Path(out), fresh, names=names)
     tell(f'{len(df)} pictures of {df.pid.nunique()} people')
     tell(out)
 
 # %% ../nbs/98_cli.ipynb #c019
 @call_parse
-@command
+@command(join=joined)
 def posereid_augment(
     data:Path,                 # Target set: a folder in a known layout, or a CSV
     generated:Path='runs/generated', # Generated set of this target, made by posereid_generate
@@ -420,7 +488,7 @@ def posereid_augment(
 
 # %% ../nbs/98_cli.ipynb #c021
 @call_parse
-@command
+@command(join=joined)
 def posereid_eval(
     data:Path,                # Data set with query and gallery; training pictures are not read
     model:Path='runs/guider', # Run folder of posereid_guider or posereid_augment

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['JPEG', 'FIGURE', 'COLORS', 'InputError', 'nearest', 'optional_package', 'plain_console', 'launched', 'command',
-           'silence', 'seed_everything', 'default_device', 'use_device', 'cache_dir', 'ranks', 'together',
+           'silence', 'seed_everything', 'default_device', 'ranks', 'together', 'use_device', 'cache_dir',
            'write_beside', 'sweep_up', 'locked', 'to_json', 'hash_settings', 'set_options', 'one_of', 'Settings',
            'later', 'sha12', 'digests', 'weights_hash', 'save_weights', 'load_weights', 'provenance', 'RunFolder',
            'json_fault', 'named_once', 'parse_json', 'load_json', 'settings_from', 'hold', 'let_go', 'holding',
@@ -117,8 +117,8 @@ def command(
             stop = isinstance(e, KeyboardInterrupt)
             said = ('stopped; the same command continues' if stop else
                     _os_sentence(e) if isinstance(e, OSError) else ' '.join(str(e).split()))
-            if os.environ.get('RANK', '0')=='0': # launched processes would all say the same
-                sys.stderr.write('\n'*stop + f'{f.__name__}: {said}\n')
+            which = f' (process {ranks()[0]})' if ranks()[0] else ''
+            sys.stderr.write('\n'*stop + f'{f.__name__}{which}: {said}\n')
             status = 143 if isinstance(e, _Terminated) else 130 if stop else 2
         raise SystemExit(status)
     return _f
@@ -175,6 +175,18 @@ def default_device() -> 'torch.device': # `cuda` where there is one, else `cpu`
                          f"{res.type}, but '{name}' was asked for; use another, or cpu.")
     return res
 
+# %% ../nbs/00_core.ipynb #ranks001
+def ranks() -> tuple: # Number of this process, from 0, and how many work together; (0, 1) alone
+    "Which of the processes of one training this is"
+    dist = getattr(sys.modules.get('torch'), 'distributed', None)
+    if not dist or not dist.is_available() or not dist.is_initialized(): return 0,1
+    return dist.get_rank(),dist.get_world_size()
+
+# %% ../nbs/00_core.ipynb #togethr2
+def together():
+    "Wait until all processes of this training are here; alone nothing happens"
+    if ranks()[1]>1: sys.modules['torch'].distributed.barrier()
+
 # %% ../nbs/00_core.ipynb #usedev01
 def use_device(
     name:str=None # `cpu`, `cuda`, `cuda:1` or `mps`; None: leave it as it is
@@ -182,6 +194,10 @@ def use_device(
     "Let all stages of this process run on a device; one that is not there is refused"
     if not name: return
     before = os.environ.get('POSEREID_DEVICE')
+    if ranks()[1]>1:
+        raise InputError(f"{ranks()[1]} processes have a device each, which their launcher chose "
+                         f"(this is on {before}); leave out --device, or start them with "
+                         "accelerate launch --cpu.")
     os.environ['POSEREID_DEVICE'] = name
     try: default_device()
     except InputError:
@@ -195,18 +211,6 @@ def cache_dir() -> Path: # The cache folder; created if missing
     res = Path(os.environ.get('POSEREID_CACHE') or '~/.cache/posereid').expanduser()
     res.mkdir(parents=True, exist_ok=True)
     return res
-
-# %% ../nbs/00_core.ipynb #ranks001
-def ranks() -> tuple: # Number of this process, from 0, and how many work together; (0, 1) alone
-    "Which of the processes of one training this is"
-    dist = getattr(sys.modules.get('torch'), 'distributed', None)
-    if not dist or not dist.is_available() or not dist.is_initialized(): return 0,1
-    return dist.get_rank(),dist.get_world_size()
-
-# %% ../nbs/00_core.ipynb #togethr2
-def together():
-    "Wait until all processes of this training are here; alone nothing happens"
-    if ranks()[1]>1: sys.modules['torch'].distributed.barrier()
 
 # %% ../nbs/00_core.ipynb #c024
 def _remove(path):

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ENDINGS', 'JUNK_FOLDERS', 'picture_kind', 'is_picture', 'is_junk_folder', 'list_images', 'upright', 'open_upright',
-           'picture_size', 'picture_sizes']
+           'picture_size', 'file_stamp', 'picture_sizes']
 
 # %% ../nbs/01_imagefiles.ipynb #21aa84fb
-import os
+import hashlib, os, warnings
+from array import array
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from PIL import Image, ImageOps
@@ -77,6 +78,52 @@ def upright(
     im.load()  # TIFF is turned by Pillow itself, here
     return ImageOps.exif_transpose(im) if im.getexif().get(_ORIENTATION, 1)!=1 else im
 
+# %% ../nbs/01_imagefiles.ipynb #jpeghd01
+_HEAD,_SMALL = 4096,1<<16  # bytes: more than a plain header has, and a plain picture
+
+def _start(path, n):
+    "The first `n` bytes of a file; none if it cannot be read"
+    try: f = os.open(path, os.O_RDONLY | getattr(os, 'O_BINARY', 0))
+    except OSError: return b''
+    try: return os.read(f, n)
+    except OSError: return b''
+    finally: os.close(f)
+
+def _jpeg_size(head):
+    "Height, width and layers in a plain JPEG header; None if Pillow has to judge anything"
+    if head[:2]!=b'\xff\xd8': return None
+    i,n,size = 2,len(head),None
+    while i+4<=n and head[i]==0xff:
+        kind,end = head[i+1],i+2+(head[i+2]<<8|head[i+3])
+        if end>n or end<i+4: return None
+        if kind==0xda: return size # what follows are pixels
+        if kind==0xdb and ((end-i-4)%65 or max(head[i+4:end:65], default=16)>15): return None
+        if kind in (0xe0,0xee) and end-i<16: return None
+        if kind in (0xc0,0xc1,0xc2):
+            whole = end-i>=10 and head[i+4]==8 and head[i+9] in (1,3) and end-i==10+3*head[i+9]
+            size = whole and _fair(*head[i+5:i+10])
+            if not size: return None
+        elif kind not in _PLAIN: return None
+        i = end
+    return None
+
+# tables, restart interval, JFIF, Adobe's colours, comment
+_PLAIN = (0xc4,0xdb,0xdd,0xe0,0xee,0xfe)
+
+def _fair(a, b, c, d, layers):
+    "Height and width of two bytes each, unless one is 0 or Pillow would warn of so many pixels"
+    h,w = a<<8|b,c<<8|d
+    return (h,w,layers) if 0<h*w<1<<26 else None
+
+# %% ../nbs/01_imagefiles.ipynb #jpeghd02
+def _plain_jpeg(path):
+    "A small and plain JPEG file in colour, decoded; None if Pillow has to open the file"
+    data = _start(path, _SMALL)
+    h,w,layers = len(data)<_SMALL and _jpeg_size(data) or (0,0,0)
+    if layers!=3: return None
+    try: return Image.frombytes('RGB', (w,h), data, 'jpeg', 'RGB', '')
+    except ValueError: return None # cut off: Pillow will say so
+
 # %% ../nbs/01_imagefiles.ipynb #9f8d29c8
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
@@ -84,6 +131,7 @@ def open_upright(
     path:str|Path # A file
 ) -> Image.Image: # The picture in its own mode, fully decoded
     "Decode a picture and turn it upright, or say in a sentence what is wrong with the file"
+    if im := _plain_jpeg(path): return im
     try:
         with Image.open(path) as im: return upright(im)
     except FileNotFoundError: raise _gone(path) from None
@@ -115,6 +163,7 @@ def picture_size(
     path:str|Path # A file
 ) -> tuple:       # Height and width of the upright picture
     "The size of a picture, from its header"
+    if size := _jpeg_size(_start(path, _HEAD)): return size[:2]
     try:
         with Image.open(path) as im:
             # a TIFF's size is turned already
@@ -126,32 +175,45 @@ def picture_size(
 # %% ../nbs/01_imagefiles.ipynb #c864993d
 def _size_book(paths):
     "Where the sizes of pictures below one folder are kept"
-    home = os.path.commonpath([os.path.dirname(p) for p in paths])
-    return home, cache_dir()/'sizes'/f'{hash_settings(home)}.tsv'
+    home = os.path.commonpath({os.path.dirname(p) for p in paths})
+    return os.path.join(home, ''), cache_dir()/'sizes'/f'{hash_settings(home)}.book'
+
+def _seal(data): return hashlib.blake2b(data, digest_size=16).digest()
 
 def _read_book(file, home):
-    "Path → date, length, height, width"
-    if not file.is_file(): return {}
-    rows = (o.split('\t')
-            for o in file.read_text(encoding='utf-8', errors='surrogateescape').splitlines())
-    good = lambda o: len(o)==5 and all(v.isascii() and v.isdigit() and len(v)<20 for v in o[1:])
-    return {os.path.join(home, o[0]): tuple(map(int, o[1:])) for o in rows if good(o)}
+    "Path → date, length, height, width; nothing of a file that is damaged"
+    try: data = file.read_bytes()
+    except FileNotFoundError: return {}
+    if data[:16]!=_seal(data[16:]): return {}
+    end = 24 + 32*int.from_bytes(data[16:24], 'little')
+    t,names = array('q', data[24:end]), os.fsdecode(data[end:]).split('\0')
+    return {home+o: v for o,v in zip(names, zip(t[0::4], t[1::4], t[2::4], t[3::4]))}
 
 def _write_book(file, home, rows):
-    lines = ('\t'.join(map(str, (os.path.relpath(p, home), *o))) for p,o in rows.items()
-             if '\n' not in p and '\t' not in p)
-    text = '\n'.join(lines)+'\n'
-    with write_beside(file) as tmp:
-        Path(tmp).write_text(text, encoding='utf-8', errors='surrogateescape')
+    "The table of numbers, then the names, between which is a byte that is in no name"
+    t,names = array('q', [v for o in rows.values() for v in o]), [o[len(home):] for o in rows]
+    data = len(rows).to_bytes(8, 'little') + t.tobytes() + os.fsencode('\0'.join(names))
+    try:
+        with write_beside(file) as tmp: Path(tmp).write_bytes(_seal(data)+data)
+    except OSError as e:
+        warnings.warn(f'{file} cannot be written ({e.strerror}): the sizes of these pictures are '
+                      'not kept, and looked for again in the next run.', stacklevel=3)
 
-def _looked_at(path):
-    st = os.stat(path)
-    return st.st_mtime_ns, st.st_size, *picture_size(path)
+# %% ../nbs/01_imagefiles.ipynb #stamp001
+def file_stamp(
+    path:str|Path # A file
+) -> tuple:       # Time of its last change, nanoseconds; its length, bytes
+    "What changes when a file is written anew"
+    try: st = os.stat(path)
+    except FileNotFoundError: raise _gone(path) from None
+    return st.st_mtime_ns, st.st_size
 
-def _map(f, paths, show):
-    "`f` of each path, in threads, since a disk answers several questions at a time"
-    with ThreadPoolExecutor(8) as pool:
-        done = pool.map(f, paths)
+# %% ../nbs/01_imagefiles.ipynb #sizebk02
+def _look_at_all(paths, show, step=500):
+    "Date, length, height and width of each; in threads, since a disk answers several at a time"
+    some = lambda i: [(*file_stamp(p), *picture_size(p)) for p in paths[i:i+step]]
+    with ThreadPoolExecutor(4) as pool:
+        done = (o for part in pool.map(some, range(0, len(paths), step)) for o in part)
         return list(progress(done, total=len(paths), desc='sizes of pictures') if show else done)
 
 # %% ../nbs/01_imagefiles.ipynb #63f15266
@@ -161,16 +223,13 @@ def picture_sizes(
     show:bool=False     # Show a progress bar
 ) -> dict:              # Path → (height, width)
     "The sizes of many pictures, from their headers or from the cache"
-    paths = [os.path.abspath(p) for p in paths]
+    paths,pair = [os.path.abspath(p) for p in paths],{}
     if len(paths)<keep_from: return {p: picture_size(p) for p in paths}
     home,file = _size_book(paths)
     book = _read_book(file, home)
-    def same(p):
-        try: st = os.stat(p)
-        except FileNotFoundError: raise _gone(p) from None
-        return book.get(p, ())[:2]==(st.st_mtime_ns, st.st_size)
-    new = [p for p in paths if not same(p)]
+    new = [p for p in paths if p not in book or book[p][:2]!=file_stamp(p)]
     if new:
-        book.update(zip(new, _map(_looked_at, new, show)))
+        book.update(zip(new, _look_at_all(new, show)))
         _write_book(file, home, book)
-    return {p: book[p][2:] for p in paths}
+    # most pictures have the size of another: one pair of numbers for all of them
+    return {p: pair.setdefault(o := book[p][2:], o) for p in paths}

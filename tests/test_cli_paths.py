@@ -66,9 +66,10 @@ def test_choices():
     with pytest.raises(InputError, match="'skip'"): cli.parse_choices(['odd=skip', 'skip', 'no'])
 
 def test_seeds():
+    assert cli.parse_seeds('1-3,7')==[1,2,3,7]
     assert (cli.parse_seeds('3,1 2')==[3,1,2] and cli.parse_seeds('7')==[7]
             and not cli.parse_seeds('') and not cli.parse_seeds(None))
-    for s in ('1-3', 'one', '1,-2', '1.5'):
+    for s in ('3-1', 'one', '1,-2', '1.5'):
         with pytest.raises(InputError, match=s): cli.parse_seeds(s)
 
 def test_what_is_said_of_reading():
@@ -287,13 +288,14 @@ def test_what_goes_with_a_real_table_only(table, refused, kw):
 SCORES = dict(rank1=11.1, rank5=22.2, map_trap=33.3, map_mean=44.4, protocol='the protocol')
 
 @pytest.fixture
-def inputs(spy):
+def inputs(spy, monkeypatch):
     "Inputs that are not read"
     i = SimpleNamespace(train='train rows', target='target', source='source', poses='poses',
                         notes=['a note'])
     i.store = lambda size: ('store', tuple(size))
     i.read,i.target_read = spy('folder_inputs', returns=i),spy('target_inputs', returns=i)
-    i.labels = spy('train_labels', returns={7:0})
+    i.labels,i.apart = spy('train_labels', returns={7:0}),[]
+    monkeypatch.setattr(cli, '_keep_apart', lambda *args: i.apart.append(args))
     return i
 
 
@@ -386,6 +388,8 @@ def test_step_two(spy, inputs, said, tmp_path):
                           init=Path('/i'), preset='smoke', seed=4, size='48x24', fresh=True,
                           set=['transfer.beta=0'], **READ)
     a,b = train
+    assert inputs.apart==[(inputs, Path('/a'), Path('/s'), None, None, False),
+                          (inputs, Path('/a'), Path('/s'), 'folder', ['odd=skip'], False)]
     assert (a.target_df, a.source_df, a.poses, a.store, a.labels, a.guider, str(a.folder), a.init,
             a.fresh)==('train rows', 'source', 'poses', ('store',(64,32)), {7:0}, 'guider',
                        'runs/transfer', None, False)
@@ -408,8 +412,10 @@ def test_step_three_first_half(spy, inputs, said, tmp_path):
     cli.posereid_generate(Path('/a'), Path('/s'), generator=tmp_path)
     cli.posereid_generate(Path('/a'), Path('/s'), generator=tmp_path, out=Path('/o'),
                           preset='smoke', seed=4, names='market1501', fresh=True,
-                          set=['generate.n_each=7'], **READ)
+                          set=['generate.n_each=7', 'generate.test_poses=true'], **READ)
     a,b = made
+    assert inputs.apart==[(inputs, Path('/a'), Path('/s'), None, None, False),
+                          (inputs, Path('/a'), Path('/s'), 'folder', ['odd=skip'], True)]
     assert (a.G, a.target_df, a.source_df, a.poses, a.store, str(a.folder), a.fresh, a.names,
             a.settings.seed, a.todo)==('G', 'target', 'source', 'poses', ('store',(96,48)),
                                        'runs/generated', False, 'source', 0, None)

@@ -72,7 +72,9 @@ def test_an_error_that_is_no_sentence_is_a_fault():
 
 def test_a_late_answer_is_a_fault(tmp_path, monkeypatch):
     monkeypatch.setattr(fuzz, 'SECONDS', .1)
-    parser = toy(lambda p: time.sleep(9))
+    def busy(path):
+        while True: pass
+    parser = toy(busy)
     parser.prepare(tmp_path)
     t = time.time()
     how,said = outcome(parser, b'{}')

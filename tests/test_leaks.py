@@ -1,5 +1,5 @@
 "Test pictures and test people that somebody put where a net learns from: the audit names them, a run refuses or tells"
-import io, json, shutil
+import io, json, os, shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,14 @@ from posereid.data.audit import audit
 from posereid.data.manifest import pick
 from posereid.data.market import read_market
 from posereid.data.near import (close_people, held_out, likeness, near_copies, near_hash,
-                                near_pairs, same_bytes, shared_people, thumbnail)
+                                near_pairs, refuse_copies, refuse_people, same_bytes,
+                                shared_people, thumbnail)
 from posereid.experiment.inputs import folder_inputs, share_people, target_inputs
 from posereid.synth.world import tiny_world
 
 REID = ['reid.width=4', 'reid.epochs=1', 'reid.bs=8']
+GAN = ['transfer.width=4', 'transfer.d_width=4', 'transfer.pairs=16', 'transfer.parts=1',
+       'transfer.bs=8', 'transfer.beta=0']
 
 
 # --- what is planted ---
@@ -317,6 +320,184 @@ def test_people_set_aside_are_a_test_too(home):
     home.put(home.train())
     assert len(folder_inputs(home.set, validation=True, need_poses=False).near)==0
     with pytest.raises(InputError, match='byte for byte'): folder_inputs(home.set)
+
+
+# --- steps two and three ---
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    "Run folder of a generator"
+    tmp = tmp_path_factory.mktemp('trained')
+    step('transfer', Home(tmp), tmp/'G')
+    return tmp/'G'
+
+
+def step(which, home, out, generator=None, opts=(), **kw):
+    "A step as a command: of `home`, or of another target or source"
+    kw = {'data':home.set, 'source':home.lent, 'preset':'smoke', 'out':out, **kw}
+    if which=='transfer': cli.posereid_transfer(set=[*GAN, *opts], **kw)
+    else: cli.posereid_generate(generator=generator, set=['generate.n_each=1', *opts], **kw)
+
+
+STEPS = pytest.mark.parametrize('which', ['transfer','generate'])
+
+def hard_link(home, to):
+    os.link(home.test[5], to)
+    return str(to),str(home.test[5])
+
+PLANTS = dict(train=lambda h: h.put(h.train()), source=lambda h: h.put(h.source()),
+              linked_train=lambda h: hard_link(h, h.train()),
+              linked_source=lambda h: hard_link(h, h.source()),
+              junk=lambda h: h.put(h.source(), of=h.test.index(junk(h))))
+
+def junk(home):
+    "A gallery picture of nobody, which is ranked all the same"
+    home.test.append(next((home.set/'bounding_box_test').glob('0000_*')))
+    return home.test[-1]
+
+
+@STEPS
+@pytest.mark.parametrize('plant', PLANTS)
+def test_a_step_refuses(home, trained, tmp_path, refused, which, plant):
+    "As a run does, under whatever name: status 2 and both paths, and nothing is made"
+    new,old = PLANTS[plant](home)
+    says = 'take them out' if 'train' in plant else 'generate.test_poses=True'
+    refused(step, which, home, tmp_path/'out', trained, says=[new, old, says])
+    assert not (tmp_path/'out').exists()
+
+
+@STEPS
+def test_a_clean_step_says_nothing(home, trained, tmp_path, capsys, which):
+    "Also where the source has the numbers of test people for its own"
+    pid,old = home.test[0].name[:4],home.lent/'bbox_train'/'0023'
+    names = {p.name: pid+p.name[4:] for p in old.iterdir()}
+    for a,b in names.items(): (old/a).rename(old/b)
+    old.rename(old.with_name(pid))
+    file = home.lent.with_name('lent_poses.csv')
+    text = file.read_text()
+    for a,b in names.items(): text = text.replace(a, b)
+    file.write_text(text)
+    step(which, home, tmp_path/'out', trained)
+    out = capsys.readouterr().out
+    assert (tmp_path/'out'/'metrics.json').exists() and 'test pictures' not in out
+
+
+@STEPS
+def test_a_step_refuses_test_people(home, trained, tmp_path, refused, which):
+    name = f'{home.test[3].name[:4]}_c1s1_000101_01.jpg'
+    new,_ = home.put(home.train(name), mirrored)
+    refused(step, which, home, tmp_path/'out', trained, says=[new, 'number them anew'])
+    refused(step, which, home, tmp_path/'out', trained, read=['splits=train'],
+            says=[new, 'number them anew'])
+
+
+@STEPS
+def test_test_poses_are_allowed_in_both_steps(home, trained, tmp_path, capsys, refused, which):
+    "In the source, and not in training; nothing else of another group is let in"
+    for i in (2,3): home.put(home.source(f'0023C1T0001F90{i}.jpg'), of=i)
+    allowed = ['generate.test_poses=true']
+    step(which, home, tmp_path/'out', trained, allowed)
+    assert '2 pictures of the source are test pictures, as' in capsys.readouterr().out
+    new,old = home.put(home.train())
+    refused(step, which, home, tmp_path/'o', trained, allowed, says=[new, old, 'take them out'])
+    if which=='transfer':
+        refused(step, which, home, tmp_path/'o', trained, ['generate.n_each=3'],
+                says='generate.n_each')
+
+
+@STEPS
+@pytest.mark.parametrize('how', ['read','odd','csv'])
+def test_a_test_that_was_not_read_is_looked_up(home, trained, tmp_path, refused, capsys, which,
+                                               how):
+    "Training alone is asked for; the test folder may even be one that no reader takes"
+    kw = dict(read=['splits=train'])
+    if how=='odd': (home.set/'query'/'copy of 1.jpg').write_bytes(b'no picture')
+    if how=='csv':
+        read_market(home.set).to_csv(tmp_path/'set.csv', index=False)
+        kw['data'] = tmp_path/'set.csv'
+    step(which, home, tmp_path/'clean', trained, **kw)
+    assert 'test pictures' not in capsys.readouterr().out
+    new,old = home.put(home.source())
+    refused(step, which, home, tmp_path/'out', trained, says=[new, old], **kw)
+
+
+@pytest.mark.parametrize('layout', ['Market-1501', 'DukeMTMC-reID', 'cuhk03-np', 'MARS',
+                                    'MSMT17_V1', 'folders'])
+def test_test_folders_of_any_layout_are_found(home, sets, tmp_path, layout):
+    "Their files are those that the reader would have read, and perhaps more"
+    name = 'cuhk03-labeled' if layout=='cuhk03-np' else None
+    df = I.read_set(sets/layout, ('train','query','gallery'), layout=name)
+    train = pick(df, 'train')
+    found = cli._test_files(sets/layout, name, train.path)
+    assert set(held_out(df).path)<=set(found) and not set(found) & set(train.path)
+    assert not any(o in p for p in found for o in ('detected', 'train'))
+
+
+@STEPS
+def test_without_lists_the_files_of_a_test_folder_count(home, sets, trained, tmp_path, refused,
+                                                        which):
+    shutil.copytree(sets/'MSMT17_V1', tmp_path/'MSMT17_V1')
+    for o in (tmp_path/'MSMT17_V1').parent.glob('MSMT17_V1/list_[qg]*'): o.unlink()
+    for o in sets.glob('MSMT17_V1_poses*'): shutil.copy(o, tmp_path)
+    test = next((tmp_path/'MSMT17_V1'/'test').rglob('*.jpg'))
+    shutil.copy(test, home.source())
+    refused(step, which, home, tmp_path/'out', trained, data=tmp_path/'MSMT17_V1',
+            says=[str(test), str(home.source())])
+
+
+@STEPS
+def test_no_test_is_told(home, trained, tmp_path, capsys, which):
+    "A person may be called `test`; the pictures of training are none of a test"
+    for o in ('query','bounding_box_test'): shutil.rmtree(home.set/o)
+    file,names = home.set.with_name('set_poses.csv'),{'name',*os.listdir(home.train().parent)}
+    lines = [o for o in file.read_text().splitlines() if o.partition(':')[0] in names]
+    file.write_text('\n'.join(lines)+'\n')
+    step(which, home, tmp_path/'out', trained)
+    assert 'set: no test pictures are there, so that training and source were compared with none' \
+        in capsys.readouterr().out
+    people = tmp_path/'people'
+    df = read_market(home.set, splits='train')
+    for pid,who in zip(sorted(set(df.pid)), ['test','query','An','Bo','Cy','Di']):
+        for p in df.path[df.pid==pid]:
+            (people/who).mkdir(parents=True, exist_ok=True)
+            shutil.copy(p, people/who)
+    assert cli._test_files(people, 'folder', list(map(str, people.rglob('*.jpg'))))==[]
+
+
+def test_a_plan_knows_copies_by_their_bytes(home):
+    "Without commands, too; hand-drawn boxes of training people are no test"
+    from posereid.stages.generate import GenerateSettings, plan
+    i = folder_inputs(home.set, home.lent)
+    new,old = home.put(home.source())
+    more = pd.concat([i.source, i.source[:1].assign(path=new)], ignore_index=True)
+    with pytest.raises(InputError, match=f'1 pictures of the source are test.*{new}, which is '
+                                         f'{old};'):
+        plan(i.target, more, i.poses, GenerateSettings())
+    train = i.train[:1]
+    boxes = pd.concat([i.target, train.assign(split='multi')], ignore_index=True)
+    shutil.copy(train.path.item(), new)
+    assert len(plan(boxes, more, i.poses, GenerateSettings(n_each=1)))==len(i.train)
+    queried = i.target.pid[i.target.split=='query'].iloc[0]
+    boxes = pd.concat([i.target, train.assign(split='multi', pid=queried)], ignore_index=True)
+    with pytest.raises(InputError, match='are test pictures'):
+        plan(boxes, more, i.poses, GenerateSettings())
+
+
+def test_refusals_by_hand(tmp_path):
+    df = pd.DataFrame([('a','train',1), ('b','query',2), ('c','gallery',2), ('d','train',3)],
+                      columns=['path','split','pid'])
+    refuse_people(df, 'set')
+    with pytest.raises(InputError, match='set: person 2 is in training, a, and in the test, b; '):
+        refuse_people(df.assign(pid=[2,2,2,3]), 'set')
+    with pytest.raises(InputError, match='and so are 1 others'):
+        refuse_people(df.assign(pid=[2,2,3,3]), 'set')
+    a,b = (str(tmp_path/o) for o in 'ab')
+    for o in (a,b): Path(o).write_bytes(b'x')
+    refuse_copies([], [b], 'the source')
+    refuse_copies([a], [], 'the source')
+    with pytest.raises(InputError, match=f'{a} of the source is the test picture {b}, byte for '
+                                         'byte; another cure'):
+        refuse_copies([a], [b], 'the source', 'another cure')
 
 
 # --- the parts ---

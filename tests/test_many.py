@@ -58,14 +58,14 @@ with joined() if launched()>1 else nullcontext():
 '''
 
 
-def start(script, out, n):
-    "A script in `n` processes that know each other, or in one"
+def start(script, out, n, call=None):
+    "A script in `n` processes that know each other, or in one; `call` are the words of a file of commands"
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
     env = {k:v for k,v in os.environ.items() if k not in ('RANK','WORLD_SIZE')}
     env.update(POSEREID_QUIET='1', POSEREID_DEVICE='cpu', OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
     if n>1: env.update(WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    each = [subprocess.Popen([sys.executable, '-c', script, str(out)],
+    each = [subprocess.Popen([sys.executable, *(call or ['-c', script]), str(out)],
                              env={**env, **({'RANK':str(r), 'LOCAL_RANK':str(r)} if n>1 else {})},
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for r in range(n)]
     try: said = [o.communicate(timeout=240) for o in each]
@@ -115,3 +115,45 @@ def read(run):
     from posereid.stages.fit import read_log
     rows = [[float(v) for v in o.values()] for o in read_log(run/'log.csv')]
     return json.loads((run/'settings.json').read_text())['settings'], torch.tensor(rows)
+
+
+GENERATED = """
+from posereid.evaluate.protocol import extract_features
+from posereid.stages.generate import GenerateSettings, generate, plan
+from posereid.stages.transfer import transfer_model
+from posereid.core import seed_everything
+seed_everything(3)
+G = transfer_model(TransferSettings(width=4, beta=0.)).G.eval()
+s = GenerateSettings(n_each=2, bs=16)
+made = generate(G, df, world.source, world.poses, store, s, out)
+f = extract_features(reid_net(None, width=4), store.get(made.path), bs=50)
+torch.save(f, out/f'features{ranks()[0]}.pt')
+"""
+
+def test_shared_pictures_and_features(tmp_path):
+    "Dealt to two processes or made by one: the same bytes, every one of them, and in order"
+    for n in (1, 2): run(GENERATED, tmp_path/f'{n}', n)
+    a,b = (sorted((tmp_path/n/'bounding_box_train').iterdir()) for n in '12')
+    assert [o.name for o in a]==[o.name for o in b] and len(a)==120
+    assert all(p.read_bytes()==q.read_bytes() for p,q in zip(a, b))
+    one,two,three = (torch.load(tmp_path/o) for o in ('1/features0.pt','2/features0.pt','2/features1.pt'))
+    assert torch.equal(one, two) and torch.equal(two, three)
+    assert not [o for o in (tmp_path/'2').iterdir() if o.name[0]=='.']
+
+
+
+@pytest.mark.parametrize('n', [2])
+def test_a_whole_run(tmp_path, n):
+    "The command of a launcher: one table, one report, each told once, nothing left over"
+    (tmp_path/'call.py').write_text('from posereid.cli import posereid_run as f; import sys; sys.argv[0]="posereid_run"; f()')
+    words = ('--preset smoke --rows control,guided --set world.n_train=12 world.n_test=4 world.n_source=6 '
+             'reid.epochs=1 reid.bs=16 transfer.pairs=32 transfer.bs=8 --out').split()
+    said = start(None, tmp_path/'r', n, [str(tmp_path/'call.py'), *words])
+    assert [o[0] for o in said]==[0]*n, said[1][2]+said[0][2]
+    assert 'guided' in said[0][1] and said[1][1]=='' and said[0][1].count('report.html')==1
+    assert 'BatchNorm is synchronised on GPUs only' in said[0][2] and not said[1][2]
+    assert {'results.csv','report.html','settings.json'} <= {o.name for o in (tmp_path/'r').iterdir()}
+    assert not [o for o in (tmp_path/'r').rglob('.*')]
+    wrong = start(None, tmp_path/'r2', n, [str(tmp_path/'call.py'), '--preset', 'smoke', '--set', 'reid.bs=31', '--out'])
+    assert wrong[0][0]==2 and 'cannot be dealt to 2 processes' in wrong[0][2], wrong
+    assert 'Traceback' not in wrong[0][2]

@@ -1,6 +1,7 @@
 "Metrics against slow loops that follow the definitions word by word, and against scikit-learn"
 import numpy as np, pandas as pd, pytest, torch
 from posereid.core import InputError
+from posereid.metrics import retrieval as counting
 from posereid.metrics.images import DIALECT, l1_error, psnr, score_pictures, ssim, unit_pictures
 from posereid.metrics.retrieval import (_sort_rows, sought_columns, ap_mean, ap_trapezoid,
                                         cosine_distance,
@@ -213,6 +214,106 @@ def test_layout_in_memory_does_not_matter_and_input_is_left_alone():
     assert (case[0]==kept).all()
     d = torch.from_numpy(case[0])
     _sort_rows(d, sought_columns(*case[1:])); assert (d.numpy()==kept).all()
+
+
+def many_layouts(order, ties, seed=0, n=(23,400), ids=6):
+    "Queries and a gallery, sorted or mixed, with junk, distractors, and a person of many pictures"
+    rng = np.random.default_rng(seed)
+    share = np.r_[.05, .05, .35, np.full(ids-1, .55/(ids-1))]  # junk, distractors, persons
+    g_pids = rng.choice(np.arange(-1, ids+1), n[1], p=share)
+    if order=='sorted': g_pids.sort()
+    q_pids = rng.integers(1, ids+3, n[0])  # the last are not in the gallery
+    dist = rng.integers(-9, 9, n).astype(float) if ties else rng.normal(size=n)
+    return dist, q_pids, g_pids, rng.integers(0, 4, n[0]), rng.integers(0, 4, n[1])
+
+
+def slow_ranks(dist, q_pids, g_pids, q_cams, g_cams):
+    return [[i for i,h in enumerate(loop_query(*o, g_pids, g_cams), 1) if h]
+            for o in zip(dist.tolist(), q_pids, q_cams)]
+
+
+@pytest.mark.parametrize('order', ['sorted','mixed'])
+@pytest.mark.parametrize('ties', [False,True])
+@pytest.mark.parametrize('kind', ['float16','float32','float64','int32','fortran','strided'])
+def test_ranks_equal_a_loop_however_they_are_counted(order, ties, kind, monkeypatch):
+    dist, *ids = many_layouts(order, ties)
+    d = {'fortran': np.asfortranarray, 'strided': lambda o: np.repeat(o, 2, axis=1)[:,::2]}.get(
+        kind, lambda o: (o*100*(kind=='int32') + o*(kind!='int32')).astype(kind))(dist)
+    d.flags.writeable = False
+    want, sought = slow_ranks(d, *ids), sought_columns(*ids)
+    assert max(map(len, want))>64 and min(map(len, want))==0
+    # all at once; columns in steps of seven; a few comparisons at once; a row at a time
+    for wide, size in ((2**15,2**21), (7,2**21), (2**15,2**9), (64,1)):
+        monkeypatch.setattr(counting, '_WIDE', wide); monkeypatch.setattr(counting, '_BYTES', size)
+        for threads in (1,2,5):
+            got = counting._block_ranks(d, sought, threads)
+            assert [o.tolist() for o in got]==want, (wide, size, threads)
+    for i in range(len(d)):
+        for threads in (1,3):
+            assert counting._block_ranks(d[i:i+1], sought[i:i+1], threads)[0].tolist()==want[i]
+
+
+@pytest.mark.parametrize('layout', ['C','F'])
+@pytest.mark.parametrize('kind', ['float64','int64'])
+def test_distances_that_single_precision_takes_for_equal(layout, kind):
+    dist, *ids = many_layouts('sorted', True)
+    d = 2**40+dist.astype(kind) if kind=='int64' else 1+1e-9*dist
+    got = counting._block_ranks(d.astype(kind, order=layout), sought_columns(*ids))
+    assert [o.tolist() for o in got]==slow_ranks(d, *ids)
+
+
+@pytest.mark.parametrize('order', ['sorted','mixed'])
+def test_long_galleries_are_counted_in_bytes_that_do_not_run_over(order):
+    "Every word of eight comparisons is added up to 255 times; here all of them are hits"
+    for n in (2039, 2040, 2041, 4081, 32767, 32768, 32769, 70000):
+        g = np.zeros(n, dtype=int); g[[n//2, n//2+1] if order=='sorted' else [0, n-1]] = 1
+        d = np.zeros((1,n), dtype=np.float32); d[0,g==1] = 1, 2
+        ids = np.ones(1, dtype=int), g, np.ones(1, dtype=int), np.full(n, 2)
+        assert counting._block_ranks(d, sought_columns(*ids))[0].tolist()==[n-1, n]
+
+
+def test_sought_columns_are_the_masks():
+    for seed, order in enumerate(('sorted','mixed')*3):
+        _, q_pids, g_pids, q_cams, g_cams = many_layouts(order, True, seed)
+        s = sought_columns(q_pids, g_pids, q_cams, g_cams)
+        assert s.junk.tolist()==np.flatnonzero(g_pids==-1).tolist()
+        for i in range(len(q_pids)):
+            good, removed = gallery_masks(q_pids[i], q_cams[i], g_pids, g_cams)
+            assert s.good[i].tolist()==np.flatnonzero(good).tolist()
+            assert s.gone[i].tolist()==np.flatnonzero(removed & (g_pids!=-1)).tolist()
+
+
+def test_threads_do_not_change_scores_and_must_be_positive():
+    rng = np.random.default_rng(0)
+    d = rng.integers(0, 500, (90,25000)).astype(np.float32)
+    ids = (np.arange(90)+1, rng.integers(-1, 91, 25000),
+           rng.integers(1, 7, 90), rng.integers(1, 7, 25000))
+    assert counting._n_threads(3, d.size)==3 and counting._n_threads(3, 1000)==1
+    assert counting._n_threads(None, 2**30)==torch.get_num_threads()
+    one, *more = (retrieval(d, *ids, threads=o) for o in (1,2,5,None))
+    assert all((o.ranks==one.ranks).all() and o.to_dict()==one.to_dict() for o in more)
+    with pytest.raises(InputError, match='`threads` must be 1'): retrieval(d, *ids, threads=0)
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('kind', [np.float16,np.float32,np.float64,torch.float32,torch.float64])
+@pytest.mark.parametrize('bad', [np.nan,np.inf,-np.inf])
+def test_one_bad_distance_anywhere_is_refused(kind, bad):
+    ids = [1,1,1], [1,2,3,1,2], [1]*3, [2]*5
+    for i,j in ((0,0), (1,2), (2,4)):
+        d = np.zeros((3,5)); d[i,j] = bad
+        d = torch.tensor(d).to(kind) if isinstance(kind, torch.dtype) else d.astype(kind)
+        for o in (d, d[:,::1], d.T.copy().T if isinstance(d, np.ndarray) else d.T.contiguous().T):
+            with pytest.raises(InputError, match='NaN or infinite'): retrieval(o, *ids)
+
+
+@pytest.mark.filterwarnings('error')
+def test_large_finite_distances_are_ranked():
+    for kind in (np.float16,np.float32,np.float64):
+        big = np.finfo(kind).max
+        d = np.array([[big, -big, 0, big]], dtype=kind)
+        assert retrieval(d, [1], [1,2,3,2], [1], [2]*4).ranks.tolist()==[3]
+        assert retrieval(torch.tensor(d), [1], [2,1,3,2], [1], [2]*4).ranks.tolist()==[1]
 
 
 def features(seed=0, n=(15,60), d=8, dtype=torch.float32):

@@ -141,6 +141,7 @@ def test_neither_draws_chance_when_off(pics):
     df = pd.DataFrame(dict(path=[str(i) for i in range(40)], pid=[1,2]*20, camid=1, split='train',
                            is_generated=False))
     class Store:
+        def preload(self, items): return self
         size = (64,32)
         def get(self, paths): return pics[[int(p) for p in paths]]
     a,b,c = (reid_dls(df, Store(), {1:0,2:1}, bs=8, seed=3, **kw).one_batch()[0]

@@ -310,6 +310,7 @@ def reid_dls(
                          "(`pick(df, 'train')`).")
     crop = _fitting(crop, store, pad)
     _enough_for_all(min(bs, len(df)), 'pictures a batch (bs)')
+    store.preload(df)
     eps = dict(crop=crop, eps_real=eps_real, eps_generated=eps_generated)
     make = ReIDBatch(df, store, labels, pad, flip=flip, erase=erase, jitter=jitter,
                      tell=tell, real_from=real_from, trace=trace, **eps)
@@ -415,6 +416,7 @@ def triplet_dls(
     # each process deals with its own identities
     if P is None and n_ids>ranks()[1]: n_ids -= n_ids%ranks()[1]
     _enough_for_all(P or n_ids, 'identities a batch (P)')
+    store.preload(df)
     make = TripletBatch(df, store, labels, P or n_ids, k_real, k_gen, seed, pad=pad, flip=flip,
                         crop=crop, tell=tell, **kwargs)
     return DataLoaders(*(BatchDL(make, n*make.bs, make.bs, shuffle=False, seed=seed,

@@ -47,7 +47,7 @@ def batches(
     bs:int=256,                        # Largest batch that a tensor is split into
 ):                                     # Yields `(b, 3, h, w)` uint8 batches
     "Batches of pictures; a tensor is split as evenly as possible"
-    if isinstance(pictures, Tensor):
+    if hasattr(pictures, 'tensor_split'):
         yield from pictures.tensor_split(-(-len(pictures)//bs)) if len(pictures) else ()
     else: yield from pictures() if callable(pictures) else pictures
 
@@ -464,7 +464,7 @@ def identity_scores(
 @torch.no_grad()
 def class_probability(
     model:nn.Module,  # Classifier: float pictures to `(n, K)` logits
-    pictures:Tensor,  # `(n, 3, h, w)` uint8 pictures
+    pictures:Tensor,  # `(n, 3, h, w)` uint8 pictures, as `batches` takes them
     label:np.ndarray, # `(n,)` class label of each picture, from 0 to K−1
     bs:int=256,       # Batch size
     device:str|torch.device=None # Device to compute on; None: `default_device()`

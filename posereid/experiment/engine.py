@@ -19,6 +19,7 @@ from ..core import (InputError, RunFolder, digests, hash_settings, holding, load
 from ..many import agreed, first
 from ..data.manifest import label_of, picture_keys, train_labels
 from ..data.market import read_generated
+from ..data.pictures import OnDemand
 from ..data.transforms import centre_crop
 from ..evaluate.protocol import (Averaged, WithViews, class_probability, evaluate_reid,
                                         reestimate_bn, seen_by, test_rows)
@@ -334,11 +335,10 @@ def confidence(self:Experiment,
 ) -> np.ndarray: # `(n,)` probabilities
     "The guider's probability of each picture's own identity"
     df,s = read_generated(extra),g['guider']
-    net = as_classifier(self.train_reid(s)[1],
-                        seen_by(self.inputs.store(s.size), s.crop).get(self.train),
+    seen = seen_by(self.inputs.store(s.size), s.crop)
+    net = as_classifier(self.train_reid(s)[1], OnDemand(seen, self.train),
                         label_of(self.train, self.labels))
-    return class_probability(net, seen_by(self.inputs.store(s.size), s.crop).get(df),
-                             label_of(df, self.labels))
+    return class_probability(net, OnDemand(seen, df), label_of(df, self.labels))
 
 # %% ../../nbs/93_experiment.engine.ipynb #testview1
 @patch
@@ -395,7 +395,7 @@ def score_model(
     r,q = score(model),test_rows(df, cameras=inputs.cameras)[0]
     with holding(path):
         write_per_query(r, picture_keys(q.path), q.pid, q.camid, path/f'per_query{kind}.csv')
-    b,grey = score(reestimate_bn(model, store.get(inputs.train))),score(model, grey=True)
+    b,grey = score(reestimate_bn(model, OnDemand(store, inputs.train))),score(model, grey=True)
     res = dict(rank1=r.rank(1), rank5=r.rank(5), map_trap=r.map_trap, map_mean=r.map_mean,
                rank1_bn=b.rank(1), map_trap_bn=b.map_trap,
                map_mean_bn=b.map_mean, rank1_grey=grey.rank(1), map_trap_grey=grey.map_trap)

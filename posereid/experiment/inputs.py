@@ -21,7 +21,7 @@ from ..data.manifest import train_rows
 from ..data.layouts import (READERS, check_test, check_train, find_layout, load_dataset,
                                    reader_choices, there_are)
 from ..data.market import reading_notes
-from ..data.near import (LOOK, held_out, near_copies, same_bytes, shared_people,
+from ..data.near import (LOOK, held_out, near_copies, refuse_copies, refuse_people,
                                 thumbnail)
 from ..data.pictures import PictureStore
 from ..data.pairs import load_poses, poses_for, shorten
@@ -171,8 +171,8 @@ def _target(data, tested, fewer, convert, cameras, layout, read):
     check_train(df, str(data))
     if tested:
         check_test(df, str(data), cameras)
-        _refuse_people(df, data)
-        _refuse_copies(train_rows(df), df, f'the training set {data}', _FROM_TRAINING)
+        refuse_people(df, data)
+        refuse_copies(train_rows(df).path, held_out(df).path, f'the training set {data}')
     return Inputs(df, name=Path(data).absolute().name, convert=convert, cameras=cameras,
                   notes=_notes(data, df))
 
@@ -266,7 +266,7 @@ def _share(res, whole, train, parts, seed):
     if len(source): res.source = as_source(train, source, seed)
     if len(held):
         learnt = pd.concat([res.train, *[res.source]*bool(len(source))])
-        _refuse_copies(learnt, res.target, 'the training people', _FROM_TRAINING)
+        refuse_copies(learnt.path, held_out(res.target).path, 'the training people')
     res.name += (f', {len(target)} training people (split {seed})'
                  + f', {len(held)} others for validation'*bool(len(held)))
     res.origin.update(split=seed, target=len(target), taken_as_source=len(source),
@@ -278,30 +278,13 @@ def _add_source(res, source, file, need_poses, how, apart):
     res.source = check_train(read_set(source, ('train',), False, choices.pop('layout', None),
                                       choices), str(source))
     if apart:
-        _refuse_copies(train_rows(res.source), res.target, f'the source {source}', _FROM_SOURCE)
+        refuse_copies(train_rows(res.source).path, held_out(res.target).path,
+                      f'the source {source}', _FROM_SOURCE)
     res.notes += _notes(source, res.source)
     if need_poses: _add_poses(res, res.source, source, file, how['source_pose_read'])
 
 # %% ../../nbs/92_experiment.inputs.ipynb #leak9201
-_FROM_TRAINING = 'take them out of one of the two'
 _FROM_SOURCE = 'take another source, or set generate.test_poses=True, which the report will say'
-
-def _refuse_people(df, where):
-    "A person of the test in training would be recognised, not found"
-    if not (shared := shared_people(df)): return
-    (pid,(a,b)),n = next(iter(shared.items())),len(shared)-1
-    raise InputError(f"{where}: person {pid} is in training, {a}, and in the test, {b}"
-                     + f", and so are {n} others"*bool(n) + "; a score would mean nothing, so take "
-                     "them out of one of the two, or number them anew if they are other people "
-                     "(posereid_audit counts them).")
-
-def _refuse_copies(df, target, where, cure):
-    "A file that is a test picture byte for byte, whatever its name"
-    if not (same := same_bytes(df.path, held_out(target).path)): return
-    (a,b),n = same[0],len(same)-1
-    raise InputError(f"{a} of {where} is the test picture {b}, byte for byte"
-                     + f", and {n} others are test pictures as well"*bool(n)
-                     + f"; {cure} (posereid_audit lists all).")
 
 # %% ../../nbs/92_experiment.inputs.ipynb #leak9203
 MOST_PAIRS = 10**9 # Largest number of pairs that a run looks through for near duplicates
@@ -326,7 +309,9 @@ def _looks_of(store):
     "Pictures for a close look, out of decoded ones that are large enough; None: from the files"
     if store.size[0] < LOOK[0] or store.size[1] < LOOK[1]: return None
     small = lambda o: o if o.shape[:2]==LOOK else thumbnail(o)
-    return lambda paths: np.stack([small(o) for o in store.get(paths).permute(0,2,3,1).numpy()])
+    few = lambda paths: [paths[i:i+1024] for i in range(0, len(paths), 1024)] # not all in memory
+    return lambda paths: np.stack([small(o) for some in few(list(paths))
+                                   for o in store.get(some).permute(0,2,3,1).numpy()])
 
 # %% ../../nbs/92_experiment.inputs.ipynb #0d662c64
 def write_world_at(

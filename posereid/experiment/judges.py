@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 from PIL import Image
-from ..core import load_weights, save_weights, weights_hash, write_beside
+from ..core import load_weights, save_weights, together, weights_hash, write_beside
+from ..many import agreed
+from ..data.pictures import OnDemand
 from ..data.manifest import label_of
 from ..data.market import read_generated
 from ..data.pairs import scaled_joints
@@ -143,11 +145,12 @@ def joint_judge(self:Experiment) -> JointNet: # Judge of pictures at the generat
     size,seed = tuple(self.groups['transfer'].size),self.groups['reid'].seed
     paths,file = ([*self.train.path, *self.inputs.source.path],
                   self.folder('joints', size, seed)/'joints.safetensors')
-    if file.exists(): return load_weights(JointNet(), file).eval()
-    net = fit_joints(self.inputs.store(size).get(paths), self.joints(paths, size),
+    if agreed(file.exists()): return load_weights(JointNet(), file).eval()
+    net = fit_joints(OnDemand(self.inputs.store(size), paths), self.joints(paths, size),
                      bs=min(64, max(8, len(paths)//32)), seed=seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_weights(net, file)
+    together()
     return net
 
 # %% ../../nbs/94_experiment.judges.ipynb #c062
@@ -170,7 +173,7 @@ def judges(self:Experiment) -> dict: # `guider`; `independent` beside small nets
         res['independent'] = self.train_reid(independent(g['reid']), desc='independent net')[1]
     if 'equal_steps' in rows:
         res['control'] = self.train_reid(self.row_recipe(rows['equal_steps'], g))[1]
-    seen = seen_by(self.inputs.store(g['reid'].size), g['reid'].crop).get(self.train)
+    seen = OnDemand(seen_by(self.inputs.store(g['reid'].size), g['reid'].crop), self.train)
     return {k: as_classifier(m, seen, label_of(self.train, self.labels)) for k,m in res.items()}
 
 # %% ../../nbs/94_experiment.judges.ipynb #f054ba21
@@ -196,7 +199,7 @@ def picked(self:Experiment,
                                                                                          'source')
     (path,G),twice = self.train_generator(g),self.pose_plan({**g, 'generate':s}, by)
     out = self.folder('picked', path.name, s, by)
-    if (out/'manifest.csv').exists(): return out
+    if agreed((out/'manifest.csv').exists()): return out
     x = torch.cat(list(pictures(G, twice, self.bank(by)[1], self.inputs.store(t.size), s,
                                 self.inputs.poses)))
     rank = self.quality(x, twice, g).groupby(twice.source_path.values).rank(method='first')

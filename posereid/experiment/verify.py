@@ -11,16 +11,19 @@ import io
 import math
 import shlex
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
 from ..core import (JPEG, InputError, digests, load_json, provenance, settings_from)
+from ..data.manifest import train_labels
 from ..data.market import read_generated
-from .engine import RESULT_COLUMNS, data_id, score_model
+from .engine import RESULT_COLUMNS, Experiment, data_id, score_model
 from .inputs import Inputs, folder_inputs, world_inputs
 from .presets import GROUPS
+from .rows import pick_rows
 from .tables import part_name, read_lines, reproduce
 from ..records import Between, misfit, read_columns
 from ..stages.fit import last_row
@@ -28,7 +31,7 @@ from ..stages.generate import GenerateSettings, pictures
 from ..stages.lsro import load_dcgan, noise_pictures
 from ..stages.reid import ReIDSettings, load_reid
 from ..stages.transfer import load_generator
-from ..synth.world import render_as
+from ..synth.world import load_world, render_as
 
 # %% ../../nbs/96_experiment.verify.ipynb #verify05
 def run_groups(
@@ -66,6 +69,8 @@ def _few(names): return ', '.join(names[:3]) + f' and {len(names)-3} more'*(len(
 
 def _damaged(check, where, e): return _line(check, where, 1, 1, str(e))
 
+def _unchecked(check, where, e): return _line(check, where, 0, 0, f'not checked: {e}')
+
 # %% ../../nbs/96_experiment.verify.ipynb #verify10
 def verify_data(
     run:Path,     # Run folder of an experiment
@@ -76,6 +81,52 @@ def verify_data(
     new = data_id(inputs)
     odd = [k for k in {**old, **new} if old.get(k)!=new.get(k)]
     return [_line('data', 'settings.json', len(old), len(odd), _few(odd))]
+
+# %% ../../nbs/96_experiment.verify.ipynb #verify34
+_DONE = dict(picked='manifest.csv', joints='joints.safetensors') # what is written last
+_LOAD = dict(reid=load_reid, transfer=load_generator, dcgan=load_dcgan,
+             **dict.fromkeys(('generated','unlabelled'), lambda path: None)) # known by their paths
+
+class _NotHere(InputError):
+    "What cannot be made again, for the run does not have it"
+
+class _Left(Experiment):
+    "The experiment of a run folder, which finds what is there and trains nothing"
+    def __init__(self, run, inputs):
+        self.run,self.groups,self.inputs,self.made = Path(run),run_groups(run),inputs,{}
+        self.train,self.labels,self.say = inputs.train,train_labels(inputs.target),lambda s: None
+    def folder(self, stage, *settings):
+        "The folder of a stage that is done"
+        path = super().folder(stage, *settings)
+        if (path/_DONE.get(stage, 'metrics.json')).exists(): return path
+        raise _NotHere(f'{path.name} is not in this run')
+    def once(self, key, make):
+        "What a stage has left in its folder, where others would make it"
+        load = _LOAD.get(str(key).partition('-')[0])
+        return super().once(key, (lambda: load(self.run/key)) if load else make)
+
+def _rows_with(key, run, inputs):
+    "The rows with a setting whose models or pictures are in a run: experiment, row and groups"
+    for row in pick_rows('all'):
+        exp = _Left(run, inputs)
+        if row.get(key): yield exp,row,exp.row_groups(row)
+
+# %% ../../nbs/96_experiment.verify.ipynb #verify35
+def _model_folder(exp, row, g):
+    "Folder of the model of a row"
+    s,sets = exp.row_recipe(row, g),(exp.pictures(row, g),)
+    if row.get('also'): sets += exp.unlabelled(g),
+    teacher = exp.train_reid(exp.smoothed()) if row.get('teacher') else None
+    return exp.train_reid(s, sets, row['row'], exp.own_eps(row, g, sets), teacher)[0]
+
+def _views(folder, inputs, rerank):
+    "Views of the test pictures by which a model was scored"
+    for exp,row,g in _rows_with('average', folder.parent, inputs):
+        if bool(row.get('rerank'))!=rerank: continue
+        try:
+            if _model_folder(exp, row, g).name==folder.name: return exp.views(row, g)
+        except _NotHere: continue
+    raise _NotHere('averaged over the views of a row that posereid does not know')
 
 # %% ../../nbs/96_experiment.verify.ipynb #verify12
 def _jpeg(x):
@@ -96,6 +147,47 @@ def _makers(run):
             res[load_json(file).get('generator')] = file.parent
     return res
 
+# %% ../../nbs/96_experiment.verify.ipynb #verify36
+def _rendered(world, rows):
+    "True renderings; with hidden sides guessed, if more of the files are those"
+    draw = lambda guessed: render_as(world, rows.source_path, rows.pose_path, guessed=guessed)
+    if not _other(made := draw(False), rows.path): return made
+    return min((made, draw(True)), key=lambda o: len(_other(o, rows.path)))
+
+def _bank(todo, inputs):
+    "Joints of the poses: those of the run, or of the synthetic world that lent them"
+    sets = [inputs.target] if inputs.source is None else [inputs.target, inputs.source]
+    if {*todo.pose_path} <= {p for o in sets for p in o.path}: return inputs.poses
+    first = Path(todo.pose_path.iloc[0])
+    home = next((o for o in first.parents if (o/'world.json').is_file()), None)
+    if home is None: raise _NotHere(f'its poses, such as {first}, are of no set of this run')
+    poses = load_world(home).poses
+    if (poses.rows_of(list(todo.pose_path))>=0).all(): return poses
+    raise _NotHere(f'not all of its poses are of the world {home}')
+
+# %% ../../nbs/96_experiment.verify.ipynb #verify37
+def _todo(df, folder, inputs):
+    "Settings and plan of a set, the row of each picture in it, and how rows were chosen, if so"
+    file = folder/'settings.json'
+    if file.exists():
+        d = load_json(file, 'settings')['settings']['generate']
+        return settings_from(GenerateSettings, file, d),df,np.arange(len(df)),None
+    for exp,row,g in _rows_with('keep', folder.parent, inputs):
+        try:
+            if exp.picked(row, g)!=folder: continue
+        except _NotHere: continue
+        s = replace(g['generate'], n_each=2*g['generate'].n_each)
+        todo = exp.pose_plan({**g, 'generate':s}, row.get('poses', 'source'))
+        keys = [list(zip(o.source_path, o.pose_path, o.k)) for o in (todo, df)]
+        place = {o:i for i,o in enumerate(keys[0])}
+        if odd := [o for o in keys[1] if o not in place]:
+            raise InputError(f'{folder} has {len(odd)} pictures that its row would not make, the '
+                             f'first of {odd[0][0]} in the pose of {odd[0][1]}; make it again.')
+        best = lambda x: np.flatnonzero(exp.quality(x, todo, g).groupby(todo.source_path.values)
+                                        .rank(method='first') <= g['generate'].n_each)
+        return s,todo,np.array([place[o] for o in keys[1]]),best
+    raise _NotHere('made by a row that posereid does not know')
+
 # %% ../../nbs/96_experiment.verify.ipynb #verify13
 def remade(
     df:pd.DataFrame,  # Manifest of a generated set
@@ -104,24 +196,26 @@ def remade(
     inputs:Inputs,    # Sets of the run
     sample:int=20,    # Least number of pictures to draw
     seed:int=0        # Seed of the sample
-) -> tuple:           # `(n, 3, h, w)` uint8 pictures and their rows in `df`; None: unknown maker
+) -> tuple:           # `(n, 3, h, w)` uint8 pictures and their rows in `df`
     "Some pictures of a set, made again by what made them"
-    by,rows = df.generator.iloc[0],np.random.default_rng(seed).permutation(len(df))
+    by,some = df.generator.iloc[0],np.random.default_rng(seed).permutation(len(df))
     if by=='rendered':
-        rows = np.sort(rows[:sample])
-        return render_as(inputs.world, df.source_path.iloc[rows], df.pose_path.iloc[rows]),rows
-    if by not in makers: return None,rows[:0]
+        rows = np.sort(some[:sample])
+        return _rendered(inputs.world, df.iloc[rows]),rows
+    if by not in makers: raise _NotHere(f'its generator, {by}, is not in this run')
     if (makers[by]/'dcgan.json').exists():
         made = torch.cat(list(noise_pictures(load_dcgan(makers[by]), len(df), int(df.seed.iloc[0]))))
         return made,np.arange(len(df))
-    if (inputs.poses.rows_of(list(df.pose_path))<0).any(): return None,rows[:0]
-    file = folder/'settings.json'
-    s = settings_from(GenerateSettings, file, load_json(file, 'settings')['settings']['generate'])
-    batches = sorted({int(o)//s.bs for o in rows[:max(1, math.ceil(sample/s.bs))]})
-    G = load_generator(makers[by])
-    made = pictures(G, df, inputs.poses, inputs.store(G.size), s, batches=batches)
-    rows = np.concatenate([np.arange(i*s.bs, min((i+1)*s.bs, len(df))) for i in batches])
-    return torch.cat(list(made)),rows
+    s,todo,at,best = _todo(df, folder, inputs)
+    poses,bs,every = _bank(todo, inputs),s.bs,range(-(-len(todo)//s.bs))
+    few = sorted({int(at[o])//bs for o in some[:max(1, math.ceil(sample/bs))]})
+    G,batches = load_generator(makers[by]),every if best else few
+    made = torch.cat(list(pictures(G, todo, poses, inputs.store(G.size), s, inputs.poses, batches)))
+    if best and {*at}!={*best(made)}:
+        raise InputError(f'{folder} holds other pictures than its judges choose; make it again.')
+    drawn = np.concatenate([np.arange(i*bs, min((i+1)*bs, len(todo))) for i in batches])
+    rows = np.flatnonzero(np.isin(at, drawn))
+    return made[np.searchsorted(drawn, at[rows])],rows
 
 # %% ../../nbs/96_experiment.verify.ipynb #verify14
 def verify_pictures(
@@ -137,30 +231,30 @@ def verify_pictures(
         try:
             df = read_generated(folder)
             made,rows = remade(df, folder, makers, inputs, sample, seed)
-        except InputError as e:
-            res.append(_damaged('pictures', folder.name, e))
-            continue
-        if made is None: res.append(_line('pictures', folder.name, 0, 0, 'not checked: its '
-                                          'generator, or its bank of poses, is not in this run'))
+        except _NotHere as e: res.append(_unchecked('pictures', folder.name, e))
+        except InputError as e: res.append(_damaged('pictures', folder.name, e))
         else:
             odd = _other(made, df.path.iloc[rows])
             res.append(_line('pictures', folder.name, len(rows), len(odd), _few(odd)))
     return res
 
 # %% ../../nbs/96_experiment.verify.ipynb #verify16
+_KINDS = '','_reranked','_averaged','_reranked_averaged'
+
 def _scores(folder, inputs):
     "One model: its scores and its queries"
     file = folder/'reid.json'
     d = {k:v for k,v in load_json(file, 'n_ids').items() if k!='n_ids'}
     s,net = settings_from(ReIDSettings, file, d),load_reid(folder)
-    for kind in ('','_reranked','_averaged'):
+    for kind in _KINDS:
         if not (folder/f'scores{kind}.json').exists(): continue
-        where = f'{folder.name}/scores{kind}.json'
-        if kind=='_averaged': # its views belong to a row, not to the model
-            yield _line('scores', where, 0, 0, 'not checked: averaged over generated views')
+        where,rerank = f'{folder.name}/scores{kind}.json','reranked' in kind
+        try: views = _views(folder, inputs, rerank) if 'averaged' in kind else None
+        except _NotHere as e:
+            yield _unchecked('scores', where, e)
             continue
         with tempfile.TemporaryDirectory() as tmp:
-            new = score_model(net, inputs, s, Path(tmp), kind=='_reranked')
+            new = score_model(net, inputs, s, Path(tmp), rerank, views)
             old = load_json(folder/f'scores{kind}.json', *new)
             odd = [f'{k} {old[k]} → {new[k]}' for k in new if old[k]!=new[k]]
             a,b = ((o/f'per_query{kind}.csv') for o in (folder, Path(tmp)))

@@ -8,6 +8,7 @@ __all__ = ['DISTANCES', 'ap_trapezoid', 'ap_mean', 'gallery_masks', 'positive_ra
            'as_features', 'score_features', 'top_matches']
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #045ebea2
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 import torch
@@ -51,18 +52,61 @@ def gallery_masks(
     return same & ~seen, seen | (g_pids==-1)
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #c018
-def _count_ranks(d, cols):
-    "Ranks from 1 of some columns of a row of distances; removed pictures are at infinity"
-    if len(cols)>64: return _sort_ranks(d, cols)
-    res,closer = np.empty(len(cols), dtype=np.int64), np.empty(len(d), dtype=bool)
-    for k,i in enumerate(cols.tolist()):
-        np.less_equal(d[:i], d[i], closer[:i])  # ties: only the columns before it
-        np.less(d[i:], d[i], closer[i:])
-        res[k] = 1 + np.count_nonzero(closer)
+def _parts(n):
+    "Parts of a row of `n` bytes that can be added up in bytes, and their length in words of eight"
+    parts = -(-n//2040)
+    return parts, -(-n//(8*parts))
+
+def _closer(x, p, lo, room):
+    "How many columns are closer than each of `p`, `(rows, good)`; ties count in the first `lo`"
+    (parts,w),n = _parts(x.shape[1]), x.shape[1]
+    res = room[:p.size*parts*w*8].reshape(*p.shape, -1)
+    res[...,n:] = False
+    if lo>0: np.less_equal(x[:,None,:lo], p[...,None], out=res[...,:lo])
+    if lo<n: np.less(x[:,None,lo:], p[...,None], out=res[...,lo:n])
+    # eight bytes are added at a time, 255 times at most
+    sums = np.add.reduce(res.view(np.uint64).reshape(p.size, parts, w), axis=2)
+    return sums.view(np.uint8).sum(1, dtype=np.int64).reshape(p.shape)
+
+def _tied(x, p, cols, room):
+    "How many columns are as far as each of `p` and come before its own"
+    same = room[:p.size*x.shape[1]].reshape(*p.shape, -1)
+    np.equal(x[:,None], p[...,None], out=same)
+    i,k = np.nonzero((cols>=0) & (cols<x.shape[1]))
+    same[i,k,cols[i,k]] = False
+    res = np.zeros(p.shape, dtype=np.int64)
+    if same.any():
+        for i,k in zip(*np.nonzero(same.any(2))):
+            res[i,k] = np.count_nonzero(same[i,k,:max(cols[i,k], 0)])
     return res
 
+# %% ../../nbs/40_metrics.retrieval.ipynb #b4c7c0d1
+_WIDE,_BYTES = 2**15, 2**21 # Columns compared at once; comparisons at once, to fit the cache
+
+def _room(n, n_good):
+    "Memory for the comparisons of `n_good` pictures with `n` columns, and the columns at once"
+    step = -(-n//-(-n//_WIDE))
+    return step, np.empty(n_good*(step + 8*_parts(step)[0]), dtype=bool)
+
+def _batch_ranks(x, good, span, step, room):
+    "Sorted ranks of the `good` columns of each row, all in `span`; removed pictures at infinity"
+    h = max(map(len, good))
+    if h>64: return [np.sort(_sort_ranks(d, o)) for d,o in zip(x, good)]
+    # rows with fewer are filled up with minus infinity, than which nothing is closer
+    cols,p = np.full((len(x), h), -1), np.full((len(x), h), -np.inf, dtype=x.dtype)
+    for k,o in enumerate(good): cols[k,:len(o)],p[k,:len(o)] = o, x[k,o]
+    res = np.ones_like(cols)
+    for i in range(0, x.shape[1], step):
+        part = x[:,i:i+step]
+        lo,hi = (min(max(o-i, 0), part.shape[1]) for o in span)
+        res += _closer(part, p, lo, room)
+        if lo<hi: res += _tied(part[:,lo:hi], p, cols-i-lo, room)
+    res[cols<0] = x.shape[1]+1
+    res.sort(axis=1)
+    return [r[:len(o)] for r,o in zip(res, good)]
+
 def _sort_ranks(d, cols):
-    "`_count_ranks` for many columns: a sort of the values, and of the indices if there are ties"
+    "Ranks of many columns of a row: a sort of the values, and of the indices if there are ties"
     s,p = np.sort(d), d[cols]
     first,past = s.searchsorted(p), s.searchsorted(p, 'right')
     if (past-first==1).all(): return first+1
@@ -77,7 +121,10 @@ def positive_ranks(
     removed:np.ndarray, # `(g,)` boolean mask of the pictures that leave the list
 ) -> np.ndarray:        # `(n,)` ranks of the `n` good pictures, from 1, ascending
     "Ranks of the good pictures in the filtered list, by counting; ties in gallery order"
-    return np.sort(_count_ranks(np.where(removed, np.inf, dist), np.flatnonzero(good)))
+    cols = np.flatnonzero(good)
+    if not len(cols): return cols
+    x = np.where(removed, np.inf, dist)[None]
+    return _batch_ranks(x, [cols], (cols[0],cols[-1]), *_room(x.shape[1], len(cols)))[0]
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #c022
 class Sought(NamedTuple):
@@ -90,6 +137,8 @@ class Sought(NamedTuple):
                 else tuple(self)[s])
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #e60086e7
+def _cut(x, n): return [x[b-k:b] for b,k in zip(np.cumsum(n).tolist(), n.tolist())]
+
 def sought_columns(
     q_pids:np.ndarray,   # `(q,)` identities of the queries
     g_pids:np.ndarray,   # `(g,)` identities of the gallery pictures; −1 junk, 0 distractor
@@ -99,25 +148,72 @@ def sought_columns(
     "`gallery_masks` for all queries at once, as columns of the gallery"
     order = np.argsort(g_pids, kind='stable')
     lo,hi = (np.searchsorted(g_pids[order], q_pids, side=o) for o in ('left','right'))
-    own = [order[a:b] for a,b in zip(lo,hi)]
-    seen = [g_camids[o]==(c or -1) for o,c in zip(own, q_camids)]
-    return Sought([o[~s] for o,s in zip(own,seen)], [o[s] for o,s in zip(own,seen)],
-                  np.flatnonzero(g_pids==-1))
+    n = hi-lo
+    query = np.repeat(np.arange(len(n)), n)
+    own = order[np.arange(len(query)) + (lo - (np.cumsum(n)-n))[query]]
+    seen = g_camids[own]==np.where(q_camids==0, -1, q_camids)[query]
+    n_seen = np.bincount(query[seen], minlength=len(n))
+    return Sought(_cut(own[~seen], n-n_seen), _cut(own[seen], n_seen), np.flatnonzero(g_pids==-1))
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #5e9ebcbb
-def _block_ranks(block, sought, spare=False):
-    "Ranks of the good pictures for each row, as a list of arrays; a `spare` block is overwritten"
-    if isinstance(block, Tensor) and block.device.type=='cpu': block = block.numpy()
-    n,f = max(1, 2**20//block.shape[1]), _sort_rows if isinstance(block, Tensor) else _count_rows
-    if f is _sort_rows: n *= 64
-    return [r for i in range(0, len(block), n) for r in f(block[i:i+n], sought[i:i+n], spare)]
+def _batches(n_good, room):
+    "Rows with something to find, in batches of `room` pictures; similar numbers together"
+    order = [i for i in np.argsort(n_good, kind='stable').tolist() if n_good[i]]
+    while order:
+        k = max(1, room//n_good[order[-1]])
+        yield order[-k:]
+        del order[-k:]
 
-def _count_rows(block, sought, spare=False):
-    d = np.array(block, dtype=np.float32 if block.dtype in (np.float16,np.float32) else np.float64,
-                 order='C', copy=None if spare else True)
-    if len(sought.junk): d[:,sought.junk] = np.inf
-    for row,gone in zip(d, sought.gone): row[gone] = np.inf
-    return [np.sort(_count_ranks(row, good)) for row,good in zip(d, sought.good)]
+def _count_rows(dist, rows, good, gone, junk):
+    "Ranks of the `good` pictures of some rows, as a list of arrays"
+    dtype = np.float32 if dist.dtype in (np.float16,np.float32) else np.float64
+    if dist.dtype!=dtype or not dist.flags.c_contiguous:
+        dist,rows = np.array(dist[rows], dtype=dtype, order='C'), np.arange(len(rows))
+    n_good,n = list(map(len, good)), dist.shape[1]
+    res = [np.empty(0, dtype=np.int64)]*len(good)
+    if not any(n_good): return res
+    lo,hi = min(o[0] for o in good if len(o)), max(o[-1] for o in good if len(o))
+    if 2*(hi-lo)>n: lo,hi = 0,n
+    many = max(64, min(_BYTES//min(n, _WIDE), sum(n_good)))
+    step,room = _room(n, many)
+    for b in _batches(n_good, many):
+        x = dist.take(rows[b], axis=0)
+        if junk is not None: np.maximum(x, junk, out=x)
+        for d,i in zip(x, b): d[gone[i]] = np.inf
+        for i,r in zip(b, _batch_ranks(x, [good[i] for i in b], (lo,hi), step, room)): res[i] = r
+    return res
+
+# %% ../../nbs/40_metrics.retrieval.ipynb #5f0d3e11
+def _n_threads(threads, size):
+    "Threads for so many distances: those asked for, or those of torch, but none for a little work"
+    if threads is not None and threads<1:
+        raise InputError(f'`threads` must be 1 or more, but it is {threads}; None takes as many as '
+                         'torch.')
+    return max(1, min(threads or torch.get_num_threads(), size//2**19))
+
+def _share(f, parts, threads):
+    if threads==1: return list(map(f, parts))
+    with ThreadPoolExecutor(threads) as pool: return list(pool.map(f, parts))
+
+def _block_ranks(block, sought, threads=1):
+    "Ranks of the good pictures for each row, as a list of arrays"
+    if isinstance(block, Tensor) and block.device.type=='cpu': block = block.numpy()
+    n = max(1, 2**20//block.shape[1])
+    if isinstance(block, Tensor):
+        return [r for i in range(0, len(block), 64*n)
+                for r in _sort_rows(block[i:i+64*n], sought[i:i+64*n])]
+    # rows whose good pictures are near each other in the gallery come together
+    order = np.argsort([o[0] if len(o) else 0 for o in sought.good], kind='stable')
+    n = min(n, -(-len(order)//threads))
+    parts,junk,res = [order[i:i+n] for i in range(0, len(order), n)], None, [None]*len(order)
+    if len(sought.junk):
+        junk = np.full(block.shape[1], -np.inf, dtype=np.float32)
+        junk[sought.junk] = np.inf
+    f = lambda o: _count_rows(block, o, *([s[i] for i in o] for s in (sought.good, sought.gone)),
+                              junk)
+    for o,ranks in zip(parts, _share(f, parts, threads)):
+        for i,r in zip(o, ranks): res[i] = r
+    return res
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #de4afa6e
 def _flat(cols, device):
@@ -126,8 +222,8 @@ def _flat(cols, device):
     return (torch.arange(len(n), device=device).repeat_interleave(torch.tensor(n, device=device)),
             torch.as_tensor(np.concatenate(cols), device=device))
 
-def _sort_rows(block, sought, spare=False):
-    "`_count_rows` on the device of the tensor, all rows at once"
+def _sort_rows(block, sought):
+    "`_block_ranks` on the device of the tensor, all rows at once"
     d = (block if block.dtype==torch.float64 else block.float()).clone()
     d[:,torch.as_tensor(sought.junk, device=d.device)] = torch.inf
     d[_flat(sought.gone, d.device)] = torch.inf
@@ -219,6 +315,15 @@ def _check_ids(n_query, n_gallery, q_pids, g_pids, q_camids, g_camids):
     return q_pids, g_pids, q_camids, g_camids
 
 # %% ../../nbs/40_metrics.retrieval.ipynb #99e94111
+def _finite(x):
+    "Whether all numbers are finite"
+    a = x.numpy() if isinstance(x, Tensor) and x.device.type=="cpu" else x
+    if isinstance(a, np.ndarray) and a.dtype.kind=='f' and a.itemsize>2 and a.flags.c_contiguous:
+        # one pass is enough if no square overflows
+        with np.errstate(all='ignore'):
+            if np.isfinite(np.dot(a.reshape(-1), a.reshape(-1))): return True
+    return bool(np.isfinite([float(x.min()), float(x.max())]).all())  # NaN goes through both
+
 def _as_matrix(x, what):
     "An array, or a tensor that stays where it is, of two dimensions and finite numbers"
     if isinstance(x, Tensor): x = (x.float() if x.dtype==torch.bfloat16 else x).detach()
@@ -228,8 +333,7 @@ def _as_matrix(x, what):
                          '`x[None]`.')
     if not isinstance(x, Tensor) and x.dtype.kind not in 'fiu':
         raise InputError(f'{what}, but they are {x.dtype}; pass numbers.')
-    # NaN goes through min and max
-    if 0 not in x.shape and not np.isfinite([float(x.min()), float(x.max())]).all():
+    if 0 not in x.shape and not _finite(x):
         raise InputError(f'{what}, all finite, but some are NaN or infinite; look for NaN in the '
                          'features or the weights.')
     return x
@@ -274,13 +378,14 @@ def retrieval(
     max_rank:int=50,        # Length of the CMC; a shorter gallery continues flat
     empty:str='zero',       # How a query without a good picture counts: `zero` or `skip`
     protocol:str='',        # Line to keep with the scores; counts and conventions by default
+    threads:int=None,       # Threads that count on the CPU; None: as many as torch uses
 ) -> RetrievalResult:       # Means and the scores of each query
     "CMC, both APs and mINP by the single-query protocol of Market-1501"
     _check_empty(empty)
     dist,q_pids,g_pids,q_camids,g_camids = check_ranking(dist, q_pids, g_pids, q_camids, g_camids)
     sought = sought_columns(q_pids, g_pids, q_camids, g_camids)
     check_sought(sought)
-    ranks = _block_ranks(dist, sought)
+    ranks = _block_ranks(dist, sought, _n_threads(threads, dist.shape[0]*dist.shape[1]))
     return _result(np.concatenate(ranks), np.array(list(map(len, ranks))), int((g_pids!=-1).sum()),
                    max_rank, empty, protocol or _said(len(q_pids), g_pids, '', empty))
 
@@ -430,6 +535,7 @@ def score_features(
     max_rank:int=50,          # Length of the CMC
     empty:str='zero',         # How a query without a good picture counts: `zero` or `skip`
     protocol:str='',          # Line to keep with the scores; counts and conventions by default
+    threads:int=None,         # Threads that count on the CPU; None: as many as torch uses
 ) -> RetrievalResult:         # The result of `retrieval` on the distances
     "`retrieval` from features, block by block, without the matrix of all distances"
     _check_empty(empty)
@@ -438,7 +544,7 @@ def score_features(
     sought = sought_columns(*ids)
     check_sought(sought)
     ranks = [r for s,d in _blocks(q, g, distance, normalise, chunk)
-             for r in _block_ranks(d, sought[s], spare=True)]
+             for r in _block_ranks(d, sought[s], _n_threads(threads, d.numel()))]
     name = f'{distance} distance' + ' of L2-normalised features'*(normalise and distance!='cosine')
     return _result(np.concatenate(ranks), np.array(list(map(len, ranks))), int((ids[1]!=-1).sum()),
                    max_rank, empty, protocol or _said(len(q), ids[1], name, empty))

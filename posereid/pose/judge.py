@@ -67,7 +67,7 @@ def as_float(
 
 # %% ../../nbs/18_pose.judge.ipynb #3bd801b4
 def fit_joints(
-    pictures:Tensor, # `(n, 3, h, w)` uint8, real pictures
+    pictures:Tensor, # `(n, 3, h, w)` uint8, real pictures; or what is indexed alike
     kpts:Tensor,     # `(n, 18, 3)` joints of the pictures, in pixels
     epochs:int=16,   # Number of passes over the pictures
     width:int=12,    # Channels of the first layer of the network

@@ -7,7 +7,7 @@ __all__ = ['BANKS', 'GenerateSettings', 'plan', 'generated_name', 'generated_nam
            'with_views', 'pictures', 'save_jpegs', 'write_generated', 'plan_id', 'generate']
 
 # %% ../../nbs/83_stages.generate.ipynb #c002
-import filecmp, warnings
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -19,9 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from ..core import (JPEG, InputError, RunFolder, Settings, default_device, hash_settings,
-                           holding, later, one_of, progress, seed_everything, weights_hash, write_beside)
+                           holding, later, one_of, progress, seed_everything, together,
+                           weights_hash, write_beside)
+from ..many import agreed, dealt, everyones
 from ..data.transforms import to_float, to_uint8
 from ..data.market import read_generated
+from ..data.near import held_out, same_bytes
 from ..data.manifest import picture_keys, train_rows, write_manifest
 from ..data.pairs import nearest_views, person_camera, scaled_joints
 from ..data.pictures import PictureStore
@@ -73,20 +76,12 @@ def _known(own, bank):
                      "target, but no target picture has joints; name its keypoint file with "
                      "--poses, or take another bank.")
 
-def _copies(source, test):
-    "Source pictures that are test pictures: the same file, or a file of the same name and bytes"
-    named = {}
-    for o in test.path.unique(): named.setdefault(Path(o).name, []).append(o)
-    same = lambda a,b: a==b or filecmp.cmp(a, b, shallow=False)
-    return [o for o in source.path if any(same(o, t) for t in named.get(Path(o).name, ()))]
-
 def _refuse_test_poses(target_df, source):
-    "A test picture's pose in the bank would be a leak"
-    shared = _copies(source, target_df[target_df.split.isin(('query','gallery','multi'))])
-    if shared:
-        raise InputError(f"{len(shared)} pictures of the source are test pictures of the target, "
-                         f"such as {Path(min(shared)).name}; take another source, or set "
-                         "generate.test_poses=True, which the report will say.")
+    "A test picture's pose in the bank would be a leak, whatever the picture is called"
+    if not (same := same_bytes(source.path, held_out(target_df).path)): return
+    raise InputError(f"{len(same)} pictures of the source are test pictures of the target, byte "
+                     "for byte, such as {}, which is {}; ".format(*same[0]) + "take another "
+                     "source, or set generate.test_poses=True, which the report will say.")
 
 # %% ../../nbs/83_stages.generate.ipynb #c007
 def plan(
@@ -254,6 +249,19 @@ def save_jpegs(
     for o,path in zip(batch.permute(0,2,3,1).contiguous().numpy(), paths, strict=True):
         Image.fromarray(o).save(path, 'jpeg', **JPEG)
 
+# %% ../../nbs/83_stages.generate.ipynb #newfold1
+def _new_folder(path, shared):
+    "A folder to write into; a shared one is the first process's"
+    Path(path).mkdir()
+    return Path(agreed(str(path))) if shared else Path(path)
+
+def _placed(pictures, rows):
+    "Batches, and which rows of the plan they are"
+    n = 0
+    for i,batch in enumerate(pictures.split(256) if isinstance(pictures, Tensor) else pictures):
+        yield batch, slice(n, n+len(batch)) if rows is None else rows[i]
+        n += len(batch)
+
 # %% ../../nbs/83_stages.generate.ipynb #c019
 def write_generated(
     pictures:Tensor|Iterable, # `(n, 3, h, w)` uint8 pictures, or batches, in the order of the plan
@@ -261,7 +269,8 @@ def write_generated(
     folder:Path,              # Folder of the data set
     generator:str,            # Hash of the generator's weights, or a name such as `rendered`
     seed:int=0,               # Seed of the plan
-    names:str='source'        # Grammar of file names: `source`, or `market1501` with a names.csv
+    names:str='source',       # Grammar of file names: `source`, or `market1501` with a names.csv
+    rows:list=None            # Rows of the plan of each batch; None: one after the other
 ) -> pd.DataFrame:            # Manifest of the generated set
     "Write a generated set: pictures into bounding_box_train, then manifest.csv, each file whole"
     one_of('names', names, ('source','market1501'))
@@ -269,10 +278,11 @@ def write_generated(
     market,n = names=='market1501',0
     names = market_names(plan) if market else generated_names(plan.source_path, plan.k)
     with holding(folder.parent), write_beside(folder) as tmp:
-        Path(tmp).mkdir()
-        for batch in pictures.split(256) if isinstance(pictures, Tensor) else pictures:
-            save_jpegs(batch, [Path(tmp)/o for o in names[n:n+len(batch)]])
+        tmp = _new_folder(tmp, rows is not None)
+        for batch,at in _placed(pictures, rows):
+            save_jpegs(batch, [tmp/o for o in names[at]])
             n += len(batch)
+        if rows is not None: n = sum(everyones(n)) # where each has a part, all have to be done
         if n!=len(names):
             raise InputError(f"{folder}: the plan has {len(names)} pictures but {n} came; pass one "
                              "for each row.")
@@ -282,6 +292,7 @@ def write_generated(
         generator=generator, seed=seed))
     if market: _write_names(plan, names, folder.parent/'names.csv')
     write_manifest(df, folder.parent)
+    together()
     return read_generated(folder.parent)
 
 def _write_names(plan, names, file):
@@ -324,7 +335,9 @@ def generate(
     if getattr(G, 'limbs', 0): how['own'] = poses_id(poses if own is None else own, target_df)
     run = open_run(folder, how, fresh)
     if run.done: return read_generated(run.path)
-    df = write_generated(pictures(G, todo, poses, store, settings, own), todo, run.path, by,
-                         settings.seed, names)
+    mine,bs = dealt(-(-len(todo)//settings.bs)),settings.bs
+    made = pictures(G, todo, poses, store, settings, own, mine)
+    df = write_generated(made, todo, run.path, by, settings.seed, names,
+                         [slice(i*bs, (i+1)*bs) for i in mine])
     run.finish(dict(n_pictures=len(df), n_sources=int(df.source_path.nunique()), generator=by))
     return df

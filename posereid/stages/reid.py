@@ -317,9 +317,9 @@ def tell_of_norms(
     "Warn where BatchNorm sees a part of a batch only"
     apart = any(isinstance(o, nn.modules.batchnorm._BatchNorm) and o.training
                 and not isinstance(o, nn.SyncBatchNorm) for o in model.modules())
-    if apart and ranks()[1]>1 and not ranks()[0]:
-        warnings.warn(f"Each of {ranks()[1]} processes normalises its own part of a batch: "
-                      "BatchNorm is synchronised on GPUs only, and not for reid.norms=own.")
+    if not apart or ranks()[1]==1 or ranks()[0]: return
+    warnings.warn(f"Each of {ranks()[1]} processes normalises its own part of a batch: "
+                  "BatchNorm is synchronised on GPUs only, and not for reid.norms=own.")
 
 # %% ../../nbs/81_stages.reid.ipynb #c049
 def finish_reid(
@@ -379,7 +379,7 @@ class ClassMeans(nn.Module):
 # %% ../../nbs/81_stages.reid.ipynb #2882869e
 def as_classifier(
     net:nn.Module,         # ReID network
-    pictures:torch.Tensor, # `(n, 3, h, w)` uint8 real training pictures
+    pictures:torch.Tensor, # `(n, 3, h, w)` uint8 real training pictures, or `OnDemand`
     label:torch.Tensor     # `(n,)` their class indices
 ) -> nn.Module:            # Network that scores identities
     "The network itself if it has a classifier, else its nearest-class-mean classifier"
