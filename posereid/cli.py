@@ -13,7 +13,8 @@ import shlex
 import sys
 from pathlib import Path
 from fastcore.script import Param, call_parse
-from .core import InputError, command, launched, plain_console, ranks, use_device
+from .core import (InputError, command, launched, plain_console, ranks, use_device,
+                           use_precision, use_threads)
 from .many import beside, joined, share_of
 
 # %% ../nbs/98_cli.ipynb #c005
@@ -101,6 +102,17 @@ def _command_line(name, **kwargs):
                   *([] if v is True else map(str, v) if isinstance(v, (list, tuple)) else [str(v)])]
     return shlex.join(words)
 
+def _line(said):
+    "The command line of `posereid_run`"
+    return _command_line('posereid_run', **{k:v for k,v in said.items()
+                                            if (k,v) not in _defaults.items() and k!='fresh'})
+
+def _compute(device, threads, out, precision, deterministic):
+    "Where and how networks are trained"
+    use_device(device)
+    use_precision(precision, deterministic)
+    use_threads(threads, out)
+
 # %% ../nbs/98_cli.ipynb #c009
 @call_parse
 @command(join=joined)
@@ -130,12 +142,15 @@ def posereid_run(
     fresh:bool=False,          # Discard the results in --out and start over
     set:_set=None,             # Override settings, such as transfer.beta=0.5 reid.epochs=10
     device:str=None,           # `cpu`, `cuda`, `cuda:1` or `mps`; the best there is if not given
+    threads:int=None,          # Threads of the CPU; the cores that are idle if not given
+    precision:str=None,        # `fp32`, `tf32` or `bf16`; `fp32` if not given
+    deterministic:bool=False,  # Equal bytes for equal seeds on a GPU, too; slower
 ):
     "Run all three steps for every row, print the results table, write report.html"
     said = dict(locals())
-    use_device(device)
-    line = _command_line('posereid_run', **{k:v for k,v in said.items()
-                                            if (k,v) not in _defaults.items() and k!='fresh'})
+    line = _line(said)
+    out = Path(out or _run_name(preset, data, world, seed, recipe, validation))
+    _compute(device, threads, out, precision, deterministic)
     from posereid.experiment.engine import Experiment
     from posereid.experiment.rows import pick_rows
     from posereid.experiment.presets import experiment_settings
@@ -143,7 +158,6 @@ def posereid_run(
                                  scratch=from_scratch or data is not None, recipe_name=recipe)
     wanted = pick_rows(rows, rendered=data is None)
     inputs = _run_inputs(data, {k: said[k] for k in _READING}, seed, validation, wanted, groups)
-    out = Path(out or _run_name(preset, data, world, seed, recipe, validation))
     _tell_results(Experiment(wanted, groups, out, inputs, fresh, tell), line)
 
 # %% ../nbs/98_cli.ipynb #c010
@@ -294,9 +308,12 @@ def posereid_guider(
     fresh:bool=False,       # Discard the results in --out and start over
     set:_set_reid=None, # Override settings of the ReID model, such as reid.epochs=10
     device:str=None,           # `cpu`, `cuda`, `cuda:1` or `mps`; the best there is if not given
+    threads:int=None,          # Threads of the CPU; the cores that are idle if not given
+    precision:str=None,        # `fp32`, `tf32` or `bf16`; `fp32` if not given
+    deterministic:bool=False,  # Equal bytes for equal seeds on a GPU, too; slower
 ):
     "Step one: train and score the ReID baseline, which becomes the guider"
-    use_device(device)
+    _compute(device, threads, out, precision, deterministic)
     s = _reid_settings(preset, seed, size, set)
     i = _open_target(data, s.size, no_cameras, layout, read, convert)
     _reid(i, i.train, s, out, fresh, 'guider')
@@ -399,13 +416,15 @@ def posereid_transfer(
     fresh:bool=False,          # Discard the results in --out and start over
     set:_set_transfer=None, # Override settings of the generator, such as transfer.beta=0
     device:str=None,           # `cpu`, `cuda`, `cuda:1` or `mps`; the best there is if not given
+    threads:int=None,          # Threads of the CPU; the cores that are idle if not given
+    precision:str=None,        # `fp32`, `tf32` or `bf16`; `fp32` if not given
+    deterministic:bool=False,  # Equal bytes for equal seeds on a GPU, too; slower
 ):
     "Step two: train the generator against a discriminator and the frozen guider"
-    use_device(device)
-    from posereid.stages.transfer import shown_to
+    _compute(device, threads, out, precision, deterministic)
     from posereid.experiment.inputs import guider_for, kind_of
     from posereid.experiment.presets import experiment_settings
-    from posereid.stages.transfer import train_transfer
+    from posereid.stages.transfer import shown_to, train_transfer
     from posereid.data.manifest import train_labels
     opts,lent = _test_poses(set)
     s = experiment_settings(preset, seed, size=parse_size(size), opts=opts,
@@ -443,9 +462,11 @@ def posereid_generate(
     fresh:bool=False,          # Discard the results in --out and start over
     set:_set_generate=None, # Override settings of the generated set, such as generate.n_each=4
     device:str=None,           # `cpu`, `cuda`, `cuda:1` or `mps`; the best there is if not given
+    threads:int=None,          # Threads of the CPU; the cores that are idle if not given
 ):
     "Step three, first half: generate every target picture in new poses, as a data set"
     use_device(device)
+    use_threads(threads, out)
     from posereid.experiment.inputs import kind_of
     from posereid.experiment.presets import experiment_settings
     from posereid.stages.generate import generate
@@ -476,9 +497,12 @@ def posereid_augment(
     fresh:bool=False,          # Discard the results in --out and start over
     set:_set_reid=None, # Override ReID settings, such as reid.eps_generated=0.2
     device:str=None,           # `cpu`, `cuda`, `cuda:1` or `mps`; the best there is if not given
+    threads:int=None,          # Threads of the CPU; the cores that are idle if not given
+    precision:str=None,        # `fp32`, `tf32` or `bf16`; `fp32` if not given
+    deterministic:bool=False,  # Equal bytes for equal seeds on a GPU, too; slower
 ):
     "Step three, second half: train and score a ReID model on real and generated pictures"
-    use_device(device)
+    _compute(device, threads, out, precision, deterministic)
     from posereid.data.market import read_generated
     from posereid.stages.augment import augment
     s = _reid_settings(preset, seed, size, set)
@@ -503,9 +527,11 @@ def posereid_eval(
     layout:str=None,          # Layout of the set, such as cuhk03-labeled; detected if not given
     read:_read=None,          # Reader options of the set, such as odd=skip links=true
     device:str=None,           # `cpu`, `cuda`, `cuda:1` or `mps`; the best there is if not given
+    threads:int=None,          # Threads of the CPU; the cores that are idle if not given
 ):
     "Score a trained ReID model on the query and gallery pictures of a data set"
     use_device(device)
+    use_threads(threads)
     from posereid.data.pictures import PictureStore
     from posereid.data.layouts import check_test
     from posereid.data.market import reading_notes
@@ -643,6 +669,7 @@ def posereid_verify(
 ):
     "Make pictures, scores or lines again and compare; exit status 1 if something differs"
     use_device(device)
+    if path.suffix.lower()!='.csv': use_threads(run=path)
     from posereid.experiment.verify import verify_csv, verify_run
     from posereid.experiment.report import plain_table
     if sample is not None and sample<1:

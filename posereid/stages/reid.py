@@ -35,7 +35,7 @@ from ..losses.identity import (ANCHOR_RULES, MINING, collapsed, consistency_loss
                                      triplet_loss)
 from ..models.reid import OwnNorms, ReIDNet, reid_net
 from ..records import Between, misfit, saved_net
-from .fit import (PlainBatch, StageLearner, Together, at_least_one, drop_checkpoints,
+from .fit import (HalfMaps, PlainBatch, StageLearner, Together, at_least_one, drop_checkpoints,
                                  fit_stage, frame_id, last_row, open_run)
 
 # %% ../../nbs/81_stages.reid.ipynb #c005
@@ -241,7 +241,7 @@ def reid_learner(
     "A `Learner` for steps one and three: Eq. 8 or triplets, with SGD"
     sgd = partial(torch.optim.SGD, momentum=settings.momentum, weight_decay=settings.weight_decay,
                   fused=True)
-    cbs = [TrainEvalCallback(), PlainBatch(), Together(settings.loss!='triplet'),
+    cbs = [TrainEvalCallback(), PlainBatch(), HalfMaps(), Together(settings.loss!='triplet'),
            *([Teacher(teacher)] if teacher else []),
            *([Consistency(settings.consistency)] if settings.consistency else [])]
     return StageLearner(dls, model, loss_func=reid_loss(settings, teacher is not None),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'TransferSettings', 'is_guided', 'guider_input', 'shifted', 'shown_to', 'TransferModel', 'transfer_model',
-           'TwoAdams', 'split_DG', 'held', 'by_triplets', 'TransferCallback', 'target_rows', 'moved_of', 'Terms',
-           'AdversarialTerm', 'L1Term', 'risen', 'GuiderTerm', 'enough_for_triplets', 'MatchTerm', 'decay_lr',
+           'TwoAdams', 'split_DG', 'held', 'by_triplets', 'in_precision', 'TransferCallback', 'target_rows', 'moved_of',
+           'Terms', 'AdversarialTerm', 'L1Term', 'risen', 'GuiderTerm', 'enough_for_triplets', 'MatchTerm', 'decay_lr',
            'stage_batches', 'transfer_learner', 'sample_sheet', 'Samples', 'start_from', 'callback_id',
            'transfer_choices', 'train_transfer', 'finish_transfer', 'load_generator']
 
@@ -27,7 +27,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core import (InputError, RunFolder, Settings, default_device,
-                           later, load_weights, ranks,
+                           half_maps, later, load_weights, ranks,
                            save_weights, seed_everything, settings_from, sha12, to_json, weights_hash,
                            write_beside)
 from ..data.block import transfer_dls
@@ -228,6 +228,15 @@ def by_triplets(
     "A guider that was trained with triplets guides by Eq. 4, one with a classifier by Eq. 3"
     return guider is not None and getattr(guider, 'head', True) is None
 
+# %% ../../nbs/82_stages.transfer.ipynb #inpreci1
+def in_precision(
+    net,            # A network, or a function of one
+    *inputs:Tensor  # What it takes
+) -> Tensor:        # What it gives, in single precision
+    "A network in the `precision` of the training"
+    with half_maps(inputs[0].device): res = net(*inputs)
+    return res.float()
+
 # %% ../../nbs/82_stages.transfer.ipynb #b1b96014
 class TransferCallback(Callback):
     "Eq. 6 as four steps: `forward`, `backward_D`, `backward_G`, and `step`, which calls them all"
@@ -292,16 +301,17 @@ def forward(self:TransferCallback):
     "ŷ = G(x, s)"
     given = *self.cond,*self.moved
     n = self.n_target
-    if self.settings.aux=='mixed' or n==len(self.label): self.learn.fake = self.model(*given)
+    G = lambda *o: in_precision(self.model, *o)
+    if self.settings.aux=='mixed' or n==len(self.label): self.learn.fake = G(*given)
     else:
         parts = [slice(0, n), slice(n, None)][n==0:]
-        self.learn.fake = torch.cat([self.model(*(o[i] for o in given)) for i in parts])
+        self.learn.fake = torch.cat([G(*(o[i] for o in given)) for i in parts])
 
 # %% ../../nbs/82_stages.transfer.ipynb #c024
 @patch
 def backward_D(self:TransferCallback):
     "Gradients of Eq. 1 in D, on the real triplet (x, s, y) and the generated one, cut off from G"
-    real,fake = (self.model.D(*self.cond, o, *self.beside)
+    real,fake = (in_precision(self.model.D, *self.cond, o, *self.beside)
                  for o in (self.real, self.fake.detach()))
     discriminator_loss(real, fake, self.settings.gan).backward()
     score = ((lambda o: o.detach().mean()) if self.settings.gan=='lsgan'
@@ -393,7 +403,8 @@ class AdversarialTerm(Callback):
     def after_fake(self):
         s,value = self.settings,self.fake.new_zeros(())
         if s.adv:
-            value = generator_adv_loss(self.model.D(*self.cond, self.fake, *self.beside), s.gan)
+            scores = in_precision(self.model.D, *self.cond, self.fake, *self.beside)
+            value = generator_adv_loss(scores, s.gan)
         self.losses.add('adv', value, s.adv)
 
 # %% ../../nbs/82_stages.transfer.ipynb #8ad7c446
@@ -446,7 +457,7 @@ def by_class(self:GuiderTerm,
     seen:Tensor, # `(n, 3, h, w)` generated target pictures, as the guider sees them
 ) -> tuple:      # Scalar, and nothing more for the log
     "Eq. 3 by the scores of the frozen guider"
-    return guider_ce(self.model.R(seen), self.label[:len(seen)]),{}
+    return guider_ce(in_precision(self.model.R, seen), self.label[:len(seen)]),{}
 
 # %% ../../nbs/82_stages.transfer.ipynb #48730945
 @patch
@@ -456,8 +467,10 @@ def by_distance(self:GuiderTerm,
     "Eq. 4 by the embeddings of the frozen guider"
     R,s,n = self.model.R,self.settings,len(seen)
     positive,label = self.positive[:n],self.label[:n]
-    with torch.no_grad(): real = R.embed(guider_input(positive, s.guider_size, s.guider_crop))
-    fake,real,label = (rows_of_all(o, [n]*ranks()[1]) for o in (R.embed(seen), real, label))
+    with torch.no_grad():
+        real = in_precision(R.embed, guider_input(positive, s.guider_size, s.guider_crop))
+    own = in_precision(R.embed, seen)
+    fake,real,label = (rows_of_all(o, [n]*ranks()[1]) for o in (own, real, label))
     self.pairs = self.pairs + (label!=label[0]).any() # a triplet takes two identities
     loss,stats = guider_triplet(fake, real, label, margin=s.margin, mining=s.mining,
                                 stats=True)
