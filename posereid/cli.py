@@ -13,7 +13,7 @@ import shlex
 import sys
 from pathlib import Path
 from fastcore.script import Param, call_parse
-from .core import (InputError, command, launched, plain_console, ranks, use_device,
+from .core import (InputError, command, keep_memory, launched, plain_console, ranks, use_device,
                            use_precision, use_threads)
 from .many import beside, joined, share_of
 
@@ -111,6 +111,7 @@ def _compute(device, threads, out, precision, deterministic):
     "Where and how networks are trained"
     use_device(device)
     use_precision(precision, deterministic)
+    keep_memory()
     use_threads(threads, out)
 
 # %% ../nbs/98_cli.ipynb #c009

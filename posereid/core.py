@@ -7,9 +7,9 @@ __all__ = ['JPEG', 'PRECISIONS', 'FIGURE', 'COLORS', 'InputError', 'nearest', 'o
            'together', 'launched', 'command', 'silence', 'seed_everything', 'default_device', 'use_device', 'cache_dir',
            'write_beside', 'sweep_up', 'locked', 'to_json', 'hash_settings', 'set_options', 'one_of', 'Settings',
            'later', 'sha12', 'digests', 'weights_hash', 'save_weights', 'load_weights', 'idle_cores', 'use_threads',
-           'use_precision', 'precision', 'half_maps', 'provenance', 'RunFolder', 'json_fault', 'named_once',
-           'parse_json', 'load_json', 'settings_from', 'hold', 'let_go', 'holding', 'is_quiet', 'progress',
-           'figure_style']
+           'keep_memory', 'use_precision', 'precision', 'half_maps', 'provenance', 'RunFolder', 'json_fault',
+           'named_once', 'parse_json', 'load_json', 'settings_from', 'hold', 'let_go', 'holding', 'is_quiet',
+           'progress', 'figure_style']
 
 # %% ../nbs/00_core.ipynb #c002
 import codecs, contextlib, dataclasses, difflib, errno, functools, hashlib, importlib.metadata
@@ -525,6 +525,14 @@ def _threads_before(file):
     try: n = parse_json(file)['provenance']['threads']
     except (OSError, ValueError, LookupError, TypeError): return None # said when it is opened
     return n if isinstance(n, int) and n>0 else None
+
+# %% ../nbs/00_core.ipynb #keepmem1
+def keep_memory():
+    "Let freed memory stay with this process, where the C library can"
+    import ctypes
+    try: mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError): return # not glibc
+    for option in (-3, -1): mallopt(option, 1<<30) # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
 # %% ../nbs/00_core.ipynb #precis01
 PRECISIONS = 'fp32','tf32','bf16'

@@ -30,12 +30,23 @@ class StageLearner(Learner):
         event_name:str # Name of one of fastai's events
     ):
         "Call the event on each callback that defines it, in order"
-        for cb in self.cbs.sorted('order'):
-            if not hasattr(type(cb), event_name): continue
+        for cb in self.called(event_name):
             try: cb(event_name)
             except InputError as e:
                 # without fastai's preface
                 raise InputError(str(e).split('\n\t')[-1]) from e
+
+# %% ../../nbs/80_stages.fit.ipynb #calledby
+@patch
+def called(self:StageLearner,
+    event_name:str # Name of one of fastai's events
+) -> list:         # Callbacks in their order
+    "Who defines an event; looked up once, as long as the callbacks stay the same"
+    now,known = tuple(map(id, self.cbs)),vars(self).get('_called', ((),{}))
+    if known[0]!=now: self._called = known = (now,{})
+    if event_name not in known[1]:
+        known[1][event_name] = [o for o in self.cbs.sorted('order') if hasattr(type(o), event_name)]
+    return known[1][event_name]
 
 # %% ../../nbs/80_stages.fit.ipynb #c017
 def plain(
