@@ -508,8 +508,15 @@ def posereid_augment(
     from posereid.stages.augment import augment
     s = _reid_settings(preset, seed, size, set)
     i = _open_target(data, s.size, no_cameras, layout, read, convert)
-    rows = augment(i.train, read_generated(Path(generated)))
+    made = read_generated(Path(generated))
+    _without_test(made, i, generated)
+    rows = augment(i.train, made)
     _reid(i, rows, s, out, fresh, 'augmented')
+
+def _without_test(made, inputs, folder):
+    "Refuse a generated set with a picture that is scored on"
+    from posereid.data.near import held_out, refuse_copies
+    refuse_copies(list(made.path), list(held_out(inputs.target).path), f'the generated set {folder}')
 
 # %% ../nbs/98_cli.ipynb #c021
 @call_parse

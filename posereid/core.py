@@ -197,8 +197,8 @@ def use_device(
     before = os.environ.get('POSEREID_DEVICE')
     if ranks()[1]>1:
         raise InputError(f"{ranks()[1]} processes have a device each, which their launcher chose "
-                         f"(this is on {before}); leave out --device, or start them with "
-                         "accelerate launch --cpu.")
+                         f"(this is on {before}); leave out --device, and set "
+                         "POSEREID_DEVICE=cpu for all of them to be on the CPU.")
     os.environ['POSEREID_DEVICE'] = name
     try: default_device()
     except InputError:

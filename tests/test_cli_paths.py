@@ -346,10 +346,12 @@ def test_step_one(spy, inputs, said):
         inputs, b.settings, '/o') and list(vars(inputs.labels[0]).values())==['target']
 
 
-def test_step_three(spy, inputs, said):
+def test_step_three(spy, inputs, said, monkeypatch):
     train = spy('train_reid', returns='model')
     spy('score_model', returns=SCORES)
     new,mixed = spy('read_generated', returns='new rows'),spy('augment', returns='real and new')
+    checked = []
+    monkeypatch.setattr(cli, '_without_test', lambda *args: checked.append(args))
     cli.posereid_augment(Path('/a'))
     cli.posereid_augment(Path('/a'), generated=Path('/g'), out=Path('/o'), preset='smoke', seed=4,
                          size='48x24', convert=True, no_cameras=True, layout='folder',
@@ -357,6 +359,7 @@ def test_step_three(spy, inputs, said):
     a,b = train
     assert ([str(next(iter(vars(o).values()))) for o in new]==['runs/generated','/g']
             and list(vars(mixed[0]).values())[:2]==['train rows','new rows'])
+    assert [str(o[2]) for o in checked]==['runs/generated','/g'] and {o[0] for o in checked}=={'new rows'}
     assert (a.df, str(a.folder), a.fresh, a.settings.seed)==('real and new',
         'runs/augmented', False, 0)
     assert (b.df, str(b.folder), b.fresh, b.settings.seed, b.settings.eps_generated,

@@ -643,3 +643,15 @@ def test_lists_may_be_empty(small):
     assert len(near_copies([], []))==0 and list(near_copies([], []).columns)==['path','other',
                                                                             'pattern','mirrored']
     assert likeness(a[:0], a[:0]).shape==(0,3)
+
+
+def test_a_generated_set_with_a_test_picture_is_refused(trained, home, tmp_path, capsys):
+    "Step three does not learn from what it is scored on, whoever put it there"
+    step('generate', home, tmp_path/'g', trained)
+    made,test = sorted((tmp_path/'g'/'bounding_box_train').iterdir()),sorted((home.set/'query').iterdir())
+    made[3].write_bytes(test[0].read_bytes())
+    with pytest.raises(SystemExit) as e:
+        cli.posereid_augment(home.set, generated=tmp_path/'g', out=tmp_path/'a', preset='smoke')
+    said = capsys.readouterr().err
+    assert e.value.code==2 and made[3].name in said and test[0].name in said
+    assert not (tmp_path/'a').exists()

@@ -22,6 +22,7 @@ from ..metrics.rerank import rerank_features
 from ..metrics.retrieval import (DISTANCES, RetrievalResult, cosine_distance,
                                         euclidean_distance, retrieval, score_features)
 from ..metrics.protocols import multi_query, single_shot_cmc
+from ..data.block import gathered_ahead, is_away
 from ..data.manifest import pick
 from ..data.pictures import PictureStore
 from ..data.transforms import centre_crop
@@ -69,7 +70,8 @@ def to_input(
 # %% ../../nbs/70_evaluate.protocol.ipynb #c013
 def _embedded(model, pictures, flip, grey, device):
     "Yields float32 features of batches on the CPU, not normalised; the net must be in eval mode"
-    for x in pictures:
+    # pictures are read while a device works
+    for x in gathered_ahead(pictures) if is_away(device) else pictures:
         x = to_input(x, grey, device)
         f = model.embed(x) + model.embed(x.flip(-1)) if flip else model.embed(x)
         f = f.float().cpu()

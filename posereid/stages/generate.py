@@ -22,6 +22,7 @@ from ..core import (JPEG, InputError, RunFolder, Settings, default_device, hash_
                            holding, later, one_of, progress, seed_everything, together,
                            weights_hash, write_beside)
 from ..many import agreed, dealt, everyones
+from ..data.block import gathered_ahead, is_away
 from ..data.transforms import to_float, to_uint8
 from ..data.market import read_generated
 from ..data.near import held_out, same_bytes
@@ -231,9 +232,11 @@ def pictures(
               .contiguous(memory_format=torch.channels_last))
     wanted = range(-(-len(plan)//settings.bs)) if batches is None else batches
     try:
-        for i in progress(wanted, desc='generate'):
-            rows = plan.iloc[i*settings.bs:(i+1)*settings.bs]
-            x,s = store.get(list(rows.source_path)),skeletons_for(list(rows.pose_path), poses, store)
+        parts = (plan.iloc[i*settings.bs:(i+1)*settings.bs] for i in wanted)
+        ready = ((o, store.get(list(o.source_path)), skeletons_for(list(o.pose_path), poses, store))
+                 for o in parts)
+        if is_away(default_device()): ready = gathered_ahead(ready) # while the device works
+        for rows,x,s in progress(ready, len(wanted), desc='generate'):
             x,s = to_net(x),to_net(s)
             moved = [_limbs(G, rows, x, poses, own, store, to_net)] if limbs else []
             yield to_uint8(G(x, s, *moved)).cpu()
