@@ -15,7 +15,7 @@ from pathlib import Path
 from fastcore.script import Param, call_parse
 from .core import (InputError, command, keep_memory, launched, plain_console, ranks, use_device,
                            use_precision, use_threads)
-from .many import beside, joined, share_of
+
 
 # %% ../nbs/98_cli.ipynb #c005
 def _pairs(help):
@@ -42,6 +42,17 @@ def tell(*text):
     if ranks()[0]: return # of several processes the first one speaks
     sys.stdout.write(' '.join(map(str, text))+'\n')
     sys.stdout.flush()
+
+# %% ../nbs/98_cli.ipynb #joinlazy
+def _joined():
+    "The processes of a launcher share a command; torch is not imported before it is needed"
+    from posereid.many import joined
+    return joined()
+
+def _beside():
+    "The processes of a launcher work beside each other"
+    from posereid.many import beside
+    return beside()
 
 # %% ../nbs/98_cli.ipynb #8a0c606e
 def parse_size(
@@ -116,7 +127,7 @@ def _compute(device, threads, out, precision, deterministic):
 
 # %% ../nbs/98_cli.ipynb #c009
 @call_parse
-@command(join=joined)
+@command(join=_joined)
 def posereid_run(
     out:Path=None,             # Run folder; runs/<preset>-world<w>-seed<s> if not given
     preset:str='default',      # `smoke`, `default` or `paper`
@@ -197,7 +208,7 @@ def _tell_results(exp, line):
 
 # %% ../nbs/98_cli.ipynb #a39c0eae
 @call_parse
-@command(join=beside)
+@command(join=_beside)
 def posereid_reproduce(
     name:_table,                # Table or figure of the paper, such as tbl1
     out:Path=Path('reproduce'), # Folder for the CSV, the table and the pictures
@@ -248,6 +259,7 @@ def _own_seeds(seeds):
     if (n := launched())==1: return seeds
     if seeds is None:
         raise InputError(f"{n} processes deal the seeds among them; say which, such as --seeds 1-{n}.")
+    from posereid.many import share_of
     return share_of(seeds)
 
 # %% ../nbs/98_cli.ipynb #402a2113
@@ -295,7 +307,7 @@ def posereid_synth(
 
 # %% ../nbs/98_cli.ipynb #c016
 @call_parse
-@command(join=joined)
+@command(join=_joined)
 def posereid_guider(
     data:Path,              # Target set: a folder in a known layout, or a CSV
     out:Path='runs/guider', # Run folder
@@ -395,7 +407,7 @@ def _test_poses(opts):
 
 # %% ../nbs/98_cli.ipynb #c017
 @call_parse
-@command(join=joined)
+@command(join=_joined)
 def posereid_transfer(
     data:Path,                 # Target set: a folder in a known layout, or a CSV
     source:Path,               # Source set that lends its poses, such as MARS
@@ -442,7 +454,7 @@ def posereid_transfer(
 
 # %% ../nbs/98_cli.ipynb #c018
 @call_parse
-@command(join=joined)
+@command(join=_joined)
 def posereid_generate(
     data:Path,                 # Target set: a folder in a known layout, or a CSV
     source:Path,               # Source set that lends its poses, such as MARS
@@ -483,7 +495,7 @@ def posereid_generate(
 
 # %% ../nbs/98_cli.ipynb #c019
 @call_parse
-@command(join=joined)
+@command(join=_joined)
 def posereid_augment(
     data:Path,                 # Target set: a folder in a known layout, or a CSV
     generated:Path='runs/generated', # Generated set of this target, made by posereid_generate
@@ -520,7 +532,7 @@ def _without_test(made, inputs, folder):
 
 # %% ../nbs/98_cli.ipynb #c021
 @call_parse
-@command(join=joined)
+@command(join=_joined)
 def posereid_eval(
     data:Path,                # Data set with query and gallery; training pictures are not read
     model:Path='runs/guider', # Run folder of posereid_guider or posereid_augment
