@@ -68,7 +68,7 @@ def test_nothing_is_left_unchecked_and_nothing_written(which, request):
     res = verify_run(run)
     assert res.differ.sum()==0 and not res.what[res.check!='made with'].any()
     assert (res.n[res.check!='made with']>0).all()
-    assert res[res['where'].str.endswith('scores_averaged.json')].n.tolist()==[11]
+    assert res[res['where'].str.endswith('scores_averaged.json')].n.tolist()==[12]
     assert state(run)==before
 
 
@@ -80,7 +80,8 @@ def test_an_averaged_score_is_made_again(run):
     line = scores(run).loc[f'{file.parent.name}/{file.name}']
     assert line.differ==1 and 'map_trap' in line.what
     # nor is it that of the model alone
-    file.write_bytes(only(run, 'reid-*/scores.json').read_bytes())
+    alone = json.loads(only(run, 'reid-*/scores.json').read_text())
+    change(file, lambda d: {**alone, 'views':d['views']})
     assert scores(run).loc[f'{file.parent.name}/{file.name}'].differ>0
 
 
@@ -108,15 +109,20 @@ def test_rows_that_are_not_known_are_said_to_be_unchecked(made, tmp_path):
     "Of Python's own rows; nothing is trained to find out"
     row = dict(pick_rows('best_averaged')[0], row='own', average=2)
     run = tmp_path/'run'
-    Experiment([dict(row, **{'transfer.lam':7.})], groups(), run).results()
+    two = Experiment([dict(row, **{'transfer.lam':7.})], groups(), run).results()
     before,where = state(run),f'{averaged(run).parent.name}/scores_averaged.json'
     line = scores(run).loc[where]
     assert (line.n,line.differ)==(0,0) and line.what.startswith('not checked: averaged')
     assert state(run)==before
+    # a row that differs in the number alone is scored for itself
+    three = Experiment([dict(row, average=3, **{'transfer.lam':7.})], groups(), run).results()
+    assert len(set(run.glob('*/scores_averaged.json')))==1
+    assert json.loads(next(run.glob('*/scores_averaged.json')).read_text())['views']==3
+    assert three.map_trap[0]!=two.map_trap[0]
     # also where a row that is known has left all of its folders
     Experiment(pick_rows('best_averaged'), groups(), run).results()
     assert scores(run).loc[where].n==0
-    assert sorted(o.n for i,o in scores(run).iterrows() if 'averaged' in i)==[0,11]
+    assert sorted(o.n for i,o in scores(run).iterrows() if 'averaged' in i)==[0,12]
 
 
 def test_an_unfinished_generator_is_not_trained_on(run):
@@ -137,7 +143,7 @@ def test_re_ranked_and_averaged(made, tmp_path):
     known = lambda which: [row] if which=='all' else pick_rows(which)
     with pytest.MonkeyPatch.context() as m:
         m.setattr(V, 'pick_rows', known)
-        assert scores(run).loc[name][['n','differ']].tolist()==[11,0]
+        assert scores(run).loc[name][['n','differ']].tolist()==[12,0]
 
 
 # --- pictures ---
