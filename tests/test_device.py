@@ -88,7 +88,7 @@ def steps_and_waits(fit, n):
 BOUNDS = [('reid',{},1), ('reid',{'reid.erase':.5, 'reid.jitter':.2},1), ('reid',{'reid.norms':'own'},2),
           ('lsro',{},1), ('transfer',{'transfer.beta':0.},1), ('transfer',{},1),
           ('transfer',{'transfer.limbs':True, 'transfer.aux':'apart', 'transfer.foreground':1.},1),
-          ('triplets',{},2), ('triplets',{'reid.mining':'batch_hard'},2), ('triplets',{'reid.mining':'all'},2),
+          ('triplets',{},2), ('triplets',{'reid.mining':'batch_hard'},2), ('triplets',{'reid.mining':'all'},3),
           ('guided by triplets',{},3), ('guided by triplets',{'transfer.mining':'hardest'},3)]
 
 @pytest.mark.filterwarnings('ignore')

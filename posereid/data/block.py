@@ -278,9 +278,8 @@ def _source_rows(df):
     return np.array([at[o] if g else -1-i for i,(g,o) in enumerate(zip(df.is_generated, from_))])
 
 # %% ../../nbs/62_data.block.ipynb #enufall1
-def _enough_for_all(n, what):
-    "Refuse batches that cannot be cut into equal parts, one for each process"
-    w = ranks()[1]
+def _enough_for_all(n, what, w):
+    "Refuse batches that cannot be cut into equal parts, one for each of `w` processes"
     if n%w: raise InputError(f"{n} {what} cannot be dealt to {w} processes evenly; make it a multiple "
                              f"of {w}, or start fewer processes.")
 
@@ -309,7 +308,7 @@ def reid_dls(
         raise InputError("There is no training picture to load; check the split of the manifest "
                          "(`pick(df, 'train')`).")
     crop = _fitting(crop, store, pad)
-    _enough_for_all(min(bs, len(df)), 'pictures a batch (bs)')
+    _enough_for_all(min(bs, len(df)), 'pictures a batch (bs)', ranks()[1])
     store.preload(df)
     eps = dict(crop=crop, eps_real=eps_real, eps_generated=eps_generated)
     make = ReIDBatch(df, store, labels, pad, flip=flip, erase=erase, jitter=jitter,
@@ -415,7 +414,7 @@ def triplet_dls(
     n_ids, k_real, k_gen = pk_shape(bs, report.n_identities, report.ratio, K_real, K_generated)
     # each process deals with its own identities
     if P is None and n_ids>ranks()[1]: n_ids -= n_ids%ranks()[1]
-    _enough_for_all(P or n_ids, 'identities a batch (P)')
+    _enough_for_all(P or n_ids, 'identities a batch (P)', ranks()[1])
     store.preload(df)
     make = TripletBatch(df, store, labels, P or n_ids, k_real, k_gen, seed, pad=pad, flip=flip,
                         crop=crop, tell=tell, **kwargs)
@@ -512,7 +511,7 @@ def transfer_dls(
     second = (PairSource(source_df, poses, store, None, rule, missing, views=views) if both
               else None)
     rows = bs//2 if both else bs
-    _enough_for_all(rows, 'target pairs a batch (bs, or half of it beside a source)')
+    _enough_for_all(rows, 'target pairs a batch (bs, or half of it beside a source)', ranks()[1])
     n = rows * -(-n_pairs//(bs*epochs))  # full batches, at least as many pairs as asked for
     make = TransferBatch(first, second, n, seed, flip, foreground, positives, joints)
     dls = [BatchDL(make, k, rows, shuffle=k>0, seed=seed, n_inp=2, device=device) for k in (n, 0)]

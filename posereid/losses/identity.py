@@ -127,7 +127,9 @@ def _mine(d, labels, is_generated, margin, margin_generated, mining, rule, gener
     _known('mining', mining, MINING)
     pos,neg = triplet_candidates(labels, is_generated, rule)
     if mining=='all' or not len(labels):
-        return (pos[:,:,None] & neg[:,None]).nonzero().unbind(1)
+        a,p = _pairs(pos, neg) # not a cube of n³: a batch may be large
+        i,n = neg[a].nonzero().unbind(1)
+        return a[i], p[i], n
     if mining=='batch_hard':
         a = (pos.any(1) & neg.any(1)).nonzero()[:,0]
         return a, _farthest(d[a], pos[a]), _closest(d[a], neg[a])
