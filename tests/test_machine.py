@@ -72,16 +72,20 @@ def bf16(monkeypatch):
 
 def trained(path, rows, recipe=None):
     "What convolutions of trainings gave, and what losses took"
-    kinds,losses,conv = set(),set(),nn.functional.conv2d
+    kinds,losses,conv,scores = set(),set(),nn.functional.conv2d,nn.functional.log_softmax
     def seen(*args, **kwargs):
         y = conv(*args, **kwargs)
         if torch.is_grad_enabled(): kinds.add(y.dtype)
         return y
+    def scored(x, *args, **kwargs):
+        if torch.is_grad_enabled(): losses.add(x.dtype)
+        return scores(x, *args, **kwargs)
     def backward(self, *args, **kwargs):
         losses.add(self.dtype)
         return torch.autograd.backward(self, *args, **kwargs)
     with pytest.MonkeyPatch.context() as m:
         m.setattr(nn.functional, 'conv2d', seen)
+        m.setattr(nn.functional, 'log_softmax', scored)
         m.setattr(torch.Tensor, 'backward', backward)
         g = experiment_settings('smoke', opts=[*TINY_WORLD, 'transfer.pairs=16', 'transfer.bs=8', 'reid.epochs=1'],
                                 recipe_name=recipe)
