@@ -60,6 +60,7 @@ from .stages.transfer import *
 from .stages.generate import *
 from .stages.augment import *
 from .stages.lsro import *
+from .stages.trained import *
 from .experiment.presets import *
 from .experiment.rows import *
 from .experiment.inputs import *

@@ -435,8 +435,9 @@ def posereid_transfer(
 ):
     "Step two: train the generator against a discriminator and the frozen guider"
     _compute(device, threads, out, precision, deterministic)
-    from posereid.experiment.inputs import guider_for, kind_of
+    from posereid.experiment.inputs import guider_for
     from posereid.experiment.presets import experiment_settings
+    from posereid.stages.trained import kind_of
     from posereid.stages.transfer import shown_to, train_transfer
     from posereid.data.manifest import train_labels
     opts,lent = _test_poses(set)
@@ -480,9 +481,9 @@ def posereid_generate(
     "Step three, first half: generate every target picture in new poses, as a data set"
     use_device(device)
     use_threads(threads, out)
-    from posereid.experiment.inputs import kind_of
     from posereid.experiment.presets import experiment_settings
     from posereid.stages.generate import generate
+    from posereid.stages.trained import kind_of
     from posereid.stages.transfer import load_generator
     s = experiment_settings(preset, seed, opts=set, only=('generate',))['generate']
     G,size = load_generator(generator),kind_of(generator/'generator.json')['size']
@@ -552,19 +553,16 @@ def posereid_eval(
     "Score a trained ReID model on the query and gallery pictures of a data set"
     use_device(device)
     use_threads(threads)
-    from posereid.data.pictures import PictureStore
     from posereid.data.layouts import check_test
     from posereid.data.market import reading_notes
     from posereid.evaluate.protocol import evaluate_reid
-    from posereid.evaluate.protocol import seen_by
-    from posereid.experiment.inputs import kind_of, read_set
-    from posereid.stages.reid import load_reid
-    net,kind = load_reid(model),kind_of(model/'reid.json')
+    from posereid.experiment.inputs import read_set
+    from posereid.stages.trained import Trained
+    net = Trained(model)
     df = check_test(read_set(data, ('query','gallery'), False, layout, parse_choices(read)),
                     str(data), not no_cameras)
     for o in reading_notes(df): tell(f'{Path(data).absolute().name}: {o}')
-    store = seen_by(PictureStore(kind['size'], convert=convert), kind['crop'])
-    r = evaluate_reid(net, df, store, Path(data).absolute().name, distance, flip, grey,
+    r = evaluate_reid(net.net, df, net.store(convert), Path(data).absolute().name, distance, flip, grey,
                       rerank={} if rerank else None, tracklets=tracklets,
                       cameras=not no_cameras, single_shot=single_shot)
     scores = dict(rank1=r.rank(1), rank5=r.rank(5), map_trap=r.map_trap, map_mean=r.map_mean)
@@ -605,16 +603,9 @@ def posereid_audit(
 # %% ../nbs/98_cli.ipynb #near9801
 def _embedding(model):
     "A function from paths to features of a trained ReID model"
-    from posereid.data.pictures import PictureStore
-    from posereid.evaluate.protocol import extract_features, seen_by
-    from posereid.experiment.inputs import kind_of
-    from posereid.stages.reid import load_reid
-    net,kind = load_reid(model),kind_of(Path(model)/'reid.json')
-    store = seen_by(PictureStore(kind['size'], convert=True), kind['crop'])
-    def _f(paths):
-        parts = (store.get(paths[i:i+256]) for i in range(0, len(paths), 256))
-        return extract_features(net, parts).numpy()
-    return _f
+    from posereid.stages.trained import Trained
+    net = Trained(model)
+    return lambda paths: net.features(paths).numpy()
 
 # %% ../nbs/98_cli.ipynb #2a4a75c9
 @call_parse

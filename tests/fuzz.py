@@ -447,7 +447,7 @@ def run_parsers():
     from posereid.data.own import read_csv
     from posereid.evaluate.results import paper_context
     from posereid.experiment.engine import score_model
-    from posereid.experiment.inputs import kind_of
+    from posereid.stages.trained import kind_of
     from posereid.experiment.tables import read_lines
     from posereid.metrics.stats import compare_runs
     from posereid.models.dcgan import DCGANGenerator

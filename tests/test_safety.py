@@ -94,7 +94,7 @@ BROKEN = {'empty':'', 'cut':'{"size": [64,', 'list':'[1, 2]', 'other':'{"a": 1}'
 def readers():
     from posereid.core import RunFolder
     from posereid.experiment.engine import score_model
-    from posereid.experiment.inputs import kind_of
+    from posereid.stages.trained import kind_of
     from posereid.stages.lsro import load_dcgan
     from posereid.stages.reid import ReIDSettings, load_reid
     from posereid.stages.transfer import load_generator

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_PAIRS', 'Inputs', 'world_inputs', 'share_people', 'as_source', 'as_test', 'poses_beside', 'read_set',
-           'target_inputs', 'folder_inputs', 'write_world_at', 'kind_of', 'guider_for']
+           'target_inputs', 'folder_inputs', 'write_world_at', 'guider_for']
 
 # %% ../../nbs/92_experiment.inputs.ipynb #be6a220e
 import json
@@ -28,7 +28,6 @@ from ..data.pairs import load_poses, poses_for, shorten
 from ..data.sampler import epoch_pairs
 from ..synth.world import World, WorldSettings, load_world, make_world
 from ..models.reid import ReIDNet
-from ..records import Between, misfit
 from ..stages.reid import load_reid
 
 # %% ../../nbs/92_experiment.inputs.ipynb #5da2c3d0
@@ -332,16 +331,6 @@ def write_world_at(
                              "--out, or --fresh to draw it again.")
         if fresh: shutil.rmtree(out)
     return make_world(settings, out)
-
-# %% ../../nbs/92_experiment.inputs.ipynb #00de2170
-def kind_of(
-    file:Path # JSON of the settings that a stage left with its weights
-) -> dict:    # `size` and `crop`, each a height and width in pixels
-    "Size and crop of the pictures that a network was trained on"
-    side = Between(1, 1<<14, whole=True)
-    d = load_json(file, 'size', fits=lambda o: misfit(o, {'size':[side], 'crop?':[side]}) or (
-        '' if len(o['size'])==2 and len(o.get('crop', ())) in (0,2) else 'a size is two numbers'))
-    return dict(size=tuple(d['size']), crop=tuple(d.get('crop', ())))
 
 # %% ../../nbs/92_experiment.inputs.ipynb #043ea09b
 def guider_for(
