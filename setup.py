@@ -14,6 +14,8 @@ statuses = ['0 - Unknown', '1 - Planning', '2 - Pre-Alpha', '3 - Alpha', '4 - Be
 
 def words(key): return cfg.get(key, '').split()
 
+extras = {k[6:]: words(k) for k in cfg if k.startswith('extra_')}
+
 readme = Path(__file__).parent/'README.md'
 setuptools.setup(
     name=cfg['lib_name'], version=cfg['version'], license=licenses[cfg['license']],
@@ -27,7 +29,8 @@ setuptools.setup(
     zip_safe=False,
     python_requires='>='+cfg['min_python'],
     install_requires=words('requirements'),
-    extras_require={'dev': words('dev_requirements'), **{k[6:]: words(k) for k in cfg if k.startswith('extra_')}},
+    extras_require={'dev': words('dev_requirements'), **extras,
+                    'all': sorted({o for some in extras.values() for o in some})},
     classifiers=['Development Status :: '+statuses[int(cfg['status'])],
                  'Intended Audience :: '+cfg['audience'].title(),
                  'Natural Language :: '+cfg['language'].title(),

@@ -25,6 +25,7 @@ from .models.reid import *
 from .models.generator import *
 from .models.discriminator import *
 from .models.dcgan import *
+from .models.foreign import *
 from .losses.identity import *
 from .losses.transfer import *
 from .metrics.retrieval import *
@@ -45,6 +46,7 @@ from .data.sampler import *
 from .data.transforms import *
 from .data.pairs import *
 from .data.block import *
+from .data.elsewhere import *
 
 # %% ../nbs/97_all.ipynb #0bcc7c02
 from .synth.people import *
@@ -54,6 +56,7 @@ from .synth.sets import *
 from .evaluate.protocol import *
 from .evaluate.plots import *
 from .evaluate.results import *
+from .evaluate.features import *
 from .stages.fit import *
 from .stages.reid import *
 from .stages.transfer import *
@@ -61,7 +64,14 @@ from .stages.generate import *
 from .stages.augment import *
 from .stages.lsro import *
 from .stages.trained import *
+from .stages.tracking import *
+from .stages.play import *
+from .search.index import *
+from .search.openset import *
+from .search.why import *
+from .deploy.export import *
 from .experiment.presets import *
+from .experiment.config import *
 from .experiment.rows import *
 from .experiment.inputs import *
 from .experiment.engine import *

@@ -8,6 +8,8 @@ __all__ = ['tell', 'parse_size', 'parse_choices', 'posereid_run', 'posereid_repr
            'posereid_audit', 'posereid_pose', 'posereid_verify', 'posereid_compare']
 
 # %% ../nbs/98_cli.ipynb #c002
+import functools
+import inspect
 import os
 import shlex
 import sys
@@ -115,19 +117,48 @@ def _command_line(name, **kwargs):
 
 def _line(said):
     "The command line of `posereid_run`"
+    said = said | dict(set=[o for o in said['set'] or () if isinstance(o, str)] or None)
     return _command_line('posereid_run', **{k:v for k,v in said.items()
                                             if (k,v) not in _defaults.items() and k!='fresh'})
 
-def _compute(device, threads, out, precision, deterministic):
-    "Where and how networks are trained"
+def _compute(device, threads, out, precision, deterministic, log=None):
+    "Where and how networks are trained, and who is told"
     use_device(device)
     use_precision(precision, deterministic)
     keep_memory()
     use_threads(threads, out)
+    if log: _follow(log)
+
+def _follow(log):
+    "Let a tracker follow all trainings"
+    from posereid.stages.tracking import use_tracking
+    use_tracking(log)
+
+# %% ../nbs/98_cli.ipynb #cfgcli01
+def _configured(f):
+    "Options and settings of the file that `--config` names, where the line does not say otherwise"
+    usual = inspect.signature(f).parameters
+    @functools.wraps(f)
+    def _f(*args, **kwargs):
+        bound = inspect.signature(f).bind(*args, **kwargs)
+        bound.apply_defaults()
+        said = bound.arguments
+        return f(**(said | _from_file(said, usual) if said['config'] else said))
+    return _f
+
+def _from_file(said, usual):
+    "What the file changes: options that still have their default, and settings before those said"
+    from posereid.experiment.config import read_config
+    plain,own = (Path,int,float,str,bool),('config','print_config','set')
+    kinds = {k: o.annotation if o.annotation in plain else list for k,o in usual.items() if k not in own}
+    options,settings = read_config(said['config'], kinds)
+    new = {k: v for k,v in options.items() if said[k]==usual[k].default}
+    return new | dict(set=[settings, *(said['set'] or ())])
 
 # %% ../nbs/98_cli.ipynb #c009
 @call_parse
 @command(join=_joined)
+@_configured
 def posereid_run(
     out:Path=None,             # Run folder; runs/<preset>-world<w>-seed<s> if not given
     preset:str='default',      # `smoke`, `default` or `paper`
@@ -157,20 +188,15 @@ def posereid_run(
     threads:int=None,          # Threads of the CPU; the cores that are idle if not given
     precision:str=None,        # `fp32`, `tf32` or `bf16`; `fp32` if not given
     deterministic:bool=False,  # Equal bytes for equal seeds on a GPU, too; slower
+    log:str=None,              # Tell `tensorboard` or `wandb`: losses, sheets, scores, settings
+    config:Path=None,          # Options and settings from a TOML file or a run folder
+    print_config:bool=False,   # Print such a file with every setting of this call, and stop
 ):
     "Run all three steps for every row, print the results table, write report.html"
     said = dict(locals())
-    line = _line(said)
     out = Path(out or _run_name(preset, data, world, seed, recipe, validation))
-    _compute(device, threads, out, precision, deterministic)
-    from posereid.experiment.engine import Experiment
-    from posereid.experiment.rows import pick_rows
-    from posereid.experiment.presets import experiment_settings
-    groups = experiment_settings(preset, seed, world, parse_size(size), validation, set,
-                                 scratch=from_scratch or data is not None, recipe_name=recipe)
-    wanted = pick_rows(rows, rendered=data is None)
-    inputs = _run_inputs(data, {k: said[k] for k in _READING}, seed, validation, wanted, groups)
-    _tell_results(Experiment(wanted, groups, out, inputs, fresh, tell), line)
+    if not print_config: _compute(device, threads, out, precision, deterministic, log)
+    _run(said, out)
 
 # %% ../nbs/98_cli.ipynb #c010
 _defaults = dict(out=None, preset='default', seed=0, world=0, size=None, recipe=None, rows='front',
@@ -197,6 +223,28 @@ def _run_inputs(data, reading, seed, validation, rows, groups):
                          "control,equal_steps,smoothed,guided,best.")
     return _open(data, groups['transfer'].size, seed=seed, validation=validation,
                  test_poses=groups['generate'].test_poses, **reading)
+
+# %% ../nbs/98_cli.ipynb #cfgcli03
+def _run(said, out):
+    "What `posereid_run` does, once it is known where"
+    from posereid.experiment.engine import Experiment
+    from posereid.experiment.rows import pick_rows
+    from posereid.experiment.presets import experiment_settings
+    data,seed,validation = said['data'],said['seed'],said['validation']
+    groups = experiment_settings(said['preset'], seed, said['world'], parse_size(said['size']),
+                                 validation, said['set'], said['from_scratch'] or data is not None,
+                                 recipe_name=said['recipe'])
+    if said['print_config']: return _tell_config(said, groups)
+    wanted = pick_rows(said['rows'], rendered=data is None)
+    inputs = _run_inputs(data, {k: said[k] for k in _READING}, seed, validation, wanted, groups)
+    _tell_results(Experiment(wanted, groups, out, inputs, said['fresh'], tell), _line(said))
+
+def _tell_config(said, groups):
+    "Print options that are not the default, and all settings, as a file for `--config`"
+    from posereid.experiment.config import config_text
+    usual = inspect.signature(posereid_run).parameters
+    tell(config_text({k: v for k,v in said.items() if v!=usual[k].default and k not in
+                      ('config','print_config','set','fresh')}, groups))
 
 def _tell_results(exp, line):
     "Train what is missing, write the report, print the table and the path of the report"
@@ -289,6 +337,7 @@ def parse_seeds(
 # %% ../nbs/98_cli.ipynb #c014
 @call_parse
 @command
+@_configured
 def posereid_synth(
     out:Path='world',      # Folder for the world
     preset:str='default',  # `smoke`, `default` or `paper`
@@ -297,6 +346,7 @@ def posereid_synth(
     validation:bool=False, # Put validation identities into query and gallery
     fresh:bool=False,      # Discard the world in --out and draw anew
     set:_set_world=None, # Override settings of the world, such as world.n_train=60
+    config:Path=None,          # Options and settings from a TOML file or a run folder
 ):
     "Write a synthetic world: a target set of few poses, a source set of many, keypoint files"
     from posereid.experiment.inputs import write_world_at
@@ -308,6 +358,7 @@ def posereid_synth(
 # %% ../nbs/98_cli.ipynb #c016
 @call_parse
 @command(join=_joined)
+@_configured
 def posereid_guider(
     data:Path,              # Target set: a folder in a known layout, or a CSV
     out:Path='runs/guider', # Run folder
@@ -324,9 +375,11 @@ def posereid_guider(
     threads:int=None,          # Threads of the CPU; the cores that are idle if not given
     precision:str=None,        # `fp32`, `tf32` or `bf16`; `fp32` if not given
     deterministic:bool=False,  # Equal bytes for equal seeds on a GPU, too; slower
+    log:str=None,              # Tell `tensorboard` or `wandb`: losses, sheets, scores, settings
+    config:Path=None,          # Options and settings from a TOML file or a run folder
 ):
     "Step one: train and score the ReID baseline, which becomes the guider"
-    _compute(device, threads, out, precision, deterministic)
+    _compute(device, threads, out, precision, deterministic, log)
     s = _reid_settings(preset, seed, size, set)
     i = _open_target(data, s.size, no_cameras, layout, read, convert)
     _reid(i, i.train, s, out, fresh, 'guider')
@@ -401,13 +454,16 @@ def _keep_apart(inputs, data, source, layout, read, test_poses):
 def _test_poses(opts):
     "Settings without generate.test_poses, which concerns step two as well, and its value"
     from posereid.experiment.presets import experiment_settings
-    mine = [o for o in opts or () if o.partition('=')[0].strip()=='generate.test_poses']
-    lent = experiment_settings(opts=mine, only=('generate',))['generate'].test_poses
-    return [o for o in opts or () if o not in mine],lent
+    opts = list(opts or ())
+    file = [o for o in opts if isinstance(o, dict)]
+    mine = [o for o in opts if o not in file and o.partition('=')[0].strip()=='generate.test_poses']
+    lent = experiment_settings(opts=file+mine, only=('generate',))['generate'].test_poses
+    return [o for o in opts if o not in mine],lent
 
 # %% ../nbs/98_cli.ipynb #c017
 @call_parse
 @command(join=_joined)
+@_configured
 def posereid_transfer(
     data:Path,                 # Target set: a folder in a known layout, or a CSV
     source:Path,               # Source set that lends its poses, such as MARS
@@ -432,30 +488,38 @@ def posereid_transfer(
     threads:int=None,          # Threads of the CPU; the cores that are idle if not given
     precision:str=None,        # `fp32`, `tf32` or `bf16`; `fp32` if not given
     deterministic:bool=False,  # Equal bytes for equal seeds on a GPU, too; slower
+    log:str=None,              # Tell `tensorboard` or `wandb`: losses, sheets, scores, settings
+    config:Path=None,          # Options and settings from a TOML file or a run folder
 ):
     "Step two: train the generator against a discriminator and the frozen guider"
-    _compute(device, threads, out, precision, deterministic)
-    from posereid.experiment.inputs import guider_for
+    _compute(device, threads, out, precision, deterministic, log)
     from posereid.experiment.presets import experiment_settings
-    from posereid.stages.trained import kind_of
-    from posereid.stages.transfer import shown_to, train_transfer
-    from posereid.data.manifest import train_labels
     opts,lent = _test_poses(set)
     s = experiment_settings(preset, seed, size=parse_size(size), opts=opts,
                             only=('transfer',))['transfer']
     i = _open(data, s.size, source, poses, source_poses, False, layout, read, source_layout,
               source_read, pose_read, source_pose_read, need_test=False, convert=convert)
     _keep_apart(i, data, source, layout, read, lent)
-    labels = train_labels(i.target)
+    _transfer(i, s, Path(guider), Path(out), init, fresh)
+
+# %% ../nbs/98_cli.ipynb #cfgcli02
+def _transfer(inputs, s, guider, out, init, fresh):
+    "Train a generator, with the guider in its run folder if there is a guider's loss"
+    from posereid.data.manifest import train_labels
+    from posereid.experiment.inputs import guider_for
+    from posereid.stages.trained import kind_of
+    from posereid.stages.transfer import shown_to, train_transfer
+    labels = train_labels(inputs.target)
     R = guider_for(guider, labels) if s.beta else None
     if s.beta: s = shown_to(s, **kind_of(guider/'reid.json'))
-    train_transfer(i.train, i.source, i.poses, i.store(s.size), labels, R, s, Path(out),
-                   init, fresh)
+    train_transfer(inputs.train, inputs.source, inputs.poses, inputs.store(s.size), labels, R, s,
+                   out, init, fresh)
     tell(out)
 
 # %% ../nbs/98_cli.ipynb #c018
 @call_parse
 @command(join=_joined)
+@_configured
 def posereid_generate(
     data:Path,                 # Target set: a folder in a known layout, or a CSV
     source:Path,               # Source set that lends its poses, such as MARS
@@ -477,6 +541,7 @@ def posereid_generate(
     set:_set_generate=None, # Override settings of the generated set, such as generate.n_each=4
     device:str=None,           # `cpu`, `cuda`, `cuda:1` or `mps`; the best there is if not given
     threads:int=None,          # Threads of the CPU; the cores that are idle if not given
+    config:Path=None,          # Options and settings from a TOML file or a run folder
 ):
     "Step three, first half: generate every target picture in new poses, as a data set"
     use_device(device)
@@ -497,6 +562,7 @@ def posereid_generate(
 # %% ../nbs/98_cli.ipynb #c019
 @call_parse
 @command(join=_joined)
+@_configured
 def posereid_augment(
     data:Path,                 # Target set: a folder in a known layout, or a CSV
     generated:Path='runs/generated', # Generated set of this target, made by posereid_generate
@@ -514,9 +580,11 @@ def posereid_augment(
     threads:int=None,          # Threads of the CPU; the cores that are idle if not given
     precision:str=None,        # `fp32`, `tf32` or `bf16`; `fp32` if not given
     deterministic:bool=False,  # Equal bytes for equal seeds on a GPU, too; slower
+    log:str=None,              # Tell `tensorboard` or `wandb`: losses, sheets, scores, settings
+    config:Path=None,          # Options and settings from a TOML file or a run folder
 ):
     "Step three, second half: train and score a ReID model on real and generated pictures"
-    _compute(device, threads, out, precision, deterministic)
+    _compute(device, threads, out, precision, deterministic, log)
     from posereid.data.market import read_generated
     from posereid.stages.augment import augment
     s = _reid_settings(preset, seed, size, set)
@@ -532,11 +600,15 @@ def _without_test(made, inputs, folder):
     refuse_copies(list(made.path), list(held_out(inputs.target).path), f'the generated set {folder}')
 
 # %% ../nbs/98_cli.ipynb #c021
+_scored = Param("Data set with query and gallery; not needed for features with persons and cameras",
+                Path, opt=False, nargs='?')
+
 @call_parse
 @command(join=_joined)
 def posereid_eval(
-    data:Path,                # Data set with query and gallery; training pictures are not read
+    data:_scored=None,        # Data set with query and gallery; training pictures are not read
     model:Path='runs/guider', # Run folder of posereid_guider or posereid_augment
+    features:Path=None,       # Score a file of features instead: .npz, .pt or .mat of any toolbox
     flip:bool=False,          # Sum the features of each picture and its mirror image
     grey:bool=False,          # Convert the pictures to greyscale first
     distance:str='euclidean', # `euclidean` or `cosine`
@@ -553,22 +625,49 @@ def posereid_eval(
     "Score a trained ReID model on the query and gallery pictures of a data set"
     use_device(device)
     use_threads(threads)
+    if features: return _score_features(dict(locals()))
+    if data is None: raise InputError("Name the folder of a data set to score on, or --features FILE.")
+    _score_net(dict(locals()))
+
+# %% ../nbs/98_cli.ipynb #evalfe01
+def _test_rows(a):
+    "Query and gallery of a data set"
     from posereid.data.layouts import check_test
     from posereid.data.market import reading_notes
-    from posereid.evaluate.protocol import evaluate_reid
     from posereid.experiment.inputs import read_set
+    df = check_test(read_set(a['data'], ('query','gallery'), False, a['layout'], parse_choices(a['read'])),
+                    str(a['data']), not a['no_cameras'])
+    for o in reading_notes(df): tell(f"{a['data'].absolute().name}: {o}")
+    return df
+
+def _score_net(a):
+    "Score the net of a run folder; the protocol names what it was trained on"
+    from posereid.evaluate.protocol import evaluate_reid
     from posereid.stages.trained import Trained
-    net = Trained(model)
-    df = check_test(read_set(data, ('query','gallery'), False, layout, parse_choices(read)),
-                    str(data), not no_cameras)
-    for o in reading_notes(df): tell(f'{Path(data).absolute().name}: {o}')
-    r = evaluate_reid(net.net, df, net.store(convert), Path(data).absolute().name, distance, flip, grey,
-                      rerank={} if rerank else None, tracklets=tracklets,
-                      cameras=not no_cameras, single_shot=single_shot)
+    net,df,shots = Trained(a['model']),_test_rows(a),a['single_shot']
+    r = evaluate_reid(net.net, df, net.store(a['convert']), a['data'].absolute().name, a['distance'],
+                      a['flip'], a['grey'], rerank={} if a['rerank'] else None,
+                      tracklets=a['tracklets'], cameras=not a['no_cameras'], single_shot=shots)
+    _tell_retrieval(r, f'{r.protocol}; trained on {net.trained_on}' if net.trained_on else r.protocol)
+    if shots: tell('single-shot ' + '  '.join(f'rank-{k} {100*r.single_shot[k-1]:.1f}' for k in (1,5,10)))
+
+def _tell_retrieval(r, protocol):
     scores = dict(rank1=r.rank(1), rank5=r.rank(5), map_trap=r.map_trap, map_mean=r.map_mean)
-    _tell_scores({k: 100*float(v) for k,v in scores.items()} | {'protocol':r.protocol})
-    if single_shot:
-        tell('single-shot ' + '  '.join(f'rank-{k} {100*r.single_shot[k-1]:.1f}' for k in (1,5,10)))
+    _tell_scores({k: 100*float(v) for k,v in scores.items()} | {'protocol':protocol})
+
+# %% ../nbs/98_cli.ipynb #evalfe02
+_OF_PICTURES = dict(flip=False, grey=False, convert=False, tracklets='auto', single_shot=0)
+
+def _score_features(a):
+    "Score the features in a file, by the same rules"
+    from posereid.evaluate.features import read_features, score_file
+    if said := [k for k,v in _OF_PICTURES.items() if a[k]!=v]:
+        raise InputError(f"--{said[0]} is about pictures, but --features has features already; leave it out.")
+    f = read_features(a['features'], a['data'] and _test_rows(a), not a['no_cameras'])
+    for o in f.notes: tell(o)
+    name = a['data'].absolute().name if a['data'] else ''
+    r = score_file(f, name, a['distance'], rerank={} if a['rerank'] else None)
+    _tell_retrieval(r, r.protocol)
 
 # %% ../nbs/98_cli.ipynb #50e7eded
 @call_parse

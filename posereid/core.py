@@ -363,14 +363,25 @@ def _set_one(groups, opt):
 # %% ../nbs/00_core.ipynb #c037
 def set_options(
     groups:dict, # Dataclass instances by group name
-    opts:list    # Strings such as `transfer.beta=0.5` or `guider.size=64x32`
+    opts:list    # Strings such as `transfer.beta=0.5`, and dicts of dicts of values, as in a file
 ) -> dict:       # New instances; those given are left alone
     "Apply `group.name=value` settings, each read by the type of its field"
     new = {}
     for opt in opts or []:
-        g,name,val = _set_one(groups, opt)
-        new.setdefault(g, {})[name] = val
+        for g,name,val in _typed(groups, opt) if isinstance(opt, dict) else [_set_one(groups, opt)]:
+            new.setdefault(g, {})[name] = val
     return {g: dataclasses.replace(o, **new.get(g, {})) for g,o in groups.items()}
+def _typed(groups, values):
+    "(group, name, value) of the values of a file; groups that are not asked for are left out"
+    for g in groups.keys() & values.keys():
+        names = [f.name for f in dataclasses.fields(groups[g])]
+        for k,v in values[g].items():
+            if k not in names:
+                raise InputError(f"There is no setting '{g}.{k}'; the nearest is "
+                                 f"'{g}.{nearest(k, names)}'.")
+            none = v=='none' and type(None) in _kinds(groups[g], k)
+            try: yield g, k, None if none else _as_field(groups[g], k, v)
+            except TypeError as e: raise InputError(f'Setting {g}.{str(e)}.') from None
 
 # %% ../nbs/00_core.ipynb #0a3aebd1
 def one_of(
@@ -871,7 +882,26 @@ def is_quiet() -> bool: # True if `POSEREID_QUIET` is set to anything but 0
     # of several processes the first one shows it
     return ranks()[0]>0 or os.environ.get('POSEREID_QUIET', '0') not in ('', '0')
 
-def _watched(): return sys.stderr.isatty() or 'ipykernel' in sys.modules
+def _in_notebook():
+    "Whether someone sits at a notebook; those who only run it cannot be asked anything"
+    if 'ipykernel' not in sys.modules: return False
+    kernel = getattr(sys.modules['IPython'].get_ipython(), 'kernel', None)
+    return bool(getattr(kernel, '_allow_stdin', False))
+
+def _watched(): return sys.stderr.isatty()
+
+def _nb_bar(it, total, desc):
+    "Go through `it` beside the bar of a notebook"
+    from fastprogress.fastprogress import NBProgressBar
+    bar,n = NBProgressBar(it, total='noinfer' if total is None else total, leave=False),0
+    bar.comment = desc
+    if bar.total!=0: bar.update(0)
+    try:
+        for n,o in enumerate(it, 1):
+            yield o
+            if bar.last_v is not None: bar.update(n)
+    finally:
+        if hasattr(bar, 'out') and bar.is_active: bar.on_iter_end()
 
 def _bar(desc, n, total, t0, width=24):
     took = time.time()-t0
@@ -887,9 +917,10 @@ def progress(
     desc:str='',     # Label of the bar
     leave:bool=False # Keep the full bar on the screen
 ) -> typing.Iterator: # The items of `it`
-    "Go through `it`, showing how far it is on stderr"
+    "Go through `it`, showing how far it is: on stderr, or as the bar of a notebook"
     if is_quiet(): return (yield from it)
     total = len(it) if total is None and hasattr(it, '__len__') else total
+    if _in_notebook(): return (yield from _nb_bar(it, total, desc))
     t0,last,n,watched,out = time.time(),0.,0,_watched(),sys.stderr
     for n,o in enumerate(it, 1):
         if watched and time.time()-last>.2:

@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 LIB = ROOT/'posereid'
 FLOORS = (['core'], ['imagefiles','matlab','records','many'], ['pose','models','losses','metrics'], ['data'],
-          ['synth','evaluate'], ['stages'], ['search','deploy'], ['experiment'], ['cli','docs'], ['all'])
+          ['synth','evaluate'], ['stages'], ['search','deploy'], ['experiment'], ['cli','docs'], ['use'], ['all'])
 FLOOR = {room:i for i,rooms in enumerate(FLOORS) for room in rooms}
 TOP = {'nbs','posereid','settings.ini','setup.py','_quarto.yml','tests','README.md','LICENSE',
        '.gitignore','.ci',
@@ -125,7 +125,7 @@ def test_a_name_has_one_home():
 
 def test_all_holds_all():
     import posereid.all as everything
-    below = [py for py in MODULES if name_of(py).split('.')[1] not in ('cli','docs','all')]
+    below = [py for py in MODULES if name_of(py).split('.')[1] not in ('cli','docs','use','all')]
     assert not [f'{name_of(py)}.{o}' for py in below for o in public(py)
                 if not hasattr(everything, o)]
 
@@ -284,8 +284,6 @@ def test_pins_import_without_a_warning():
 
 def test_commands_are_declared():
     scripts = dict(o.split('=') for o in CFG['console_scripts'].split())
-    assert all(v==f'posereid.cli:{k}' for k,v in scripts.items())
-    cli = LIB/'cli.py'
-    if cli.exists():
-        made = {name for name,_ in functions(tree_of(cli)) if name.startswith('posereid_')}
-        assert made==set(scripts), f'settings.ini and posereid.cli differ: {made ^ set(scripts)}'
+    made = {name: f'posereid.{py}:{name}' for py in ('cli','use') for name,_ in functions(tree_of(LIB/f'{py}.py'))
+            if name.startswith('posereid_')}
+    assert scripts==made, f'settings.ini and the commands differ: {scripts.items() ^ made.items()}'

@@ -150,7 +150,7 @@ def check_arch(
     return name
 
 def _check_file(path):
-    if Path(path).suffix not in ('.safetensors','.pth','.pt'):
+    if not re.search(r'\.(safetensors|pth|pt)(\.tar(-\d+)?)?$', str(path)): # model.pth.tar-60, too
         raise InputError(
             "`weights` must be left out, or be `imagenet` or a file .safetensors, .pth or .pt, "
             f"but got {str(path)!r}; choose one of these.")

@@ -29,8 +29,8 @@ from ..losses.transfer import discriminator_loss, generator_adv_loss
 from ..models.dcgan import DCGANDiscriminator, DCGANGenerator
 from ..records import saved_net
 from .generate import write_generated
-from .fit import (PlainBatch, StageLearner, at_least_one, drop_checkpoints,
-                                 fit_stage, frame_id, last_row, open_run)
+from .fit import (PlainBatch, StageLearner, at_least_one, finish_stage, fit_stage,
+                                 frame_id, last_row, open_run)
 from .reid import tell_of_norms
 from .transfer import TwoAdams, held, split_DG
 
@@ -61,7 +61,7 @@ class NoiseGAN(nn.Module):
 # %% ../../nbs/85_stages.lsro.ipynb #7612b94b
 class DCGANCallback(Callback):
     "One step of D, then one of G, for each batch, with the non-saturating form of Eq. 1"
-    order,run_valid = 10,False
+    order,run_valid,needs_recorder = 99,False,False
     def before_batch(self):
         real,self.terms = self.xb[0],{}
         fake = self.model.G(torch.randn(len(real), self.model.G.z, device=real.device))
@@ -137,8 +137,7 @@ def _finish(run, model, s, steps):
     "Weights, what is needed to build the net again, then what marks the run as done"
     save_weights(model.G, run/'G.safetensors')
     with write_beside(run/'dcgan.json') as tmp: Path(tmp).write_text(to_json(s), encoding='utf-8')
-    run.finish(dict(steps=steps, generator=weights_hash(model.G), **last_row(run/'log.csv')))
-    drop_checkpoints(run)
+    finish_stage(run, dict(steps=steps, generator=weights_hash(model.G), **last_row(run/'log.csv')))
     return load_dcgan(run.path)
 
 def load_dcgan(

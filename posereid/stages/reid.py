@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ReIDSettings', 'milestone_epochs', 'step_lr', 'equal_steps', 'epoch_steps', 'own_norms', 'reid_batches',
-           'TripletLoss', 'TaughtLoss', 'Teacher', 'Consistency', 'reid_loss', 'reid_terms', 'reid_learner',
-           'CollapseWatch', 'train_reid', 'tell_of_norms', 'finish_reid', 'load_reid', 'ClassMeans', 'as_classifier',
-           'Frozen', 'freeze']
+           'TripletLoss', 'TaughtLoss', 'Teacher', 'Consistency', 'reid_loss', 'reid_terms', 'reid_results',
+           'reid_learner', 'CollapseWatch', 'train_reid', 'tell_of_norms', 'finish_reid', 'load_reid', 'ClassMeans',
+           'as_classifier', 'Frozen', 'freeze']
 
 # %% ../../nbs/81_stages.reid.ipynb #11b723eb
 import math, warnings
@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback, TrainEvalCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from fastai.optimizer import OptimWrapper
 from pandas import DataFrame
 from torch import nn
 from ..core import (InputError, RunFolder, Settings, default_device, later,
@@ -33,10 +32,11 @@ from ..evaluate.protocol import extract_features
 from ..many import everyones, rows_of_all, whole_norms
 from ..losses.identity import (ANCHOR_RULES, MINING, collapsed, consistency_loss, lsr_loss,
                                      triplet_loss)
+from ..models.foreign import net_from
 from ..models.reid import OwnNorms, ReIDNet, reid_net
 from ..records import Between, misfit, saved_net
-from .fit import (HalfMaps, PlainBatch, StageLearner, Together, at_least_one, drop_checkpoints,
-                                 fit_stage, frame_id, last_row, open_run)
+from .fit import (HalfMaps, PlainBatch, StageLearner, StageOptim, Together, at_least_one,
+                                 finish_stage, fit_stage, frame_id, last_row, open_run)
 
 # %% ../../nbs/81_stages.reid.ipynb #c005
 @dataclass
@@ -231,6 +231,21 @@ def reid_terms(
         return dict(loss=learn.loss, **learn.loss_func.stats)
     return dict(loss=learn.loss, accuracy=(learn.pred.argmax(1)==learn.yb[0]).float().mean())
 
+# %% ../../nbs/81_stages.reid.ipynb #rres0001
+def reid_results(
+    learn:Learner, # Learner of `reid_learner`
+    b:list,        # A batch
+    n:int          # Largest number of pictures
+) -> list:         # One row of (picture, title)
+    "Pictures with their class index, and that of the guess where it is another"
+    dl = learn.dls.train
+    out,label = learn.model(*b[:dl.n_inp]),b[dl.n_inp]
+    if isinstance(learn.loss_func, TripletLoss):
+        guess = label[torch.cdist(out, out).fill_diagonal_(torch.inf).argmin(1)]
+    else: guess = out.argmax(1)
+    return [[(picture, title if title==str(o) else f'{title} → {o}')
+             for (picture,title),o in zip(dl.make.rows(b, n)[0], guess.tolist())]]
+
 # %% ../../nbs/81_stages.reid.ipynb #9bd43076
 def reid_learner(
     dls:DataLoaders,      # Loaders from `reid_batches`
@@ -244,9 +259,11 @@ def reid_learner(
     cbs = [TrainEvalCallback(), PlainBatch(), HalfMaps(), Together(settings.loss!='triplet'),
            *([Teacher(teacher)] if teacher else []),
            *([Consistency(settings.consistency)] if settings.consistency else [])]
-    return StageLearner(dls, model, loss_func=reid_loss(settings, teacher is not None),
-                        opt_func=partial(OptimWrapper, opt=sgd), lr=settings.lr,
-                        default_cbs=False, cbs=cbs)
+    learn = StageLearner(dls, model, loss_func=reid_loss(settings, teacher is not None),
+                         opt_func=partial(StageOptim, opt=sgd), lr=settings.lr,
+                         default_cbs=False, cbs=cbs)
+    learn.shows = reid_results
+    return learn
 
 # %% ../../nbs/81_stages.reid.ipynb #c046
 class CollapseWatch(Callback):
@@ -287,7 +304,7 @@ def train_reid(
     run = open_run(folder, dict(reid=s, data=frame_id(df), n_ids=len(labels), **by), fresh)
     if run.done: return load_reid(run.path)
     seed_everything(s.seed)
-    net = reid_net(_n_classes(s, len(labels)), s.arch, s.width, s.dropout, s.weights or None)
+    net = net_from(_n_classes(s, len(labels)), s.arch, s.width, s.dropout, s.weights or None)
     dls,watch = reid_batches(df, store, labels, s),[CollapseWatch()]*(s.loss=='triplet')
     model = OwnNorms(net) if own_norms(s, df) else whole_norms(net, default_device())
     tell_of_norms(model)
@@ -336,9 +353,8 @@ def finish_reid(
     with write_beside(run/'reid.json') as tmp:
         Path(tmp).write_text(to_json(dict(n_ids=n_ids, **asdict(settings))), encoding='utf-8')
     more = dict(collapsed_in=list(collapsed_in)) if settings.loss=='triplet' else {}
-    run.finish(dict(n_pictures=n_pictures, n_ids=n_ids, steps=steps,
-                    **last_row(run/'log.csv'), **more))
-    drop_checkpoints(run)
+    finish_stage(run, dict(n_pictures=n_pictures, n_ids=n_ids, steps=steps,
+                           **last_row(run/'log.csv'), **more))
 
 # %% ../../nbs/81_stages.reid.ipynb #d28b2e3f
 def load_reid(

@@ -26,6 +26,13 @@ def kind_of(
     return dict(size=tuple(d['size']), crop=tuple(d.get('crop', ())))
 
 # %% ../../nbs/86_stages.trained.ipynb #trnd0008
+def _trained_on(folder):
+    "The set that a run was trained on, by the protocol of its own scores; empty if it has none"
+    file = folder/'scores.json'
+    if not file.exists(): return ''
+    said = load_json(file, 'protocol', fits=lambda o: misfit(o, {'protocol':str}))['protocol']
+    return said.partition(': ')[0]
+
 class Trained:
     "A trained ReID net with the pictures it expects, and the hash of its weights"
     def __init__(self,
@@ -35,6 +42,7 @@ class Trained:
         self.net = load_reid(self.folder)
         self.kind = kind_of(self.folder/'reid.json')
         self.hash = weights_hash(self.net)
+        self.trained_on = _trained_on(self.folder)
     def __repr__(self):
         h,w = self.kind['crop'] or self.kind['size']
         return f'{type(self.net).__name__} {self.hash}, {h}×{w}'

@@ -6,8 +6,8 @@
 __all__ = ['SHIPPED', 'TransferSettings', 'is_guided', 'guider_input', 'shifted', 'shown_to', 'TransferModel', 'transfer_model',
            'TwoAdams', 'split_DG', 'held', 'by_triplets', 'in_precision', 'TransferCallback', 'target_rows', 'moved_of',
            'Terms', 'AdversarialTerm', 'L1Term', 'risen', 'GuiderTerm', 'enough_for_triplets', 'MatchTerm', 'decay_lr',
-           'stage_batches', 'transfer_learner', 'sample_sheet', 'Samples', 'start_from', 'callback_id',
-           'transfer_choices', 'train_transfer', 'finish_transfer', 'load_generator']
+           'stage_batches', 'transfer_results', 'transfer_learner', 'sample_sheet', 'Samples', 'start_from',
+           'callback_id', 'transfer_choices', 'train_transfer', 'finish_transfer', 'load_generator']
 
 # %% ../../nbs/82_stages.transfer.ipynb #c002
 import warnings
@@ -23,14 +23,16 @@ import torch.nn.functional as F
 import posereid
 from fastai.callback.core import Callback, CancelBatchException, TrainEvalCallback
 from fastai.learner import Learner
+from fastai.optimizer import set_item_pg
 from fastcore.basics import patch
+from fastcore.foundation import L
 from torch import Tensor, nn
 
 from ..core import (InputError, RunFolder, Settings, default_device,
                            half_maps, later, load_weights, ranks,
                            save_weights, seed_everything, settings_from, sha12, to_json, weights_hash,
                            write_beside)
-from ..data.block import transfer_dls
+from ..data.block import ReIDImage, SkeletonImage, transfer_dls
 from ..data.transforms import centre_crop
 from ..data.manifest import pick
 from ..pose.limbs import CUTOUTS, limb_channels
@@ -40,8 +42,8 @@ from ..losses.transfer import (GAN_FORMS, GUIDER_MINING, discriminator_loss,
 from ..models.discriminator import StackedDiscriminator, check_patches
 from ..models.generator import COLLAGE, SiameseUNet, collage
 from ..records import saved_net
-from .fit import (PlainBatch, StageLearner, at_least_one, drop_checkpoints,
-                                 fit_stage, frame_id, last_row, open_run, plain)
+from .fit import (PlainBatch, StageLearner, at_least_one, finish_stage,
+                                 fit_stage, frame_id, last_row, open_run, plain, plain_number)
 from ..many import mean_of_all, rows_of_all, share_gradients, whole_norms
 from .reid import freeze, tell_of_norms
 
@@ -197,12 +199,38 @@ class TwoAdams:
         self.D,self.G = (torch.optim.Adam(list(p), lr=lr, betas=tuple(betas), fused=True)
                          for p in params)
     def set_hypers(self, **kwargs):
-        for o in (self.D, self.G):
-            for group in o.param_groups: group.update(kwargs)
+        for k,v in kwargs.items(): self.set_hyper(k, v)
+    def zero_grad(self):
+        for o in (self.D, self.G): o.zero_grad()
     def state_dict(self): return dict(D=self.D.state_dict(), G=self.G.state_dict())
     def load_state_dict(self,
         state:dict # Result of `state_dict`
     ): self.D.load_state_dict(state['D']); self.G.load_state_dict(state['G'])
+
+# %% ../../nbs/82_stages.transfer.ipynb #hyp00002
+@patch(as_prop=True)
+def hypers(self:TwoAdams) -> list: # Dicts of numbers by fastai's names, of D and of G
+    "Rates and momenta, as fastai's callbacks read them"
+    groups = [o.param_groups[0] for o in (self.D, self.G)]
+    return [dict(wd=g['weight_decay'], lr=g['lr'], eps=g['eps'], mom=g['betas'][0],
+                 sqr_mom=g['betas'][1]) for g in groups]
+
+# %% ../../nbs/82_stages.transfer.ipynb #hyp00003
+_IN_TORCH = dict(mom='betas__0', sqr_mom='betas__1', wd='weight_decay')
+
+@patch
+def set_hyper(self:TwoAdams,
+    k:str,  # fastai's name of it, such as `lr`
+    v:float # A number for both, one for D and one for G, or a slice of fastai
+):
+    "Set a rate or a momentum of both optimisers"
+    if isinstance(v, slice): v = (v.start or v.stop/10, v.stop)
+    both = [v]*2 if isinstance(v, (int,float)) else list(L(v, use_list=None))
+    if len(both)==1: both *= 2
+    if len(both)!=2: raise InputError(f'{k} is a number for D and G, or one for each of both, but is '
+                                      f'{v}; give one or two numbers.')
+    for o,each in zip((self.D, self.G), both):
+        for group in o.param_groups: set_item_pg(group, _IN_TORCH.get(k, k), plain_number(each))
 
 # %% ../../nbs/82_stages.transfer.ipynb #5c170cfc
 def split_DG(
@@ -240,7 +268,7 @@ def in_precision(
 # %% ../../nbs/82_stages.transfer.ipynb #b1b96014
 class TransferCallback(Callback):
     "Eq. 6 as four steps: `forward`, `backward_D`, `backward_G`, and `step`, which calls them all"
-    order,run_valid = 10,False
+    order,run_valid,needs_recorder = 99,False,False # once all others have seen the batch
     def __init__(self,
         settings:TransferSettings # Weights and forms of the losses
     ): self.settings = settings
@@ -543,6 +571,20 @@ def stage_batches(
                         positives=s.positive if positives else None, joints=s.limbs,
                         views=s.limbs and s.views=='nearest', device=default_device())
 
+# %% ../../nbs/82_stages.transfer.ipynb #hyp00006
+def transfer_results(
+    learn:Learner, # Learner of `transfer_learner`
+    b:list,        # A batch
+    n:int          # Largest number of pairs
+) -> list:         # Rows of (picture, title): x, s, ŷ and y
+    "Pairs of a batch, target's first, with what G draws"
+    i = torch.linspace(0, len(b[0])-1, min(n, len(b[0]))).long().tolist()
+    x,s,y = (o[i] for o in b[:3])
+    limbs = moved_of(learn.transfer.settings, x, [o[i] for o in b[5:]])
+    fake = learn.model.best.eval()(x, s, *limbs)
+    kinds = (x,ReIDImage),(s,SkeletonImage),(fake,ReIDImage),(y,ReIDImage)
+    return [[(of(o), '') for o in row.detach().cpu()] for row,of in kinds]
+
 # %% ../../nbs/82_stages.transfer.ipynb #c038
 def transfer_learner(
     dls,                      # Batches of `stage_batches`
@@ -553,9 +595,11 @@ def transfer_learner(
     "A `Learner` for step two: one callback for the four steps, one for each term of Eq. 5"
     opt,own = partial(TwoAdams, betas=settings.betas),(TransferCallback, AdversarialTerm, L1Term,
                                                        GuiderTerm, *[MatchTerm]*bool(settings.match))
-    return StageLearner(dls, model, loss_func=l1_loss, opt_func=opt, lr=settings.lr,
+    learn = StageLearner(dls, model, loss_func=l1_loss, opt_func=opt, lr=settings.lr,
         splitter=split_DG, wd_bn_bias=True, train_bn=False, default_cbs=False,
         cbs=[TrainEvalCallback(), PlainBatch(), *(o(settings) for o in own), *cbs])
+    learn.shows = transfer_results
+    return learn
 
 # %% ../../nbs/82_stages.transfer.ipynb #c046
 def sample_sheet(
@@ -700,9 +744,8 @@ def finish_transfer(
     save_weights(model.D, run/'D.safetensors')
     with write_beside(run/'generator.json') as tmp:
         Path(tmp).write_text(to_json(settings), encoding='utf-8')
-    run.finish(dict(steps=steps, pairs=steps*settings.bs, generator=weights_hash(G),
-                    **last_row(run/'log.csv')))
-    drop_checkpoints(run)
+    finish_stage(run, dict(steps=steps, pairs=steps*settings.bs, generator=weights_hash(G),
+                           **last_row(run/'log.csv')))
 
 # %% ../../nbs/82_stages.transfer.ipynb #c054
 def load_generator(
