@@ -637,18 +637,19 @@ def _test_rows(a):
     from posereid.experiment.inputs import read_set
     df = check_test(read_set(a['data'], ('query','gallery'), False, a['layout'], parse_choices(a['read'])),
                     str(a['data']), not a['no_cameras'])
-    for o in reading_notes(df): tell(f"{a['data'].absolute().name}: {o}")
+    for o in reading_notes(df): tell(f"{Path(a['data']).absolute().name}: {o}")
     return df
 
 def _score_net(a):
-    "Score the net of a run folder; the protocol names what it was trained on"
+    "Score the net of a run folder; the protocol names the set that it was trained on, if another"
     from posereid.evaluate.protocol import evaluate_reid
     from posereid.stages.trained import Trained
     net,df,shots = Trained(a['model']),_test_rows(a),a['single_shot']
-    r = evaluate_reid(net.net, df, net.store(a['convert']), a['data'].absolute().name, a['distance'],
+    r = evaluate_reid(net.net, df, net.store(a['convert']), Path(a['data']).absolute().name, a['distance'],
                       a['flip'], a['grey'], rerank={} if a['rerank'] else None,
                       tracklets=a['tracklets'], cameras=not a['no_cameras'], single_shot=shots)
-    _tell_retrieval(r, f'{r.protocol}; trained on {net.trained_on}' if net.trained_on else r.protocol)
+    other = net.trained_on not in ('', Path(a['data']).absolute().name)
+    _tell_retrieval(r, r.protocol + f'; trained on {net.trained_on}'*other)
     if shots: tell('single-shot ' + '  '.join(f'rank-{k} {100*r.single_shot[k-1]:.1f}' for k in (1,5,10)))
 
 def _tell_retrieval(r, protocol):
@@ -665,7 +666,7 @@ def _score_features(a):
         raise InputError(f"--{said[0]} is about pictures, but --features has features already; leave it out.")
     f = read_features(a['features'], a['data'] and _test_rows(a), not a['no_cameras'])
     for o in f.notes: tell(o)
-    name = a['data'].absolute().name if a['data'] else ''
+    name = Path(a['data']).absolute().name if a['data'] else ''
     r = score_file(f, name, a['distance'], rerank={} if a['rerank'] else None)
     _tell_retrieval(r, r.protocol)
 

@@ -442,11 +442,14 @@ def evaluated(spy, monkeypatch, said, tmp_path):
     def _f(data='/a/set', **kwargs):
         r = SimpleNamespace(rank=lambda k: k/10, map_trap=.333, map_mean=.444,
                             protocol='the protocol', single_shot=curve)
-        made = SimpleNamespace(load=spy('load_reid', returns='net'),
-                               read=spy('read_set', returns='rows'),
+        opened = []
+        place = 'posereid.stages.trained.'
+        monkeypatch.setattr(place+'load_reid', lambda folder: opened.append(folder) or 'net')
+        monkeypatch.setattr(place+'weights_hash', lambda net: 'hash')
+        monkeypatch.setattr(place+'seen_by', lambda store, crop: (store, crop))
+        made = SimpleNamespace(load=opened, read=spy('read_set', returns='rows'),
                                checked=spy('check_test', lambda df, *a, **k: df),
                                notes=spy('reading_notes', returns=['said']),
-                               seen=spy('seen_by', lambda store, crop: (store, crop)),
                                calls=spy('evaluate_reid', returns=r))
         cli.posereid_eval(data, model=tmp_path, **kwargs)
         made.said,made.call,made.read,made.checked = (said(),made.calls[0],made.read[0],
@@ -462,7 +465,7 @@ def test_eval_by_default(evaluated, tmp_path):
             c.single_shot)==('net', 'rows', 'set', 'euclidean', False, False, None, 'auto', True, 0)
     store,crop = c.store
     assert (tuple(store.size)==(96,48) and tuple(crop)==(90,40) and not store.convert
-            and list(vars(m.load[0]).values())==[tmp_path])
+            and m.load==[tmp_path])
     assert (str(m.read.root), set(m.read.splits), m.read.optional, m.read.layout,
             m.read.choices or {})==('/a/set', {'query','gallery'}, False, None, {})
     assert m.checked[:3]==['rows', '/a/set', True]

@@ -140,7 +140,11 @@ def test_features_of_a_file_score_as_the_net(home, said, refused, tmp_path):
     line = lambda s: re.search(r'rank-1 .*', s)[0]
     own = said(cli.posereid_eval, home/'world/target', model=home/'guider')
     assert line(said(cli.posereid_eval, features=file)) == line(own)
-    assert 'trained on target' in own # the name of its training set stands in the protocol
+    assert 'trained on' not in own
+    # another set: the protocol says which one the net was trained on
+    other = shutil.copytree(home/'world/target', tmp_path/'elsewhere')
+    across = said(cli.posereid_eval, other, model=home/'guider')
+    assert line(across) == line(own) and across.strip().endswith('; trained on target') and '\nelsewhere: ' in across
     assert '--flip' in refused(cli.posereid_eval, features=file, flip=True)
     assert '--features FILE' in refused(cli.posereid_eval)
     np.savez(tmp_path/'g.npz', a=np.zeros(3))

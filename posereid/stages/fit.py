@@ -86,7 +86,9 @@ class StageRecorder(Recorder):
         self.waiting = []
         return self.read
     @losses.setter
-    def losses(self, v): self.read,self.waiting = list(v),[]
+    def losses(self,
+        v:list # Smoothed losses that are known already
+    ): self.read,self.waiting = list(v),[]
     def before_fit(self):
         "Begin anew"
         self.valid_metrics = len(self.dls.valid)>0 and not self.learn._grab_cbs(TrainOnly)
