@@ -12,7 +12,7 @@ FLOORS = (['core'], ['imagefiles','matlab','records','many'], ['pose','models','
 FLOOR = {room:i for i,rooms in enumerate(FLOORS) for room in rooms}
 TOP = {'nbs','posereid','settings.ini','setup.py','_quarto.yml','tests','README.md','LICENSE',
        '.gitignore','.ci',
-       'CONTRIBUTING.md','CHANGELOG.md','CITATION.cff','.gitattributes','.gitconfig','.github'}
+       'MANIFEST.in','CONTRIBUTING.md','CHANGELOG.md','CITATION.cff','.gitattributes','.gitconfig','.github'}
 
 MODULES = sorted(o for o in LIB.rglob('*.py') if o.stem not in ('__init__','_modidx'))
 NOTEBOOKS = sorted(o for o in (ROOT/'nbs').rglob('*.ipynb')
@@ -287,3 +287,14 @@ def test_commands_are_declared():
     made = {name: f'posereid.{py}:{name}' for py in ('cli','use') for name,_ in functions(tree_of(LIB/f'{py}.py'))
             if name.startswith('posereid_')}
     assert scripts==made, f'settings.ini and the commands differ: {scripts.items() ^ made.items()}'
+
+
+def test_the_log_of_pythons():
+    "`tests/pythons.py` has installed wheel and sdist on every Python that is promised, with equal results"
+    import csv
+    log = ROOT/'tests/pythons_log.csv'
+    if not log.exists(): pytest.skip('no log yet')
+    lines = list(csv.DictReader(log.open(encoding='utf-8')))
+    pythons = {'.'.join(o['python'].split('.')[:2]) for o in lines}
+    assert CFG['min_python'] in pythons and len(pythons)>=4
+    assert {o['smoke'] for o in lines}=={'ok'} and {Path(o['installed']).suffix for o in lines}=={'.whl','.gz'}

@@ -42,7 +42,7 @@ def frozen_norms(make):
     return made
 
 def reid(**kwargs):
-    R.reid_net = frozen_norms(reid_net)
+    R.net_from = frozen_norms(R.net_from)
     s = ReIDSettings(width=4, epochs=2, bs=16, lr=.02, erase=.5, jitter=.2, **kwargs)
     train_reid(both, store, labels, s, out)
 
