@@ -57,6 +57,7 @@ from .evaluate.protocol import *
 from .evaluate.plots import *
 from .evaluate.results import *
 from .evaluate.features import *
+from .evaluate.tables import *
 from .stages.fit import *
 from .stages.reid import *
 from .stages.transfer import *

@@ -248,7 +248,8 @@ def _tell_config(said, groups):
 
 def _tell_results(exp, line):
     "Train what is missing, write the report, print the table and the path of the report"
-    from posereid.experiment.report import report, text_table
+    from posereid.evaluate.tables import text_table
+    from posereid.experiment.report import report
     table = exp.results()
     tell('report') # its judges are nets, too, which all processes train and ask
     page = report(exp, line)
@@ -283,7 +284,7 @@ def posereid_reproduce(
     "Reproduce a table of the paper over several seeds; rows that the CSV has are not run again"
     use_device(device)
     import torch
-    from posereid.experiment.report import plain_table
+    from posereid.evaluate.tables import plain_table
     from posereid.evaluate.results import picture_table, scores_table
     from posereid.experiment.tables import find_table, part_name, reproduce
     t = find_table(name)
@@ -782,7 +783,7 @@ def posereid_verify(
     use_device(device)
     if path.suffix.lower()!='.csv': use_threads(run=path)
     from posereid.experiment.verify import verify_csv, verify_run
-    from posereid.experiment.report import plain_table
+    from posereid.evaluate.tables import plain_table
     if sample is not None and sample<1:
         raise InputError(f"--sample must be at least 1, but is {sample}.")
     sets = dict(data=data, source=source, poses=poses, source_poses=source_poses)

@@ -559,7 +559,7 @@ def experiment(rows, table=None):
 
 def test_rich_tables_are_those_of_the_report():
     from posereid.experiment.engine import RESULT_COLUMNS, ResultsTable
-    from posereid.experiment.report import TERMINAL, html_table, text_table
+    from posereid.evaluate.tables import TERMINAL, html_table, text_table
     line = dict(row='a', title='<i>a</i> & "b"', pictures=12000, steps=1234, eps_real=.1,
                 eps_generated=np.nan, rank1=50., rank5=62.55, map_trap=41.25, map_mean=40.,
                 d_steps=-1.25, d_smoothed=0., seed=1, net='small-8')

@@ -130,6 +130,30 @@ def test_pictures_from_elsewhere_become_a_row(home, said, refused, tmp_path):
     assert not (tmp_path/'set2').exists()
 
 
+def test_another_generator_is_a_row_beside_the_controls(home, said, refused, tmp_path):
+    data = home/'world/target'
+    train = sorted((data/'bounding_box_train').iterdir())
+    drawn = tmp_path/'drawn'
+    drawn.mkdir()
+    for o in train: Image.open(o).transpose(Image.FLIP_LEFT_RIGHT).save(drawn/o.name, quality=95)
+    pd.DataFrame(dict(picture=[o.name for o in train], source=[o.name for o in train])).to_csv(tmp_path/'map.csv', index=False)
+    said(use.posereid_import, drawn, data, map=tmp_path/'map.csv', name='mirror', out=tmp_path/'set')
+    small = ['reid.width=4','reid.epochs=1','reid.bs=8','transfer.width=4','transfer.d_width=4','transfer.pairs=32','transfer.bs=8']
+    ask = dict(out=tmp_path/'run', preset='smoke', data=data, source=home/'world/source', rows='equal_steps,imported', threads=1)
+    out = said(cli.posereid_run, set=[*small, f'rows.imported={tmp_path/"set"}', 'generate.n_each=1'], **ask)
+    rows = pd.read_csv(tmp_path/'run/results.csv').set_index('row')
+    assert list(rows.index) == ['equal_steps','imported'] and rows.loc['imported','pictures'] == 48
+    assert rows.steps.nunique() == 1 and '{' not in out
+    # controls of another N, no set, and a set with a test picture
+    ask['out'] = tmp_path/'other'
+    assert 'generate.n_each' in refused(cli.posereid_run, set=[*small, f'rows.imported={tmp_path/"set"}'], **ask)
+    assert 'rows.imported=FOLDER' in refused(cli.posereid_run, set=small, **ask)
+    shutil.copytree(tmp_path/'set', tmp_path/'leak')
+    shutil.copy(sorted((data/'query').iterdir())[0], tmp_path/'leak/bounding_box_train'/train[0].name)
+    said_ = refused(cli.posereid_run, set=[*small, f'rows.imported={tmp_path/"leak"}', 'generate.n_each=1'], **ask)
+    assert 'byte for byte' in said_ and not (tmp_path/'other').exists()
+
+
 def test_features_of_a_file_score_as_the_net(home, said, refused, tmp_path):
     from posereid.data.layouts import load_dataset
     from posereid.evaluate.features import features_of, write_features

@@ -21,10 +21,12 @@ from ..core import (InputError, RunFolder, digests, hash_settings, holding, load
 from ..many import agreed, first
 from ..data.manifest import label_of, picture_keys, train_labels
 from ..data.market import read_generated
+from ..data.near import held_out, refuse_copies
 from ..data.pictures import OnDemand
 from ..data.transforms import centre_crop
 from ..evaluate.protocol import (Averaged, WithViews, class_probability, evaluate_reid,
                                         reestimate_bn, seen_by, test_rows)
+from ..evaluate.tables import TERMINAL, html_table, text_table
 from .inputs import Inputs, world_inputs
 from .presets import check_settings
 from .rows import check_row, pick_rows, row_settings
@@ -33,7 +35,7 @@ from ..pose.bank import bank_rows
 from ..pose.table import poses_id
 from ..records import Between, misfit, read_columns
 from ..stages.fit import frame_id, tell_scores
-from ..stages.augment import as_trusted, augment, doubt
+from ..stages.augment import as_trusted, augment, check_generated, doubt
 from ..stages.generate import generate, pictures, plan, write_generated
 from ..stages.lsro import draw_unlabelled, train_dcgan
 from ..stages.reid import (ReIDSettings, as_classifier, epoch_steps, equal_steps, freeze,
@@ -242,6 +244,7 @@ def plans(self:Experiment):
     self.train = self.inputs.train
     for row in self.rows:
         by = row.get('poses', 'source')
+        if row.get('pictures')=='imported': self.imported(row_settings(row, self.groups))
         if row.get('pictures') in ('generator','rendered') and by in ('source','shuffled'):
             self.pose_plan(row_settings(row, self.groups), by)
 
@@ -268,6 +271,7 @@ def pictures(self:Experiment,
     kind,i,s,by = row.get('pictures'),self.inputs,g['generate'],row.get('poses', 'source')
     if kind is None: return None
     if kind=='dcgan': return self.unlabelled(g)
+    if kind=='imported': return self.imported(g)
     todo = self.pose_plan(g, by)
     if kind=='generator':
         path,G = self.train_generator(g)
@@ -283,6 +287,23 @@ def pictures(self:Experiment,
         write_generated(self.rendered(todo, watch=True, guessed=guessed), todo, out, 'rendered',
                         s.seed)
     return out
+
+# %% ../../nbs/93_experiment.engine.ipynb #imprt002
+@patch
+def imported(self:Experiment,
+    g:dict # Settings of a row by group
+) -> Path: # Folder of a generated set
+    "The set of another generator, which must fit the target and its controls"
+    path = Path(g['rows'].imported).expanduser()
+    df = self.once(('imported',str(path)), lambda: read_generated(path))
+    check_generated(self.train, df)
+    refuse_copies(list(df.path), list(held_out(self.inputs.target).path), f'the imported set {path}')
+    n,N = len(self.train),g['generate'].n_each
+    if len(df)!=n*N:
+        raise InputError(f"{path} has {len(df):,} pictures for {n:,} training pictures, but the controls "
+                         f"count {N} for each; make it whole, or set generate.n_each to what it has "
+                         "(posereid_augment trains on any set, without controls).")
+    return path
 
 # %% ../../nbs/93_experiment.engine.ipynb #cb205172
 @patch
@@ -409,43 +430,11 @@ def score_model(
     tell_scores(path, res, f'scores{kind}')
     return res
 
-# %% ../../nbs/93_experiment.engine.ipynb #rich0002
-_HEADS = dict(title='row', pictures='pictures', steps='steps', eps_real='ε real',
-              eps_generated='ε gen.', rank1='rank-1', rank5='rank-5', map_trap='mAP',
-              map_mean='(mean)', d_steps='Δ steps', d_smoothed='Δ smoothed')
-
-def _cell(col, v):
-    "A value as the tables show it"
-    if v is None or v!=v or v=='': return ''
-    if col in ('pictures','steps'): return f'{int(v):,}'
-    if col.startswith('eps'): return f'{v:.2f}'
-    if col.startswith('d_'): return f'{v:+.1f}'.replace('-', '−') if abs(v)>1e-9 else '0'
-    return f'{v:.1f}' if isinstance(v, float) else str(v)
-
-def _cells(df):
-    "Headings, then the texts of each line"
-    cols = [c for c in _HEADS if c in df]
-    return [[_HEADS[c] for c in cols]] + [[_cell(c, v) for c,v in zip(cols, r)]
-                                          for r in df[cols].itertuples(index=False)]
-
-def _html(cells):
-    "An HTML table, its text escaped"
-    row = lambda texts,tag: ''.join(f'<{tag}>{html.escape(o)}</{tag}>' for o in texts)
-    body = ''.join(f"<tr>{row(o, 'td')}</tr>" for o in cells[1:])
-    return (f"<table><thead><tr>{row(cells[0], 'th')}</tr></thead><tbody>{body}</tbody></table>")
-
-def _text(cells):
-    "The same as lines of text"
-    widths = [max(map(len, o)) for o in zip(*cells)]
-    lines = ['  '.join(s.rjust(w) if i else s.ljust(w) for i,(s,w) in enumerate(zip(o, widths)))
-             .rstrip() for o in cells]
-    return '\n'.join([lines[0], '─'*max(map(len, lines)), *lines[1:]])
-
 # %% ../../nbs/93_experiment.engine.ipynb #rich0003
 class ResultsTable(pd.DataFrame):
     "Lines of results.csv, which a notebook shows as the report does"
-    def __repr__(self): return _text(_cells(self))
-    def _repr_html_(self): return _html(_cells(self))
+    def __repr__(self): return text_table(self)
+    def _repr_html_(self): return html_table(self, TERMINAL)
 
 # %% ../../nbs/93_experiment.engine.ipynb #c047
 RESULT_COLUMNS = ('row title pictures steps eps_real eps_generated rank1 rank5 map_trap map_mean '

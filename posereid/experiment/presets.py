@@ -9,7 +9,7 @@ __all__ = ['GROUPS', 'RECIPES', 'PRESETS', 'TINY_WORLD', 'RANGES', 'RowSettings'
 # %% ../../nbs/90_experiment.presets.ipynb #777b8273
 from dataclasses import dataclass, replace
 import torch
-from ..core import InputError, Settings, nearest, set_options
+from ..core import InputError, Settings, later, nearest, set_options
 from ..models.reid import check_arch, reid_net
 from ..synth.world import TINY, WorldSettings, check_world
 from ..stages.reid import ReIDSettings
@@ -23,6 +23,7 @@ class RowSettings(Settings):
     "Settings that belong to rows and to no single stage"
     eps_unguided:float=.2 # ε of pictures of an unguided generator (§4.4)
     init:str=''           # First weights of G: `shipped`, a file, a run folder; empty: random
+    imported:str=later('', '0.1.0') # Folder of posereid_import, for the row `imported`
 
 GROUPS = dict(world=WorldSettings, reid=ReIDSettings, transfer=TransferSettings,
               generate=GenerateSettings, dcgan=DCGANSettings, rows=RowSettings)

@@ -33,6 +33,7 @@ OPTIONAL = [
          **{'transfer.beta':0., 'reid.eps_generated':.4}),
     dict(row='guided_02',   title='guided, ε=0.2',              pictures='generator',
          **{'reid.eps_generated':.2}),
+    dict(row='imported',    title='imported',                   pictures='imported'),
     dict(row='cross',       title='guided by the other form',   pictures='generator',
          guider='other'),
     dict(row='guided_all',  title='guided, all negatives',       pictures='generator',
@@ -165,13 +166,14 @@ def pick_rows(
         if o not in known and o not in groups:
             raise InputError(f"There is no row '{o}'; the nearest is '"
                              f"{nearest(o, [*known, *groups])}' of {', '.join(known)}.")
-    groups = {k: [r for r in rows if rendered or r.get('pictures')!='rendered']
-              for k,rows in groups.items()}
+    # an imported set has to be named, so that these rows are asked for by name
+    out = ('imported',) if rendered else ('imported','rendered')
+    groups = {k: [r for r in rows if r.get('pictures') not in out] for k,rows in groups.items()}
     wanted = {r['row'] for o in names for r in groups.get(o, [known.get(o)])}
     return [r for r in known.values() if r['row'] in wanted]
 
 # %% ../../nbs/91_experiment.rows.ipynb #c028
-_plain_keys = dict(row=None, title=None, pictures=(None,'generator','rendered','dcgan'),
+_plain_keys = dict(row=None, title=None, pictures=(None,'generator','rendered','dcgan','imported'),
                    also=(None,'dcgan'), steps=('epochs','equal'), eps_real=('average','soft'),
                    trust=('alike','guider'),
                    guider=('same','smoothed','early','best','other','small',*RECIPES['paper']),
@@ -193,6 +195,9 @@ def check_row(
             raise InputError(f"'{k}' of a row is one of {_plain_keys[k]}, but got {v!r}.")
     if 'row' not in row:
         raise InputError(f"Each row needs a name under the key 'row', but got {row}.")
+    if row.get('pictures')=='imported' and not groups['rows'].imported:
+        raise InputError(f"Row '{row['row']}' wants pictures of another generator; name their folder, "
+                         "which posereid_import made, by --set rows.imported=FOLDER.")
     if 'sides' in row and row.get('pictures')!='rendered':
         raise InputError(f"Row '{row['row']}' has 'sides', which are those of rendered people; set "
                          "'pictures' to 'rendered'.")
