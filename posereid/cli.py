@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['tell', 'parse_size', 'parse_choices', 'posereid_run', 'posereid_reproduce', 'parse_seeds', 'posereid_synth',
-           'posereid_guider', 'posereid_transfer', 'posereid_generate', 'posereid_augment', 'posereid_eval',
+           'posereid_guider', 'posereid_transfer', 'posereid_generate', 'posereid_augment', 'test_set', 'posereid_eval',
            'posereid_audit', 'posereid_pose', 'posereid_verify', 'posereid_compare']
 
 # %% ../nbs/98_cli.ipynb #c002
@@ -600,6 +600,22 @@ def _without_test(made, inputs, folder):
     from posereid.data.near import held_out, refuse_copies
     refuse_copies(list(made.path), list(held_out(inputs.target).path), f'the generated set {folder}')
 
+# %% ../nbs/98_cli.ipynb #testset1
+def test_set(
+    data:Path,             # Data set: a folder in a known layout, or a CSV
+    no_cameras:bool=False, # Score by a protocol without cameras
+    layout:str=None,       # Layout; None: detected
+    read=None              # Reader options as texts such as `odd=skip`
+):                         # Manifest of query and gallery
+    "The test half of a data set, checked; what its reader decided is told"
+    from posereid.data.layouts import check_test
+    from posereid.data.market import reading_notes
+    from posereid.experiment.inputs import read_set
+    df = check_test(read_set(data, ('query','gallery'), False, layout, parse_choices(read)),
+                    str(data), not no_cameras)
+    for o in reading_notes(df): tell(f'{Path(data).absolute().name}: {o}')
+    return df
+
 # %% ../nbs/98_cli.ipynb #c021
 _scored = Param("Data set with query and gallery; not needed for features with persons and cameras",
                 Path, opt=False, nargs='?')
@@ -631,21 +647,13 @@ def posereid_eval(
     _score_net(dict(locals()))
 
 # %% ../nbs/98_cli.ipynb #evalfe01
-def _test_rows(a):
-    "Query and gallery of a data set"
-    from posereid.data.layouts import check_test
-    from posereid.data.market import reading_notes
-    from posereid.experiment.inputs import read_set
-    df = check_test(read_set(a['data'], ('query','gallery'), False, a['layout'], parse_choices(a['read'])),
-                    str(a['data']), not a['no_cameras'])
-    for o in reading_notes(df): tell(f"{Path(a['data']).absolute().name}: {o}")
-    return df
+def _test_of_set(a): return test_set(a['data'], a['no_cameras'], a['layout'], a['read'])
 
 def _score_net(a):
     "Score the net of a run folder; the protocol names the set that it was trained on, if another"
     from posereid.evaluate.protocol import evaluate_reid
     from posereid.stages.trained import Trained
-    net,df,shots = Trained(a['model']),_test_rows(a),a['single_shot']
+    net,df,shots = Trained(a['model']),_test_of_set(a),a['single_shot']
     r = evaluate_reid(net.net, df, net.store(a['convert']), Path(a['data']).absolute().name, a['distance'],
                       a['flip'], a['grey'], rerank={} if a['rerank'] else None,
                       tracklets=a['tracklets'], cameras=not a['no_cameras'], single_shot=shots)
@@ -665,7 +673,7 @@ def _score_features(a):
     from posereid.evaluate.features import read_features, score_file
     if said := [k for k,v in _OF_PICTURES.items() if a[k]!=v]:
         raise InputError(f"--{said[0]} is about pictures, but --features has features already; leave it out.")
-    f = read_features(a['features'], a['data'] and _test_rows(a), not a['no_cameras'])
+    f = read_features(a['features'], a['data'] and _test_of_set(a), not a['no_cameras'])
     for o in f.notes: tell(o)
     name = Path(a['data']).absolute().name if a['data'] else ''
     r = score_file(f, name, a['distance'], rerank={} if a['rerank'] else None)

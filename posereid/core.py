@@ -8,8 +8,8 @@ __all__ = ['JPEG', 'PRECISIONS', 'FIGURE', 'COLORS', 'InputError', 'nearest', 'o
            'write_beside', 'sweep_up', 'locked', 'to_json', 'hash_settings', 'set_options', 'one_of', 'Settings',
            'later', 'sha12', 'digests', 'weights_hash', 'save_weights', 'load_weights', 'idle_cores', 'use_threads',
            'keep_memory', 'use_precision', 'precision', 'half_maps', 'provenance', 'RunFolder', 'json_fault',
-           'named_once', 'parse_json', 'load_json', 'settings_from', 'hold', 'let_go', 'holding', 'is_quiet',
-           'progress', 'figure_style']
+           'named_once', 'parse_json', 'load_json', 'settings_from', 'hold', 'let_go', 'holding', 'in_notebook',
+           'is_quiet', 'progress', 'figure_style']
 
 # %% ../nbs/00_core.ipynb #c002
 import codecs, contextlib, dataclasses, difflib, errno, functools, hashlib, importlib.metadata
@@ -37,13 +37,15 @@ def nearest(
 # %% ../nbs/00_core.ipynb #c08b
 def optional_package(
     name:str,     # Name of the package, or of a module in it
-    what:str|Path # File or feature that needs it, for the error
+    what:str|Path,# File or feature that needs it, for the error
+    extra:str=''  # Extra of this library that brings it; empty: none does
 ) -> types.ModuleType: # The imported module
     "Import a package that is not among the requirements"
     try: return importlib.import_module(name)
     except ImportError:
         package = name.split('.')[0]
-        raise InputError(f"{what} needs the package {package}; `pip install {package}`.") from None
+        cure = f"'posereid[{extra}]'" if extra else package
+        raise InputError(f"{what} needs the package {package}; `pip install {cure}`.") from None
 
 # %% ../nbs/00_core.ipynb #bcbbf759
 _ASCII = {'ε':'eps', 'α':'alpha', 'β':'beta', 'λ':'lambda', 'Δ':'delta', 'γ':'gamma', '−':'-',
@@ -876,17 +878,18 @@ def metrics(self:RunFolder) -> dict: # Empty while the run is not done
     "What `finish` was given"
     return load_json(self/'metrics.json') if self.done else {}
 
+# %% ../nbs/00_core.ipynb #innote01
+def in_notebook() -> bool: # True if somebody can answer
+    "Whether someone sits at a notebook; those who only run it cannot be asked anything"
+    if 'ipykernel' not in sys.modules: return False
+    kernel = getattr(sys.modules['IPython'].get_ipython(), 'kernel', None)
+    return bool(getattr(kernel, '_allow_stdin', False))
+
 # %% ../nbs/00_core.ipynb #c058
 def is_quiet() -> bool: # True if `POSEREID_QUIET` is set to anything but 0
     "Is progress to be hidden?"
     # of several processes the first one shows it
     return ranks()[0]>0 or os.environ.get('POSEREID_QUIET', '0') not in ('', '0')
-
-def _in_notebook():
-    "Whether someone sits at a notebook; those who only run it cannot be asked anything"
-    if 'ipykernel' not in sys.modules: return False
-    kernel = getattr(sys.modules['IPython'].get_ipython(), 'kernel', None)
-    return bool(getattr(kernel, '_allow_stdin', False))
 
 def _watched(): return sys.stderr.isatty()
 
@@ -920,7 +923,7 @@ def progress(
     "Go through `it`, showing how far it is: on stderr, or as the bar of a notebook"
     if is_quiet(): return (yield from it)
     total = len(it) if total is None and hasattr(it, '__len__') else total
-    if _in_notebook(): return (yield from _nb_bar(it, total, desc))
+    if in_notebook(): return (yield from _nb_bar(it, total, desc))
     t0,last,n,watched,out = time.time(),0.,0,_watched(),sys.stderr
     for n,o in enumerate(it, 1):
         if watched and time.time()-last>.2:

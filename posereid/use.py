@@ -9,7 +9,7 @@ __all__ = ['posereid_index', 'posereid_search', 'posereid_calibrate', 'posereid_
 from pathlib import Path
 from fastcore.script import Param, call_parse
 from .core import InputError, command, use_device, use_threads
-from .cli import parse_choices, tell
+from .cli import parse_size, tell, test_set
 
 # %% ../nbs/99_use.ipynb #usecmd06
 @call_parse
@@ -72,37 +72,34 @@ def posereid_search(
     frame = lambda v: int(v) if v is not None and v.isdigit() else v
     found = search_index(index, list(pictures), model, html, root, top=top, cameras=cameras,
                          since=frame(since), until=frame(until), skip_own=skip_own, rerank=rerank)
-    said = _verdicts(found, index, model, threshold) if threshold else []
+    said = _verdicts(found, index, threshold) if threshold else []
     tell(found.text())
     for o in said: tell(o)
-    if why: tell(_tell_why(found, index, model, why, said))
+    if why: tell(_tell_why(found, why, said))
     if html: tell(html)
 
 # %% ../nbs/99_use.ipynb #usecmd09
-def _model_of(index, model):
-    "The net of an index"
-    from posereid.search.index import open_index
-    from posereid.stages.trained import Trained
-    return Trained(model or open_index(index).settings['run'])
-
-def _verdicts(found, index, model, threshold):
+def _verdicts(found, index, threshold):
     "Is the person of each query in the gallery at all?"
-    import numpy as np
     from posereid.search.index import open_index
     from posereid.search.openset import in_gallery, load_threshold
-    th = load_threshold(threshold, _model_of(index, model))
-    near = found.hits.groupby('query').distance.min()
-    near = np.array([[near.get(i, np.inf)] for i in range(len(found.queries))])
-    res = in_gallery(near, th, len(open_index(index)))
-    return [f'{q}: {o}' for q,o in zip(found.queries, res.said)] + [res.note]*bool(res.note)
+    th,ix = load_threshold(threshold, found.net),open_index(index).settings
+    if th.distance!='euclidean' or bool(th.flip)!=bool(ix.get('flip')):
+        mirrored = lambda o: 'with' if o else 'without'
+        raise InputError(f"{threshold} is for {th.distance} distances {mirrored(th.flip)} mirrored "
+                         f"pictures, but {index} has euclidean ones {mirrored(ix.get('flip'))} them; "
+                         "calibrate alike.")
+    res = in_gallery(found.nearest[:,None], th, found.searched)
+    rough = ['the index is of kind pq, whose distances are about right, and so is the rate']*(ix['kind']=='pq')
+    return [f'{q}: {o}' for q,o in zip(found.queries, res.said)] + [res.note]*bool(res.note) + rough
 
-def _tell_why(found, index, model, page, said):
+def _tell_why(found, page, said):
     "Write what makes queries and hits alike"
     from posereid.search.why import explain, write_why
-    net,hits = _model_of(index, model),found.hits
-    whys = [explain(net, q, list(hits.path[hits['query']==i])) for i,q in enumerate(found.queries)
+    hits = found.hits
+    whys = [explain(found.net, q, list(hits.path[hits['query']==i])) for i,q in enumerate(found.queries)
             if (hits['query']==i).any()]
-    return write_why(page, whys, notes=said)
+    return write_why(page, whys, notes=said[:len(found.queries)] if len(whys)==len(found.queries) else ())
 
 # %% ../nbs/99_use.ipynb #usecmd11
 _read = Param("Reader options of the data set, such as odd=skip links=true", str, nargs='+', action='extend')
@@ -130,12 +127,9 @@ def posereid_calibrate(
     "Choose a distance threshold for a false-accept rate, and measure it on other people"
     use_device(device)
     use_threads(threads)
-    from posereid.data.layouts import check_test
-    from posereid.experiment.inputs import read_set
     from posereid.search.openset import calibrate, plot_threshold
     from posereid.stages.trained import Trained
-    df = check_test(read_set(data, ('query','gallery'), False, layout, parse_choices(read)), str(data),
-                    not no_cameras)
+    df = test_set(data, no_cameras, layout, read)
     th = calibrate(Trained(model), df, far, kind, distance, flip, cameras=not no_cameras,
                    per_person=per_person, seed=seed, dataset=data.absolute().name, desc='features')
     tell(th)
@@ -189,7 +183,6 @@ def posereid_export(
 ):
     "Write a net that gives the same numbers elsewhere, or refuse"
     use_threads(threads)
-    from posereid.cli import parse_size
     from posereid.deploy.export import RUNTIMES, export_run, parity_line
     ending = dict(onnx='.onnx', torchscript='.pt').get(to, '.pt2')
     out = Path(out or ('generator' if generator else 'model')+ending)
@@ -232,7 +225,7 @@ def posereid_import(
     fresh:bool=False,         # Replace a set that is there
 ):
     "Make a generated set of what another generator drew"
-    from posereid.data.elsewhere import import_pictures, map_of_folders, write_market_set
+    from posereid.data.elsewhere import import_pictures, map_of_folders
     from posereid.experiment.inputs import read_set
     if (map is None)==(not folders):
         raise InputError("Which picture was made from which is said by --map map.csv or by --folders; "

@@ -6,6 +6,7 @@ import numpy as np, pandas as pd, pytest, torch
 import torch.nn.functional as F
 from scipy import stats
 from posereid.core import InputError
+from posereid.stages.trained import Trained
 from posereid.search.openset import (Rate, Trials, _MOST, _roc, binomial_interval, calibrate,
     calibrate_on, in_gallery, load_threshold, make_trials, people_rate, plot_threshold, same_person,
     split_people, threshold_at)
@@ -24,6 +25,7 @@ def crowd(n, seed, q=2, g=4, d=6):
 class Net:
     "Features by path, without a net"
     kind,hash = dict(size=(64,32), crop=()),'0123456789ab'
+    seen = Trained.seen
     def __init__(self, features): self.known,self.asked = features,[]
     def features(self, paths, flip=False, convert=True, desc=''):
         self.asked.append(flip)

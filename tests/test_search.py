@@ -401,7 +401,7 @@ def test_a_reader_beside_a_writer_sees_one_of_both(written, monkeypatch):
 
 def test_without_faiss(monkeypatch, gallery, tmp_path, written):
     monkeypatch.setitem(sys.modules, 'faiss', None)
-    says = 'pip install posereid[search]'
+    says = "pip install 'posereid[search]'"
     refused(lambda: build_index(gallery, Colours(), tmp_path/'i'), says)
     refused(lambda: open_index(written), says)
     assert not (tmp_path/'i').exists()

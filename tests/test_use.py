@@ -84,6 +84,15 @@ def test_search_leaves_pages_and_verdicts(home, said, refused, tmp_path):
         assert text.count('data:image/jpeg') >= 6 and 'http' not in text
     said(use.posereid_calibrate, home/'world/target', far=.3, out=tmp_path/'pairs.json', **net)
     assert "kind 'identification'" in refused(use.posereid_search, index, query[:1], threshold=tmp_path/'pairs.json')
+    # a threshold of other distances has another rate, and re-ranking does not change who is near
+    said(use.posereid_calibrate, home/'world/target', far=.3, kind='identification', flip=True, out=tmp_path/'f.json', **net)
+    assert 'with mirrored pictures' in refused(use.posereid_search, index, query[:1], threshold=tmp_path/'f.json')
+    said(use.posereid_calibrate, home/'world/target', far=.3, kind='identification', distance='cosine', out=tmp_path/'c.json', **net)
+    assert 'cosine' in refused(use.posereid_search, index, query[:1], threshold=tmp_path/'c.json')
+    verdict = lambda **kw: re.search(r'nearest distance [\d.]+', said(use.posereid_search, index, query[:1], threshold=tmp_path/'t.json', **kw))[0]
+    assert verdict(top=1, rerank=20) == verdict(top=1) == verdict(top=5)
+    # of a few pictures, the rate is another
+    assert 'pictures; with' in said(use.posereid_search, index, query[:1], threshold=tmp_path/'t.json', cameras='2')
     assert 'does not exist' in refused(use.posereid_search, index, [tmp_path/'nobody.jpg'])
     assert refused(use.posereid_search, tmp_path/'nothing', query[:1])
 

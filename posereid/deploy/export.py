@@ -8,7 +8,7 @@ __all__ = ['RUNTIMES', 'FAR', 'MOST', 'resize_weights', 'pil_resize', 'pillow_tu
            'export_generator', 'export_run', 'parity_line']
 
 # %% ../../nbs/89_deploy.export.ipynb #expo0003
-import importlib, json, tempfile, warnings
+import json, tempfile, warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from copy import deepcopy
@@ -20,7 +20,8 @@ from PIL import __version__ as PILLOW
 from torch import Tensor, nn
 from fastcore.basics import patch
 from .. import __version__
-from ..core import InputError, one_of, to_json, weights_hash, write_beside
+from ..core import (InputError, one_of, optional_package, to_json, weights_hash,
+                           write_beside)
 from ..metrics.retrieval import score_features
 from ..data.manifest import pick, train_rows
 from ..data.pairs import scaled_joints
@@ -122,12 +123,7 @@ _OPSETS = 18,23
 
 def _needs(*names):
     "The optional packages"
-    for o in names:
-        try: importlib.import_module(o)
-        except ImportError:
-            raise InputError(f"A file of ONNX needs the package {o}, which is not installed; "
-                             "pip install 'posereid[deploy]'.") from None
-    return importlib.import_module(names[0])
+    return [optional_package(o, 'A file of ONNX', 'deploy') for o in names][0]
 
 def check_target(
     out:Path,      # File to write

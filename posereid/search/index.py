@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'gallery_rows', 'index_parameters', 'Index', 'index_of', 'op
            'remove_from_index', 'search_index']
 
 # %% ../../nbs/87_search.index.ipynb #srchc003
-import base64, hashlib, html, importlib, io, os, re
+import base64, hashlib, html, io, os, re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -18,8 +18,8 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from pandas import DataFrame
 from PIL import Image
-from ..core import (InputError, digests, holding, nearest, one_of, progress, to_json,
-                           write_beside)
+from ..core import (InputError, digests, holding, nearest, one_of, optional_package,
+                           progress, to_json, write_beside)
 from ..imagefiles import file_stamp
 from ..records import misfit, read_json
 from ..pose.estimate import list_pictures_in
@@ -124,10 +124,7 @@ def index_parameters(
 
 # %% ../../nbs/87_search.index.ipynb #srchc018
 def _faiss():
-    try: return importlib.import_module('faiss')
-    except ImportError:
-        raise InputError("A search index needs the package faiss-cpu; "
-                         "`pip install posereid[search]`.") from None
+    return optional_package('faiss', 'A search index', 'search')
 
 def _empty(kind, d, par):
     "An index of FAISS without pictures; squared distances, so that a feature of zeros has its own"
@@ -556,6 +553,9 @@ class Found:
     hits:DataFrame # `query rank distance path pid camid seq frame date`, with `reranked` if asked
     about:str=''   # The index, in one line
     notes:list=field(default_factory=list) # Sentences on what was searched
+    net:Trained=None # The net that was asked
+    nearest:np.ndarray=None # `(q,)` distance of the nearest picture, before re-ranking; inf: none
+    searched:int=0   # Number of pictures that were searched
     def __repr__(self): return f'Found({len(self.queries)} queries, {len(self.hits)} hits)'
 
 def _caption(hit):
@@ -608,12 +608,13 @@ def _reranked(q, g, dist):
 
 @patch
 def _hits_of(self:Index, i, q, top, mask, own, rerank):
-    "Table of the hits of one query"
+    "Table of the hits of one query, and the distance of the nearest picture"
     same = (self.rows.digest==own).to_numpy() if own else np.zeros(len(self), bool)
     want = max(top, rerank)
     d,r = (o[0] for o in self.nearest_rows(q[None], want+int(same.sum()), mask))
     d,r = d[r>=0],r[r>=0]
     d,r = d[~same[r]][:want], r[~same[r]][:want]
+    near = d[0] if len(d) else np.inf
     more = {}
     if rerank and len(r):
         order,new = _reranked(q, self.features_of(r[:rerank]), d[:rerank])
@@ -622,7 +623,8 @@ def _hits_of(self:Index, i, q, top, mask, own, rerank):
     r,d = r[:top],d[:top]
     hits = self.rows.iloc[r].drop(columns=['bytes','digest','at']).reset_index(drop=True)
     hits['path'] = [os.path.join(self.settings['root'], p) for p in hits.path]
-    return DataFrame(dict(query=i, rank=np.arange(1, len(r)+1), distance=d, **more)).join(hits)
+    res = DataFrame(dict(query=i, rank=np.arange(1, len(r)+1), distance=d, **more)).join(hits)
+    return res, near
 
 # %% ../../nbs/87_search.index.ipynb #srchc055
 @patch
@@ -647,12 +649,13 @@ def search(self:Index,
     mask = self.allowed(cameras, since, until)
     feats = net.features(paths, flip=bool(s.get('flip'))).numpy()
     own = digests(paths) if skip_own else [None]*len(paths)
-    parts = [self._hits_of(i, q, top, mask, o, int(rerank))
-             for i,(q,o) in enumerate(zip(feats, own))]
+    parts,near = zip(*(self._hits_of(i, q, top, mask, o, int(rerank))
+                       for i,(q,o) in enumerate(zip(feats, own))))
     said = [] if mask is None else [f'searched {mask.sum():,} of {len(self):,} pictures']
     if rerank: said.append(f'the first {int(rerank):,} are in the order of k-reciprocal distances')
     if s['kind']=='pq': said.append('distances are those to codes, and so about right')
-    return Found(paths, pd.concat(parts, ignore_index=True), repr(self), said)
+    return Found(paths, pd.concat(parts, ignore_index=True), repr(self), said, net, np.array(near),
+                 len(self) if mask is None else int(mask.sum()))
 
 # %% ../../nbs/87_search.index.ipynb #srchc057
 def _stamped(rows):

@@ -6,10 +6,10 @@
 __all__ = ['walk_pictures', 'pose_frame', 'pose_slider']
 
 # %% ../../nbs/86_stages.play.ipynb #play0003
-import math, sys
+import math
 import torch
 from torch import Tensor, nn
-from ..core import InputError, optional_package
+from ..core import InputError, in_notebook, optional_package
 from ..data.transforms import to_float, to_uint8
 from ..pose.draw import draw_skeletons
 from ..pose.joints import walking_pose
@@ -60,8 +60,8 @@ def pose_slider(
     watched:bool=None # Whether somebody is there; None: find out
 ):                   # Widget of ipywidgets, or None where nobody is
     "Sliders for the phase of the stride and the turn of the body, and what the generator draws"
-    if not (_somebody() if watched is None else watched): return None
-    w = optional_package('ipywidgets', 'pose_slider')
+    if not (in_notebook() if watched is None else watched): return None
+    w = optional_package('ipywidgets', 'pose_slider', 'notebooks')
     bar = lambda name,value,top: w.FloatSlider(value, min=0., max=top, step=.05, description=name)
     phase,turn = bar('phase', 0., 2*math.pi),bar('turn', .6, math.pi/2)
     picture = w.Image(format='png')
@@ -69,12 +69,6 @@ def pose_slider(
     for o in (phase,turn): o.observe(draw, 'value')
     draw()
     return w.VBox([phase, turn, picture])
-
-def _somebody():
-    "Whether someone sits at a notebook; those who only run it cannot be asked anything"
-    if 'ipykernel' not in sys.modules: return False
-    kernel = getattr(sys.modules['IPython'].get_ipython(), 'kernel', None)
-    return bool(getattr(kernel, '_allow_stdin', False))
 
 def _png(x):
     "A picture as the bytes of a PNG"

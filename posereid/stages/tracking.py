@@ -7,11 +7,12 @@ __all__ = ['TRACKERS', 'Tracker', 'TensorBoardTracker', 'WandbTracker', 'check_t
            'use_tracking']
 
 # %% ../../nbs/86_stages.tracking.ipynb #trak0003
-import importlib, json, os, secrets, time
+import json, os, secrets, time
 from pathlib import Path
 from fastai.callback.core import Callback
 from fastcore.basics import patch
-from ..core import InputError, RunFolder, load_json, one_of, to_json, write_beside
+from ..core import (RunFolder, load_json, one_of, optional_package, to_json,
+                           write_beside)
 from ..records import Between, misfit
 from .fit import FOLLOWERS, read_log
 
@@ -137,10 +138,7 @@ def check_tracking(
 ):
     "Refuse a tracker that does not exist, or whose package is not installed"
     one_of('--log', name, tuple(TRACKERS))
-    try: importlib.import_module(dict(tensorboard='torch.utils.tensorboard').get(name, name))
-    except ImportError:
-        raise InputError(f"--log {name} needs the package {name}; "
-                         "`pip install 'posereid[log]'`.") from None
+    optional_package(name, f'--log {name}', 'log')
 
 # %% ../../nbs/86_stages.tracking.ipynb #trak0015
 def tracker(

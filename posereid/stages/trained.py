@@ -43,8 +43,11 @@ class Trained:
         self.kind = kind_of(self.folder/'reid.json')
         self.hash = weights_hash(self.net)
         self.trained_on = _trained_on(self.folder)
+    @property
+    def seen(self) -> tuple: # Height and width of the pictures as the net sees them
+        return tuple(self.kind['crop'] or self.kind['size'])
     def __repr__(self):
-        h,w = self.kind['crop'] or self.kind['size']
+        h,w = self.seen
         return f'{type(self.net).__name__} {self.hash}, {h}×{w}'
     def store(self,
         convert:bool=False # Convert grey, transparent, CMYK and 16-bit pictures to RGB
