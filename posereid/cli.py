@@ -643,7 +643,7 @@ def posereid_eval(
     use_device(device)
     use_threads(threads)
     if features: return _score_features(dict(locals()))
-    if data is None: raise InputError("Name the folder of a data set to score on, or --features FILE.")
+    if data is None: raise InputError("Name the data set to score on, or --features FILE.")
     _score_net(dict(locals()))
 
 # %% ../nbs/98_cli.ipynb #evalfe01
@@ -672,7 +672,8 @@ def _score_features(a):
     "Score the features in a file, by the same rules"
     from posereid.evaluate.features import read_features, score_file
     if said := [k for k,v in _OF_PICTURES.items() if a[k]!=v]:
-        raise InputError(f"--{said[0]} is about pictures, but --features has features already; leave it out.")
+        raise InputError(f"--{said[0]} is about pictures, but --features has features already; "
+                         "leave it out.")
     f = read_features(a['features'], a['data'] and _test_of_set(a), not a['no_cameras'])
     for o in f.notes: tell(o)
     name = Path(a['data']).absolute().name if a['data'] else ''

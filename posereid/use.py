@@ -87,22 +87,23 @@ def _verdicts(found, index, threshold):
     if th.distance!='euclidean' or bool(th.flip)!=bool(ix.get('flip')):
         mirrored = lambda o: 'with' if o else 'without'
         raise InputError(f"{threshold} is for {th.distance} distances {mirrored(th.flip)} mirrored "
-                         f"pictures, but {index} has euclidean ones {mirrored(ix.get('flip'))} them; "
-                         "calibrate alike.")
+                         f"pictures, but {index} has euclidean ones {mirrored(ix.get('flip'))} "
+                         "them; calibrate alike.")
     res = in_gallery(found.nearest[:,None], th, found.searched)
-    rough = ['the index is of kind pq, whose distances are about right, and so is the rate']*(ix['kind']=='pq')
+    rough = ['distances of the kind pq are about right, and so is the rate']*(ix['kind']=='pq')
     return [f'{q}: {o}' for q,o in zip(found.queries, res.said)] + [res.note]*bool(res.note) + rough
 
 def _tell_why(found, page, said):
     "Write what makes queries and hits alike"
     from posereid.search.why import explain, write_why
-    hits = found.hits
-    whys = [explain(found.net, q, list(hits.path[hits['query']==i])) for i,q in enumerate(found.queries)
-            if (hits['query']==i).any()]
-    return write_why(page, whys, notes=said[:len(found.queries)] if len(whys)==len(found.queries) else ())
+    hits = [list(found.hits.path[found.hits['query']==i]) for i in range(len(found.queries))]
+    there = [i for i,o in enumerate(hits) if o]
+    whys = [explain(found.net, found.queries[i], hits[i]) for i in there]
+    return write_why(page, whys, notes=[said[i] for i in there] if said else ())
 
 # %% ../nbs/99_use.ipynb #usecmd11
-_read = Param("Reader options of the data set, such as odd=skip links=true", str, nargs='+', action='extend')
+_read = Param("Reader options of the data set, such as odd=skip links=true", str, nargs='+',
+              action='extend')
 _read.metavar = 'K=V'
 
 @call_parse
@@ -171,7 +172,7 @@ def posereid_export(
     out:Path=None,            # File to write; model.onnx, model.pt or model.pt2 if not given
     to:str='onnx',            # `onnx`, `torchscript` or `torch.export`
     data:Path=None,           # Data set to compare on; noise if not given
-    poses:Path=None,          # Keypoint file of --data, for a generator; <data>_poses.csv if not given
+    poses:Path=None,          # Keypoint file of --data for a generator; <data>_poses.csv if none
     generator:bool=False,     # Export the generator of posereid_transfer
     int8:bool=False,          # Also write NAME.int8.onnx, and what it costs
     pictures:int=1000,        # Number of pictures compared, at most
