@@ -9,7 +9,8 @@ from posereid.models.reid import reid_net
 from posereid.pose.bank import pose_distance
 from posereid.pose.table import PoseTable
 from posereid.search import why as module
-from posereid.search.why import (Why, compare_lists, compare_nets, data_uri, explain, gradcam_maps,
+from posereid.evaluate.tables import data_uri
+from posereid.search.why import (Why, compare_lists, compare_nets, explain, gradcam_maps,
     hit_marks, hit_poses, overlay, part_maps, plot_change, plot_why, why_page, write_why)
 from posereid.synth.world import tiny_world
 

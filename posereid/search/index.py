@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'gallery_rows', 'index_parameters', 'Index', 'index_of', 'op
            'remove_from_index', 'search_index']
 
 # %% ../../nbs/87_search.index.ipynb #srchc003
-import base64, hashlib, html, io, os, re
+import hashlib, os, re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -17,7 +17,6 @@ from typing import Literal
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from pandas import DataFrame
-from PIL import Image
 from ..core import (InputError, digests, holding, nearest, one_of, optional_package,
                            progress, to_json, write_beside)
 from ..imagefiles import file_stamp
@@ -27,6 +26,7 @@ from ..metrics.rerank import rerank_features
 from ..data.layouts import READERS, find_layout, load_dataset, reader_choices
 from ..data.market import whole_path
 from ..data.pictures import open_picture, paths_of
+from ..evaluate.tables import data_uri, escaped, page
 from ..stages.trained import Trained
 
 # %% ../../nbs/87_search.index.ipynb #srchc008
@@ -528,21 +528,19 @@ object-fit:contain;border:1px solid var(--line);border-radius:4px}
 .prs p,.prs small{color:var(--soft);font-size:12px;margin:.2rem 0}"""
 
 def _thumb(path, height=144):
-    "A small JPEG of a picture as a data URI; empty if it cannot be read"
+    "A small picture within a page; empty if it cannot be read"
     try: im = open_picture(path, convert=True)
     except (InputError, OSError): return ''
-    im.thumbnail((4*height, height))
-    im.save(out := io.BytesIO(), 'jpeg', quality=85)
-    return f'data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}'
+    # no larger than it is, and not wider than four times the height
+    h = max(1, min(height, im.height, 4*height*im.height//im.width))
+    return data_uri(np.asarray(im.convert('RGB')), h)
 
 def _figure(path, caption, kind=''):
     "A picture with its caption, all of it escaped"
-    esc,uri = html.escape,_thumb(path)
-    # a name need not be valid in any encoding
-    name = esc(os.path.basename(path).encode('utf-8', 'replace').decode())
-    img = (f'<img alt="{esc(caption)}: {name}" src="{uri}">' if uri
+    uri,name,said = _thumb(path),escaped(os.path.basename(path)),escaped(caption)
+    img = (f'<img alt="{said}: {name}" src="{uri}">' if uri
            else '<div class="gone">not there</div>')
-    return (f'<figure class="{kind}">{img}<figcaption>{esc(caption)}<br><small>{name}</small>'
+    return (f'<figure class="{kind}">{img}<figcaption>{said}<br><small>{name}</small>'
             '</figcaption></figure>')
 
 # %% ../../nbs/87_search.index.ipynb #srchc050
@@ -582,7 +580,7 @@ def _repr_html_(self:Found):
                      *(_figure(o.path, _caption(o)) for o in
                        self.hits[self.hits['query']==i].itertuples(index=False))])
             for i,q in enumerate(self.queries)]
-    said = ''.join(f'<p>{html.escape(o)}</p>' for o in (self.about, *self.notes) if o)
+    said = ''.join(f'<p>{escaped(o)}</p>' for o in (self.about, *self.notes) if o)
     return (f'<div class="prs"><style>{_SHEET}</style>'
             + ''.join(f'<section>{o}</section>' for o in rows) + said + '</div>')
 
@@ -591,12 +589,8 @@ def write_html(self:Found,
     path:str|Path # HTML file to write
 ) -> Path:        # The file
     "Write the sheet as a page that needs no other file"
-    page = ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-            'content="width=device-width"><title>Search</title><style>:root{color-scheme:light '
-            'dark}body{max-width:80rem;margin:1rem auto;padding:0 1rem}'
-            '@media(prefers-color-scheme:dark){body{background:#1b1d20}}</style></head><body>'
-            f'{self._repr_html_()}</body></html>\n')
-    with write_beside(path) as p: p.write_text(page, encoding='utf-8', errors='replace')
+    doc = page('Search', [('',self._repr_html_())])
+    with write_beside(path) as p: p.write_text(doc, encoding='utf-8')
     return Path(path)
 
 # %% ../../nbs/87_search.index.ipynb #srchc054
