@@ -659,4 +659,4 @@ def test_the_slider(walker):
 
 def test_the_slider_without_its_package(walker, monkeypatch):
     monkeypatch.setitem(sys.modules, 'ipywidgets', None)
-    with pytest.raises(InputError, match='pip install ipywidgets'): pose_slider(*walker, watched=True)
+    with pytest.raises(InputError, match=r"pip install 'posereid\[notebooks\]'"): pose_slider(*walker, watched=True)
