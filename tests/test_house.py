@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 LIB = ROOT/'posereid'
 FLOORS = (['core'], ['imagefiles','matlab','records','many'], ['pose','models','losses','metrics'], ['data'],
-          ['synth','evaluate'], ['stages'], ['search','deploy'], ['experiment'], ['cli','docs'], ['use'], ['all'])
+          ['synth','evaluate'], ['stages'], ['methods','search','deploy'], ['experiment'], ['cli','docs'], ['use'], ['all'])
 FLOOR = {room:i for i,rooms in enumerate(FLOORS) for room in rooms}
 TOP = {'nbs','posereid','settings.ini','setup.py','_quarto.yml','tests','README.md','LICENSE',
        '.gitignore','.ci',

@@ -262,7 +262,9 @@ class HalfMaps(Callback):
         self.inside.__enter__()
     def after_pred(self):
         self.inside.__exit__(None, None, None)
-        self.learn.pred = self.pred.float()
+        whole = lambda o: o.float() if o.is_floating_point() else o
+        self.learn.pred = (tuple(map(whole, self.pred)) if isinstance(self.pred, tuple)
+                           else whole(self.pred))
 
 # %% ../../nbs/80_stages.fit.ipynb #2bae9c7f
 class LrSchedule(Callback):

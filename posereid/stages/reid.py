@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ReIDSettings', 'milestone_epochs', 'step_lr', 'equal_steps', 'epoch_steps', 'own_norms', 'reid_batches',
            'TripletLoss', 'TaughtLoss', 'Teacher', 'Consistency', 'reid_loss', 'reid_terms', 'reid_results',
-           'reid_learner', 'CollapseWatch', 'train_reid', 'tell_of_norms', 'finish_reid', 'load_reid', 'ClassMeans',
-           'as_classifier', 'Frozen', 'freeze']
+           'reid_learner', 'CollapseWatch', 'first_net', 'train_reid', 'tell_of_norms', 'finish_reid', 'load_reid',
+           'ClassMeans', 'as_classifier', 'Frozen', 'freeze']
 
 # %% ../../nbs/81_stages.reid.ipynb #11b723eb
 import math, warnings
@@ -32,11 +32,11 @@ from ..evaluate.protocol import extract_features
 from ..many import everyones, rows_of_all, whole_norms
 from ..losses.identity import (ANCHOR_RULES, MINING, collapsed, consistency_loss, lsr_loss,
                                      triplet_loss)
-from ..models.foreign import net_from
 from ..models.reid import OwnNorms, ReIDNet, reid_net
 from ..records import Between, misfit, saved_net
 from .fit import (HalfMaps, PlainBatch, StageLearner, StageOptim, Together, at_least_one,
                                  finish_stage, fit_stage, frame_id, last_row, open_run)
+from .method import Training, base_net, check_method, find_method
 
 # %% ../../nbs/81_stages.reid.ipynb #c005
 @dataclass
@@ -71,6 +71,7 @@ class ReIDSettings(Settings):
     norms:Literal['shared','own']=later('shared', '0.1.0') # BatchNorms of generated pictures
     real_last:float=later(0., '0.1.0') # Share of the epochs, at the end, with real pictures alone
     consistency:float=later(0., '0.1.0') # Weight of generated pictures' likeness to their sources
+    method:str=later('', '0.1.0') # Another method of Tables 2 and 3; empty: the paper's own
 
     def __post_init__(self):
         super().__post_init__()
@@ -218,7 +219,8 @@ def reid_loss(
     settings:ReIDSettings, # Settings; `loss` is `ce` or `triplet`
     teacher:bool=False     # Whether a `Teacher` will say where the mass ε goes
 ) -> callable:            # Function of the network's output and the targets of a batch
-    "Eq. 8 with an ε for each picture, or the triplets of §3.3"
+    "Eq. 8 with an ε for each picture, the triplets of §3.3, or what another method asks for"
+    if settings.method: return find_method(settings.method).loss(settings)
     if settings.loss=='triplet': return TripletLoss(settings)
     return TaughtLoss() if teacher else lsr_loss
 
@@ -227,8 +229,7 @@ def reid_terms(
     learn:Learner # Learner after a batch
 ) -> dict:        # Scalar tensors: loss and accuracy; for triplets loss and `stats`
     "The terms of a ReID network that `log.csv` holds"
-    if isinstance(learn.loss_func, TripletLoss):
-        return dict(loss=learn.loss, **learn.loss_func.stats)
+    if hasattr(learn.loss_func, 'stats'): return dict(loss=learn.loss, **learn.loss_func.stats)
     return dict(loss=learn.loss, accuracy=(learn.pred.argmax(1)==learn.yb[0]).float().mean())
 
 # %% ../../nbs/81_stages.reid.ipynb #rres0001
@@ -240,7 +241,8 @@ def reid_results(
     "Pictures with their class index, and that of the guess where it is another"
     dl = learn.dls.train
     out,label = learn.model(*b[:dl.n_inp]),b[dl.n_inp]
-    if isinstance(learn.loss_func, TripletLoss):
+    if not isinstance(out, torch.Tensor): out = learn.model.embed(b[0])
+    if getattr(learn.model, 'head', None) is None:
         guess = label[torch.cdist(out, out).fill_diagonal_(torch.inf).argmin(1)]
     else: guess = out.argmax(1)
     return [[(picture, title if title==str(o) else f'{title} → {o}')
@@ -251,14 +253,15 @@ def reid_learner(
     dls:DataLoaders,      # Loaders from `reid_batches`
     model:nn.Module,      # Network that scores identities, or embeds pictures
     settings:ReIDSettings,# Loss, learning rate, momentum and weight decay
-    teacher:nn.Module=None# Network whose probabilities get the mass ε; None: all alike
+    teacher:nn.Module=None,# Network whose probabilities get the mass ε; None: all alike
+    cbs:list=()           # Further callbacks, those of a method
 ) -> Learner:             # Learner without validation pass, recorder or bar
     "A `Learner` for steps one and three: Eq. 8 or triplets, with SGD"
     sgd = partial(torch.optim.SGD, momentum=settings.momentum, weight_decay=settings.weight_decay,
                   fused=True)
     cbs = [TrainEvalCallback(), PlainBatch(), HalfMaps(), Together(settings.loss!='triplet'),
            *([Teacher(teacher)] if teacher else []),
-           *([Consistency(settings.consistency)] if settings.consistency else [])]
+           *([Consistency(settings.consistency)] if settings.consistency else []), *cbs]
     learn = StageLearner(dls, model, loss_func=reid_loss(settings, teacher is not None),
                          opt_func=partial(StageOptim, opt=sgd), lr=settings.lr,
                          default_cbs=False, cbs=cbs)
@@ -283,6 +286,24 @@ class CollapseWatch(Callback):
                           'reid.mining=semihard, may help.')
         self.epochs.append(self.epoch+1)
 
+# %% ../../nbs/81_stages.reid.ipynb #frstnet2
+def first_net(
+    settings:ReIDSettings, # Recipe, and the method if it is another
+    n_ids:int,             # Number of training identities
+    start:nn.Module=None   # Network of another set; None: as the settings say
+) -> nn.Module:            # Network before its training
+    "The network of a training; with triplets it has no classifier (§4.2)"
+    s = settings
+    if s.method: net = find_method(s.method).net(s, n_ids)
+    else: net = base_net(s, None if s.loss=='triplet' else n_ids)
+    if start is None: return net
+    have,want = ({k: v.shape for k,v in o.body.state_dict().items()} for o in (start, net))
+    if have!=want:
+        raise InputError("The net to start from has another body than reid.arch and reid.width "
+                         "make; use the settings that it was trained with.")
+    net.body.load_state_dict(start.body.state_dict())
+    return net
+
 # %% ../../nbs/81_stages.reid.ipynb #6da13230
 def train_reid(
     df:DataFrame,          # Manifest; its training rows are used, real and generated
@@ -293,39 +314,43 @@ def train_reid(
     fresh:bool=False,      # Start over in a folder that is there
     desc:str='ReID net',   # Text before the progress bar
     every:float=10.,       # Shortest time between two checkpoints in seconds
-    teacher:nn.Module=None # Network whose probabilities get the mass ε; None: all alike
+    teacher:nn.Module=None,# Network whose probabilities get the mass ε; None: all alike
+    start:nn.Module=None   # Network of another set, from which some methods go on
 ) -> ReIDNet:              # Network of the last epoch, in eval mode
     "Train a ReID network: the guider of step one, or the augmented model of step three"
     df,s = train_rows(df),settings
     at_least_one('reid', s, 'width', 'bs')
     if s.epochs<=0: raise InputError(f"reid.epochs must be above 0, but is {s.epochs}; raise it.")
     _check_held(s, teacher)
-    by = {} if teacher is None else dict(teacher=weights_hash(teacher))
+    what,method = Training(df, store, labels, s, start),check_method(s, start)
+    by = dict(teacher=teacher, start=start)
+    by = {k: weights_hash(v) for k,v in by.items() if v is not None} | _known(method, what)
     run = open_run(folder, dict(reid=s, data=frame_id(df), n_ids=len(labels), **by), fresh)
     if run.done: return load_reid(run.path)
     seed_everything(s.seed)
-    net = net_from(_n_classes(s, len(labels)), s.arch, s.width, s.dropout, s.weights or None)
-    dls,watch = reid_batches(df, store, labels, s),[CollapseWatch()]*(s.loss=='triplet')
+    net = first_net(s, len(labels), start)
+    dls,watch = reid_batches(df, store, labels, s),[CollapseWatch()]*(s.loss=='triplet' and not method)
     model = OwnNorms(net) if own_norms(s, df) else whole_norms(net, default_device())
     tell_of_norms(model)
-    fit_stage(reid_learner(dls, model, s, teacher), s.epochs, run, partial(step_lr, s), reid_terms, s.seed,
-              desc, every, watch)
+    learn = reid_learner(dls, model, s, teacher, method.callbacks(what) if method else ())
+    fit_stage(learn, s.epochs, run, partial(step_lr, s), reid_terms, s.seed, desc, every, watch)
     finish_reid(run, net, s, len(labels), len(df), round(s.epochs*len(dls.train)),
                 *(o.epochs for o in watch))
     return load_reid(run.path)
 
-def _n_classes(settings, n_ids):
-    "Number of classes; None with triplets, which have no classifier (§4.2)"
-    return None if settings.loss=='triplet' else n_ids
+def _known(method, what):
+    "What a method knows beside pictures and settings, for the identity of a run"
+    return method.known(what) if method else {}
 
 def _check_held(s, teacher):
     "Triplets have no probabilities to hold, and several processes do not know each other's"
     if s.consistency and ranks()[1]>1:
         raise InputError("reid.consistency remembers what the net said of each picture, which "
                          f"{ranks()[1]} processes do not tell each other; train it in one.")
-    if s.loss=='triplet' and (s.consistency or teacher is not None):
+    if (s.loss=='triplet' or s.method) and (s.consistency or teacher is not None):
         raise InputError("reid.consistency and a teacher compare probabilities of identities, "
-                         "which triplets do not have; use a recipe with cross-entropy.")
+                         "which triplets and other methods do not have; use a recipe with "
+                         "cross-entropy.")
 
 # %% ../../nbs/81_stages.reid.ipynb #tellnrm1
 def tell_of_norms(
@@ -352,7 +377,8 @@ def finish_reid(
     save_weights(net, run/'reid.safetensors')
     with write_beside(run/'reid.json') as tmp:
         Path(tmp).write_text(to_json(dict(n_ids=n_ids, **asdict(settings))), encoding='utf-8')
-    more = dict(collapsed_in=list(collapsed_in)) if settings.loss=='triplet' else {}
+    watched = settings.loss=='triplet' and not settings.method
+    more = dict(collapsed_in=list(collapsed_in)) if watched else {}
     finish_stage(run, dict(n_pictures=n_pictures, n_ids=n_ids, steps=steps,
                            **last_row(run/'log.csv'), **more))
 
@@ -368,8 +394,8 @@ def load_reid(
     d = load_json(path, 'n_ids', 'arch', 'width', 'dropout',
                   fits=lambda o: misfit(o, {'n_ids':Between(1, 1e9, whole=True)}))
     n,s = d.pop('n_ids'),settings_from(ReIDSettings, path, d)
-    make = lambda: reid_net(n if s.loss=='ce' else None, s.arch, s.width, s.dropout)
-    return saved_net(make, Path(folder)/'reid.safetensors', path)
+    plain = replace(s, weights='') # those of the file come anyway
+    return saved_net(lambda: first_net(plain, n), Path(folder)/'reid.safetensors', path)
 
 # %% ../../nbs/81_stages.reid.ipynb #99db3885
 class ClassMeans(nn.Module):
