@@ -631,6 +631,8 @@ def posereid_eval(
     distance:str='euclidean', # `euclidean` or `cosine`
     convert:bool=False,       # Convert grey, transparent, CMYK and 16-bit pictures to RGB
     rerank:bool=False,        # Apply k-reciprocal re-ranking
+    metric:str=None,          # Learned metric: `xqda`, `kissme`, `null`, `null:rbf` or `null:chi2`
+    fit:Path=None,            # Set or file of features that it is fitted on; data if none
     tracklets:str='auto',     # Pooling of tracklets: `max`, `mean`, `none`; `auto`: `max` on MARS
     single_shot:int=0,        # Number of galleries for the old CUHK03 protocol; 0 for none
     no_cameras:bool=False,    # Score by a protocol without cameras
@@ -642,6 +644,8 @@ def posereid_eval(
     "Score a trained ReID model on the query and gallery pictures of a data set"
     use_device(device)
     use_threads(threads)
+    if fit and not metric:
+        raise InputError("--fit says what a learned metric is fitted on; give --metric too.")
     if features: return _score_features(dict(locals()))
     if data is None: raise InputError("Name the data set to score on, or --features FILE.")
     _score_net(dict(locals()))
@@ -654,16 +658,47 @@ def _score_net(a):
     from posereid.evaluate.protocol import evaluate_reid
     from posereid.stages.trained import Trained
     net,df,shots = Trained(a['model']),_test_of_set(a),a['single_shot']
+    metric,fitted = _fitted(a, net) if a['metric'] else (None,'')
     r = evaluate_reid(net.net, df, net.store(a['convert']), Path(a['data']).absolute().name, a['distance'],
                       a['flip'], a['grey'], rerank={} if a['rerank'] else None,
-                      tracklets=a['tracklets'], cameras=not a['no_cameras'], single_shot=shots)
+                      tracklets=a['tracklets'], cameras=not a['no_cameras'], single_shot=shots, metric=metric)
     other = net.trained_on not in ('', Path(a['data']).absolute().name)
-    _tell_retrieval(r, r.protocol + f'; trained on {net.trained_on}'*other)
+    _tell_retrieval(r, r.protocol + f'; trained on {net.trained_on}'*other + fitted)
     if shots: tell('single-shot ' + '  '.join(f'rank-{k} {100*r.single_shot[k-1]:.1f}' for k in (1,5,10)))
 
 def _tell_retrieval(r, protocol):
     scores = dict(rank1=r.rank(1), rank5=r.rank(5), map_trap=r.map_trap, map_mean=r.map_mean)
     _tell_scores({k: 100*float(v) for k,v in scores.items()} | {'protocol':protocol})
+
+# %% ../nbs/98_cli.ipynb #evmt0002
+def _fitted(a, net, f=None):
+    "The learned metric that was asked for, and what it was fitted on if that is not the set itself"
+    from posereid.core import one_of
+    from posereid.metrics.learned import METRICS, fit_metric
+    from posereid.evaluate.features import check_unseen, read_training
+    import torch.nn.functional as F
+    one_of('--metric', a['metric'], METRICS)
+    at = a['fit']
+    if f is not None and (at is None or at.is_dir()):
+        raise InputError("Features of a file need training features of the same net to fit a metric "
+                         "on; give their file by --fit.")
+    if at is None or at.is_dir() or at.suffix.lower()=='.csv': train = _trained_features(a, net, at)
+    else: train = read_training(at)
+    for o in train.notes: tell(f'{Path(train.file).name}: {o}')
+    if f is not None: check_unseen(train, f)
+    # as the test features are
+    x = F.normalize(train.x, dim=1)
+    return fit_metric(a['metric'], x, train.pids, train.camids), f'; fitted on {at.name}' if at else ''
+
+def _trained_features(a, net, at):
+    "Features of the training pictures of a set, by the net and the options of the score"
+    from posereid.experiment.inputs import read_set
+    from posereid.evaluate.features import training_features
+    data,own = at or Path(a['data']),at is None
+    layout,read = (a['layout'],parse_choices(a['read'])) if own else (None,None)
+    df = read_set(data, ('train',), True, layout, *[read]*bool(read))
+    return training_features(net.net, df, net.store(a['convert']), flip=a['flip'], grey=a['grey'],
+                             name=str(data))
 
 # %% ../nbs/98_cli.ipynb #evalfe02
 _OF_PICTURES = dict(flip=False, grey=False, convert=False, tracklets='auto', single_shot=0)
@@ -677,8 +712,9 @@ def _score_features(a):
     f = read_features(a['features'], a['data'] and _test_of_set(a), not a['no_cameras'])
     for o in f.notes: tell(o)
     name = Path(a['data']).absolute().name if a['data'] else ''
-    r = score_file(f, name, a['distance'], rerank={} if a['rerank'] else None)
-    _tell_retrieval(r, r.protocol)
+    metric,fitted = _fitted(a, None, f) if a['metric'] else (None,'')
+    r = score_file(f, name, a['distance'], rerank={} if a['rerank'] else None, metric=metric)
+    _tell_retrieval(r, r.protocol + fitted)
 
 # %% ../nbs/98_cli.ipynb #50e7eded
 @call_parse

@@ -30,7 +30,7 @@ def _unzip(b):
     return memoryview(res)
 
 def _matrix(b, e):
-    "Name and value of a matrix element: numbers, text or a cell of them; None for other kinds"
+    "Name and value of a matrix element: numbers, text, a cell or struct; None for other kinds"
     _, flags, at = _element(b, 0, e)
     _, dims, at = _element(b, at, e)
     _, name, at = _element(b, at, e)
@@ -43,6 +43,7 @@ def _matrix(b, e):
             _, part, at = _element(b, at, e)
             out.append(_matrix(part, e)[1] if len(part) else np.zeros((0,0)))
         return name, out
+    if kind == 2: return name, _struct(b, at, e, n)
     if kind not in (4, *range(6, 16)): return name, None
     k, raw, _ = _element(b, at, e)
     if kind == 4 and k in (1, 2, 16): return name, bytes(raw).decode('utf-8')
@@ -51,10 +52,25 @@ def _matrix(b, e):
     if len(v) != n: raise ValueError('a matrix has another size than it says')
     return name, v.reshape(dims, order='F')
 
+# %% ../nbs/02_matlab.ipynb #matstru1
+def _struct(b, at, e, n):
+    "Values of a struct by name of field; of an array of structs, a list of them"
+    _, size, at = _element(b, at, e)
+    _, names, at = _element(b, at, e)
+    size, names, out = struct.unpack(e+'i', size)[0], bytes(names), []
+    if size < 1: raise ValueError('the names of a struct are broken')
+    for _ in range(n):
+        out.append({})
+        for i in range(0, len(names), size):
+            _, part, at = _element(b, at, e)
+            key = names[i:i+size].split(b'\0')[0].decode('latin-1')
+            out[-1][key] = _matrix(part, e)[1] if len(part) else np.zeros((0,0))
+    return out[0] if n == 1 else out
+
 # %% ../nbs/02_matlab.ipynb #30166a15
 def read_mat(
     path:Path, # MATLAB file of version 5 to 7
-) -> dict:     # Arrays, texts and lists (cells, in column order) by name of variable
+) -> dict:     # Arrays, texts, lists (cells, in column order) and dicts (structs) by name
     "All variables of a MATLAB file"
     try: b = memoryview(Path(path).read_bytes())
     except OSError as err:

@@ -1,7 +1,7 @@
 "Re-ranking against the definition in sets, with ties, odd settings and bad input"
 import numpy as np, pytest, torch
 from posereid.core import InputError
-from posereid.metrics.rerank import rerank, rerank_features
+from posereid.metrics.rerank import divide_and_fuse, rerank, rerank_features
 
 
 def dist(a, b): return np.sqrt(np.maximum(((a[:,None]-b)**2).sum(2), 0))
@@ -154,3 +154,77 @@ def test_too_large_to_square():
     far = np.eye(6)*1e25
     with pytest.raises(InputError, match='too large'): rerank_features(far[:2], far[2:])
     with pytest.raises(InputError, match='too large'): rerank(*three(far[:2], far[2:]))
+
+
+# --- Divide and Fuse ---
+
+def fused(x, n_query, parts, k1, k2, lam=0., alpha=1., rounds=1):
+    "Picture by picture, on full arrays, in double precision but for the order"
+    def D_of(f):
+        D = np.array([[((a-b)**2).sum() for b in f] for a in f])
+        return D/np.where(D.max(1)==0, 1, D.max(1))[:,None]
+    V,n,at,size = [],len(x),0,x.shape[1]
+    for p in range(parts):
+        width = size//parts + (p<size%parts)
+        D,at = D_of(x[:,at:at+width]),at+width
+        order = np.argsort(D.astype(np.float32), kind='stable')
+        W = np.zeros((n,n))
+        for i in range(n):
+            for j in order[i,:k1]: W[i,j] = np.exp(-D[i,j])
+            W[i] /= W[i].sum()
+        for _ in range(rounds): W = np.array([sum(W[j] for j in order[i,:k2])/min(k2, n) for i in range(n)])
+        V.append(W)
+    F = np.max(V, 0) if np.isinf(alpha) else (sum(o**alpha for o in V)/parts)**(1/alpha)
+    J = np.array([[1-np.minimum(F[i], F[j]).sum()/np.maximum(F[i], F[j]).sum() for j in range(n_query, n)] for i in range(n_query)])
+    return (1-lam)*J + lam*D_of(x)[:n_query,n_query:]
+
+
+@pytest.mark.parametrize('kind', ['random','clusters','grid'])
+@pytest.mark.parametrize('kw', [dict(parts=1, k1=20, k2=6), dict(parts=3, k1=7, k2=1), dict(parts=4, k1=10, k2=4, alpha=2.),
+                                dict(parts=2, k1=5, k2=9, rounds=3), dict(parts=4, k1=8, k2=3, lam=.3, alpha=.5),
+                                dict(parts=4, k1=8, k2=3, alpha=np.inf)])
+def test_divide_and_fuse_is_the_loop(kind, kw):
+    x = points(kind)
+    x = x+1e-3*np.random.default_rng(2).normal(size=x.shape) if kind=='grid' else x  # parts have ties that rounding would decide
+    x = x.astype(np.float32).astype(float)
+    new = divide_and_fuse(x[:20], x[20:], ties='stable', chunk=17, **kw)
+    assert new.dtype==torch.float32 and abs(new.numpy()-fused(x, 20, **kw)).max()<1e-5
+
+
+def test_one_part_is_sparse_contextual_activation():
+    "As in the code of Bai and Bai: rows are summed and not averaged, and the whole is twice as many"
+    x = points('clusters')
+    D = dist(x, x)**2
+    D = D/D.max(1, keepdims=True)
+    order,f = np.argsort(D, kind='stable'),np.zeros_like(D)
+    for i,o in enumerate(order): f[i,o[:9]] = np.exp(-D[i,o[:9]])/np.exp(-D[i,o[:9]]).sum()
+    f = np.array([f[o[:4]].sum(0) for o in order])
+    s = np.minimum(f[:30,None], f[None,30:]).sum(2)
+    assert abs(divide_and_fuse(x[:30], x[30:], 1, 9, 4).numpy()-(1-s/(2*4-s))).max()<1e-5
+
+
+def test_parts_that_do_not_matter():
+    x = points('clusters')
+    one,half = divide_and_fuse(x[:30], x[30:], 1, 9, 4),x[:,:3]
+    twice = np.concatenate([half,half], 1)
+    for alpha in (1.,3.,np.inf):
+        assert abs(divide_and_fuse(twice[:30], twice[30:], 2, 9, 4, alpha=alpha)-divide_and_fuse(half[:30], half[30:], 1, 9, 4)).max()<1e-6
+    # neither the scale of a part nor a shift
+    big = np.concatenate([x[:,:3], 1000*x[:,3:]+5], 1)
+    assert abs(divide_and_fuse(big[:30], big[30:], 2, 9, 4)-divide_and_fuse(x[:30], x[30:], 2, 9, 4)).max()<1e-4
+    assert abs(divide_and_fuse(x[:30], x[30:], 1, 9, 4, chunk=7)-one).max()<1e-6
+    assert abs(divide_and_fuse(x[:30], x[30:], 3, lam=1.)-divide_and_fuse(x[:30], x[30:], 1, lam=1.)).max()<1e-6
+
+
+def test_fused_features_that_are_all_alike():
+    for x in (np.ones((12,4)), np.concatenate([np.ones((12,2)), points('random', 12)[:,:2]], 1)):
+        d = divide_and_fuse(x[:4], x[4:], 2, 5, 2, lam=.3, ties='stable')
+        assert d.isfinite().all() and d.min()>=0 and d.max()<=1+1e-6
+    assert divide_and_fuse(np.ones((2,4)), np.ones((3,4)), 2, 9, 9).abs().max()<1e-6
+
+
+@pytest.mark.parametrize('kw,says', [(dict(parts=0), 'parts'), (dict(parts=5), 'from 1 to 4'), (dict(alpha=0.), 'alpha'), (dict(alpha=-1.), 'alpha'),
+                                     (dict(alpha=float('nan')), 'alpha'), (dict(rounds=0), 'rounds'), (dict(rounds=1.5), 'rounds'), (dict(k1=0), 'k1'),
+                                     (dict(lam=2), 'lam'), (dict(ties='x'), 'ties'), (dict(g=np.ones((3,5))), 'one length'), (dict(g=np.full((3,4), np.inf)), 'finite')])
+def test_bad_input_of_divide_and_fuse(kw, says):
+    with pytest.raises(InputError, match=says): divide_and_fuse(**(dict(q=np.ones((2,4)), g=np.ones((3,4))) | kw))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['eval_mode', 'batches', 'to_input', 'extract_features', 'tracklet_features', 'protocol_string', 'test_rows',
-           'rank_pictures', 'evaluate_reid', 'identity_scores', 'class_probability', 'Middle', 'seen_by', 'WithViews',
-           'Averaged', 'reestimate_bn']
+           'rank_pictures', 'by_metric', 'check_metric', 'evaluate_reid', 'identity_scores', 'class_probability',
+           'Middle', 'seen_by', 'WithViews', 'Averaged', 'reestimate_bn']
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #c002
 import copy
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from typing import NamedTuple
 from ..core import InputError, default_device, one_of, ranks
 from ..many import everyones
-from ..metrics.rerank import rerank_features
+from ..metrics.learned import LearnedMetric
+from ..metrics.rerank import divide_and_fuse, rerank_features
 from ..metrics.retrieval import (DISTANCES, RetrievalResult, cosine_distance,
                                         euclidean_distance, retrieval, score_features)
 from ..metrics.protocols import multi_query, single_shot_cmc
@@ -155,6 +156,7 @@ def protocol_string(
     dropped:int=0,             # Number of gallery pictures dropped as queries, without cameras
     single_shot:int=0,         # Number of random galleries of the single-shot CMC
     zeros:int=0,               # Number of features that are zero
+    metric:LearnedMetric=None, # Learned metric instead of a distance; None: the distance
 ) -> str:                      # Protocol, in one line
     "Data set, counts, exclusions, distance, conventions and picture size of an evaluation"
     pieces = [f'{dataset}: '*bool(dataset) + _counts(query, gallery, pooled),
@@ -162,7 +164,8 @@ def protocol_string(
               (f'multi-query ({multi})' if multi else 'single query')
               + ', same person in same camera removed'*cameras,
               _unknown_cameras(query, gallery) if cameras else _without_cameras(dropped, pooled),
-              f'{distance} distance of L2-normalised features' + ', mirrored ones added'*flip,
+              f'{metric.said if metric else f"{distance} distance"} of L2-normalised features'
+              + ', mirrored ones added'*flip,
               f'{zeros:,} features are zero and stay so'*bool(zeros), _reranked(rerank),
               'AP by trapezoid (map_trap) and as mean precision (map_mean)',
               'ties in gallery order',
@@ -209,6 +212,11 @@ def _shots(n, pooled):
     if not n: return ''
     return (f'single_shot: CMC with one gallery {_kind(pooled)} of each person, mean over '
             f'{n:,} draws')
+
+def _defaults(rerank):
+    "All settings of re-ranking; those of Divide and Fuse if there are `parts`"
+    if rerank is None: return None
+    return dict(k1=20, k2=6, lam=0. if 'parts' in rerank else .3) | rerank
 
 def _reranked(rerank):
     return ('re-ranked ({})'.format(', '.join(f'{k}={v}' for k,v in rerank.items())) if rerank
@@ -345,6 +353,32 @@ def _features(model, df, store, bs, **kwargs):
     paths = [list(df.path.iloc[i:i+bs]) for i in range(0, len(df), bs)]
     return extract_features(model, (store.get(o) for o in paths), **kwargs)
 
+# %% ../../nbs/70_evaluate.protocol.ipynb #metr0002
+def by_metric(
+    metric:LearnedMetric, # Learned metric; None: none
+    q:Tensor,             # `(q, d)` features of the queries
+    g:Tensor              # `(g, d)` features of the gallery
+) -> tuple:               # Features of both sides to rank by, and None, or their distances
+    "Features in the space of a learned metric, or the distances if it has no such space"
+    if metric is None: return q, g, None
+    if metric.psd: return metric.project(q), metric.project(g), None
+    return q, g, metric.distance(q, g)
+
+# %% ../../nbs/70_evaluate.protocol.ipynb #metr0005
+def check_metric(
+    metric:LearnedMetric, # Learned metric; None: none
+    distance:str,         # Distance that is asked for as well
+    rerank:dict           # Settings of re-ranking; None: off
+):
+    "Refuse what a learned metric excludes"
+    if metric is None: return
+    if distance!='euclidean':
+        raise InputError(f"A learned metric is a distance of its own, but '{distance}' was asked "
+                         "for as well; leave the distance out.")
+    if rerank is not None and not metric.psd:
+        raise InputError("Re-ranking needs a Euclidean distance, which this metric is not; fit it "
+                         "with subspace='eigen', or leave re-ranking out.")
+
 # %% ../../nbs/70_evaluate.protocol.ipynb #48345346
 def evaluate_reid(
     model:nn.Module,              # Network with `embed`: float pictures to `(n, d)` features
@@ -358,26 +392,30 @@ def evaluate_reid(
     max_rank:int=50,              # Length of the CMC
     bs:int=256,                   # Batch size
     device:str|torch.device=None, # Device to compute on; None: `default_device()`
-    rerank:dict=None,             # Settings of `rerank_features`, `{}` for its defaults; None: off
+    rerank:dict=None,             # Settings of `rerank_features`, or `divide_and_fuse`; None: off
     multi:str=None,               # Multi-query over the split `multi`: `mean` or `max`; None: off
     tracklets:str='auto',         # Pooling `max` or `mean`; `none`: pictures; `auto`: `max` on MARS
     cameras:bool=True,            # False: ignore cameras, and drop queries from the gallery
     single_shot:int=0,            # Number of random galleries of the single-shot CMC; 0: none
+    metric:LearnedMetric=None,    # Learned metric to rank by instead of a distance; None: off
 ) -> RetrievalResult:             # Scores, with the protocol in `protocol`
     "Score a model on a test set, and state the protocol"
     _check_distance(distance)
     test = _test_set(df, tracklets, cameras, dataset)
-    rerank = None if rerank is None else dict(k1=20, k2=6, lam=.3) | rerank
+    rerank = _defaults(rerank)
     _check_choices(test, multi, single_shot)
+    check_metric(metric, distance, rerank)
     get = lambda rows: _features(model, rows, store, bs, flip=flip, grey=grey, device=device)
     q,g = _both_features(model, test, store, bs, get, flip=flip, grey=grey, device=device)
     if multi: q = _pooled(get, test.query.items, pick(df, 'multi'), multi)
     zeros = int(sum((o==0).all(1).sum() for o in (q,g)))
     said = protocol_string(test.query.items, test.gallery.items, dataset, tuple(store.size),
                            distance, flip, grey, empty,
-                           rerank, multi, test.pooled, cameras, test.dropped, single_shot, zeros)
+                           rerank, multi, test.pooled, cameras, test.dropped, single_shot, zeros,
+                           metric)
     kwargs = dict(max_rank=max_rank, empty=empty, protocol=said)
-    return _scored(q, g, _ids(test, cameras), distance, rerank, single_shot, kwargs)
+    return _scored(*by_metric(metric, q, g), _ids(test, cameras), distance, rerank, single_shot,
+                   kwargs)
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #d900075d
 def _check_choices(test, multi, single_shot):
@@ -416,11 +454,13 @@ def _ids(test, cameras):
     sides = (test.query.items, test.gallery.items)
     return [o.pid.to_numpy() for o in sides] + [o.camid.to_numpy()*bool(cameras) for o in sides]
 
-def _scored(q, g, ids, distance, rerank, single_shot, kwargs):
-    "Scores of the ranking by features, and the single-shot CMC if asked for"
-    if rerank is None and not single_shot: return score_features(q, g, *ids, distance, **kwargs)
-    d = _distances(q, g, distance) if rerank is None else _without_junk(q, g, ids[1], rerank)
-    r = (score_features(q, g, *ids, distance, **kwargs) if rerank is None
+def _scored(q, g, d, ids, distance, rerank, single_shot, kwargs):
+    "Scores of the ranking by features or distances, and the single-shot CMC if asked for"
+    plain = d is None and rerank is None
+    if plain and not single_shot: return score_features(q, g, *ids, distance, **kwargs)
+    if plain: d = _distances(q, g, distance)
+    elif d is None: d = _without_junk(q, g, ids[1], rerank)
+    r = (score_features(q, g, *ids, distance, **kwargs) if plain
          else retrieval(d, *ids, **kwargs))
     if not single_shot: return r
     return replace(r, single_shot=single_shot_cmc(d, *ids, repeats=single_shot,
@@ -438,7 +478,8 @@ def _pooled(get, query, rows, how):
 def _without_junk(q, g, g_pids, settings):
     "Re-ranked distances; junk takes no part in re-ranking and gets distance 1"
     keep,dist = torch.as_tensor(g_pids!=-1), torch.ones(len(q), len(g))
-    dist[:,keep] = rerank_features(q, g[keep], **settings)
+    make = divide_and_fuse if 'parts' in settings else rerank_features
+    dist[:,keep] = make(q, g[keep], **settings)
     return dist
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #c030

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'interval_text', 'by_interval', 'by_seed', 'difference', 'differences', 'verdict', 'verdicts', 'finding',
-           'part_gains', 'piece_gains', 'synergy', 'scores_table', 'paper_context', 'plot_gains', 'sweep', 'plot_sweep',
-           'picture_table', 'picture_verdicts', 'picture_finding']
+           'part_gains', 'piece_gains', 'synergy', 'scores_table', 'both_table', 'paper_context', 'plot_gains', 'sweep',
+           'plot_sweep', 'picture_table', 'picture_verdicts', 'picture_finding']
 
 # %% ../../nbs/72_evaluate.results.ipynb #4095fdfa
 from itertools import combinations
@@ -226,6 +226,25 @@ def scores_table(
                else {})} for n in names or list(titles.index)]
     # one line of headings
     return pd.DataFrame(res).set_index('row').rename_axis(None).rename_axis(columns='row')
+
+# %% ../../nbs/72_evaluate.results.ipynb #botht002
+def both_table(
+    df:pd.DataFrame,     # Lines of a CSV, one for each row and seed
+    ending:str='_pt',    # What the key of the second row ends with
+    value:str='map_trap',# Column of the score
+    part:str=None,       # Part of the table; None if there is one
+    names:list=None      # Keys of the first rows, in order; None: all that have a second
+) -> pd.DataFrame:       # A line for each method: `title alone both mean lo hi n`, index `row`
+    "Each method alone and with an addition, and what the addition changes"
+    wide = by_seed(df, value, part).dropna(axis=1, how='all')
+    titles = df.groupby('row').title.first()
+    keys = names or [k for k in wide if f'{k}{ending}' in wide]
+    for k in keys:
+        if k not in wide or f'{k}{ending}' not in wide: _no_row(f'{k}{ending}', wide)
+    one = lambda k: difference(df, f'{k}{ending}', k, value, part)
+    res = [dict(row=k, title=titles[k], alone=wide[k].mean(), both=wide[f'{k}{ending}'].mean(),
+                **dict(zip(('mean','lo','hi','n'), one(k)[:4]))) for k in keys]
+    return pd.DataFrame(res, columns='row title alone both mean lo hi n'.split()).set_index('row')
 
 # %% ../../nbs/72_evaluate.results.ipynb #4ce0cc19
 def paper_context(

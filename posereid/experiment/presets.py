@@ -16,6 +16,7 @@ from ..stages.reid import ReIDSettings
 from ..stages.transfer import TransferSettings, enough_for_triplets, start_from, transfer_model
 from ..stages.generate import GenerateSettings
 from ..stages.lsro import DCGANSettings
+from ..stages.method import check_method
 
 # %% ../../nbs/90_experiment.presets.ipynb #8ee51577
 @dataclass
@@ -24,6 +25,8 @@ class RowSettings(Settings):
     eps_unguided:float=.2 # ε of pictures of an unguided generator (§4.4)
     init:str=''           # First weights of G: `shipped`, a file, a run folder; empty: random
     imported:str=later('', '0.1.0') # Folder of posereid_import, for the row `imported`
+    start:str=later('', '0.1.0') # Run folder of a net of another set, for methods that go on from one
+    attributes:str=later('', '0.1.0') # File market_attribute.mat, for the method APR
 
 GROUPS = dict(world=WorldSettings, reid=ReIDSettings, transfer=TransferSettings,
               generate=GenerateSettings, dcgan=DCGANSettings, rows=RowSettings)
@@ -163,6 +166,7 @@ def check_settings(
     R = groups.get('guider', r)
     if t and t.beta and R and R.loss=='triplet': enough_for_triplets(t)
     if r: check_arch(r.arch, r.weights or None)
+    if r: check_method(r)
     with torch.device('meta'):
         if t: transfer_model(replace(t, ema=0.))
         if r: reid_net(2, r.arch, r.width)

@@ -30,7 +30,11 @@ class OnNet(nn.Module):
     ) -> Tensor:  # `(n, n_features)`, not normalised
         "The embedding of the network below"
         return self.base.embed(x)
-    def forward(self, x): return self.base(x)
+    def forward(self,
+        x:Tensor, # `(n, 3, h, w)` pictures in [−1, 1]
+    ) -> Tensor:  # Scores of identities, or embeddings
+        "What the network below gives"
+        return self.base(x)
 
 # %% ../../nbs/26_models.heads.ipynb #head0008
 class TwoLayers(OnNet):
@@ -47,8 +51,16 @@ class TwoLayers(OnNet):
                                  nn.ReLU(), nn.Linear(hidden, out))
     @property
     def n_features(self): return self.out
-    def embed(self, x): return self.top(self.base.embed(x))
-    def forward(self, x): return self.embed(x)
+    def embed(self,
+        x:Tensor, # `(n, 3, h, w)` pictures in [−1, 1]
+    ) -> Tensor:  # `(n, out)`, not normalised
+        "The second layer"
+        return self.top(self.base.embed(x))
+    def forward(self,
+        x:Tensor, # `(n, 3, h, w)` pictures in [−1, 1]
+    ) -> Tensor:  # `(n, out)`
+        "The embedding, since there is no classifier"
+        return self.embed(x)
 
 # %% ../../nbs/26_models.heads.ipynb #head0011
 class BNNeck(OnNet):
@@ -61,7 +73,11 @@ class BNNeck(OnNet):
         self.neck.bias.requires_grad_(False) # stays 0
         base.head = nn.Linear(base.n_features, base.head.out_features, bias=False)
         nn.init.normal_(base.head.weight, std=.001)
-    def embed(self, x): return self.neck(self.base.embed(x))
+    def embed(self,
+        x:Tensor, # `(n, 3, h, w)` pictures in [−1, 1]
+    ) -> Tensor:  # `(n, n_features)`
+        "What comes after the neck"
+        return self.neck(self.base.embed(x))
     def forward(self,
         x:Tensor, # `(n, 3, h, w)` pictures in [−1, 1]
     ) -> tuple[Tensor,Tensor]: # `(n, n_ids)` scores, and `(n, n_features)` before the neck

@@ -92,8 +92,10 @@ def as_trusted(
     N:float,        # Number of generated pictures for each real one
     n_ids:int=1<<30 # Number of training identities
 ) -> ReIDSettings:  # Settings of the smoothed control
-    "Give real pictures the ε, or the margin, that an augmented set has on average (§3.3)"
-    if s.loss=='ce': return replace(s, eps_real=smoothed_eps(s.eps_generated, N, s.eps_real))
+    "Give real pictures the ε and the margin that an augmented set has on average (§3.3)"
+    if s.loss=='ce' or s.method:
+        s = replace(s, eps_real=smoothed_eps(s.eps_generated, N, s.eps_real))
+    if s.loss=='ce': return s
     return replace(s, margin=smoothed_margin(s.margin, s.margin_generated, N, s.bs, n_ids, s.rule))
 
 # %% ../../nbs/84_stages.augment.ipynb #9abb725c
