@@ -43,6 +43,8 @@ from .metrics.images import *
 from .metrics.stats import *
 from .metrics.protocols import *
 from .metrics.learned import *
+
+# %% ../nbs/97_all.ipynb #allda001
 from .data.manifest import *
 from .data.near import *
 from .data.market import *
@@ -80,6 +82,8 @@ from .stages.lsro import *
 from .stages.trained import *
 from .stages.tracking import *
 from .stages.play import *
+
+# %% ../nbs/97_all.ipynb #allmt002
 from .methods.verification import *
 from .methods.trinet import *
 from .methods.transfer import *

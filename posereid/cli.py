@@ -166,7 +166,7 @@ def posereid_run(
     world:int=0,               # Number of the synthetic world: its people, cameras and scenes
     size:str=None,             # Height x width of pictures and networks, such as 128x64
     recipe:str=None,           # `R-CE`, `D-CE`, `R-Tri` or `D-Tri`; full size with --preset paper
-    rows:str='front',          # Comma-separated rows of the table; `front`, `main` or `all`
+    rows:str='front',          # Comma-separated rows; `front`, `main`, `all` or `methods`
     validation:bool=False,     # Score on validation identities, not on the test set; for tuning
     data:Path=None,            # Target set (folder or CSV) instead of a synthetic world
     source:Path=None,          # Set that lends its poses; a third of the training ids if not given
@@ -370,6 +370,7 @@ def posereid_guider(
     no_cameras:bool=False,  # Score by a protocol without cameras
     layout:str=None,        # Layout of the set, such as cuhk03-labeled; detected if not given
     read:_read=None,        # Reader options of the set, such as odd=skip links=true
+    start:Path=None,        # Run folder of a net of another set, from which some methods go on
     fresh:bool=False,       # Discard the results in --out and start over
     set:_set_reid=None, # Override settings of the ReID model, such as reid.epochs=10
     device:str=None,           # `cpu`, `cuda`, `cuda:1` or `mps`; the best there is if not given
@@ -383,7 +384,7 @@ def posereid_guider(
     _compute(device, threads, out, precision, deterministic, log)
     s = _reid_settings(preset, seed, size, set)
     i = _open_target(data, s.size, no_cameras, layout, read, convert)
-    _reid(i, i.train, s, out, fresh, 'guider')
+    _reid(i, i.train, s, out, fresh, 'guider', start)
 
 def _reid_settings(preset, seed, size, opts):
     "Settings of a ReID model from the arguments of a command"
@@ -391,13 +392,13 @@ def _reid_settings(preset, seed, size, opts):
     return experiment_settings(preset, seed, size=parse_size(size), opts=opts,
                                only=('reid',))['reid']
 
-def _reid(inputs, rows, s, out, fresh, desc):
+def _reid(inputs, rows, s, out, fresh, desc, start=None):
     "Train a ReID model on rows in a run folder and score it"
     from posereid.data.manifest import train_labels
     from posereid.experiment.engine import score_model
-    from posereid.stages.reid import train_reid
+    from posereid.stages.reid import load_reid, train_reid
     model = train_reid(rows, inputs.store(s.size), train_labels(inputs.target), s, Path(out),
-                       fresh, desc)
+                       fresh, desc, start=load_reid(start) if start else None)
     _tell_scores(score_model(model, inputs, s, Path(out)))
     tell(out)
 
@@ -575,6 +576,7 @@ def posereid_augment(
     no_cameras:bool=False,     # Score by a protocol without cameras
     layout:str=None,           # Layout of the set, such as cuhk03-labeled; detected if not given
     read:_read=None,           # Reader options of the set, such as odd=skip links=true
+    start:Path=None,           # Run folder of a net of another set, from which some methods go on
     fresh:bool=False,          # Discard the results in --out and start over
     set:_set_reid=None, # Override ReID settings, such as reid.eps_generated=0.2
     device:str=None,           # `cpu`, `cuda`, `cuda:1` or `mps`; the best there is if not given
@@ -593,7 +595,7 @@ def posereid_augment(
     made = read_generated(Path(generated))
     _without_test(made, i, generated)
     rows = augment(i.train, made)
-    _reid(i, rows, s, out, fresh, 'augmented')
+    _reid(i, rows, s, out, fresh, 'augmented', start)
 
 def _without_test(made, inputs, folder):
     "Refuse a generated set with a picture that is scored on"

@@ -397,13 +397,14 @@ def evaluate_reid(
     tracklets:str='auto',         # Pooling `max` or `mean`; `none`: pictures; `auto`: `max` on MARS
     cameras:bool=True,            # False: ignore cameras, and drop queries from the gallery
     single_shot:int=0,            # Number of random galleries of the single-shot CMC; 0: none
-    metric:LearnedMetric=None,    # Learned metric to rank by instead of a distance; None: off
+    metric:LearnedMetric=None,    # Metric to rank by instead of a distance; None: the model's, if any
 ) -> RetrievalResult:             # Scores, with the protocol in `protocol`
     "Score a model on a test set, and state the protocol"
     _check_distance(distance)
     test = _test_set(df, tracklets, cameras, dataset)
     rerank = _defaults(rerank)
     _check_choices(test, multi, single_shot)
+    metric = metric or getattr(model, 'metric', None) # some nets compare pairs
     check_metric(metric, distance, rerank)
     get = lambda rows: _features(model, rows, store, bs, flip=flip, grey=grey, device=device)
     q,g = _both_features(model, test, store, bs, get, flip=flip, grey=grey, device=device)

@@ -427,7 +427,7 @@ def score_model(
     whole = lambda net: Averaged(net, 1+len(next(iter(views.values())))) if views else net
     how = dict(parts=4) if rerank=='daf' else {} if rerank else None
     kwargs = dict(dataset=inputs.name, rerank=how, cameras=inputs.cameras,
-                  metric=metric or getattr(model, 'metric', None))
+                  metric=metric)
     score = lambda model, **more: evaluate_reid(whole(model), df, shown, **kwargs, **more)
     r,q = score(model),test_rows(df, cameras=inputs.cameras)[0]
     with holding(path):

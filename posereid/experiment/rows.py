@@ -231,15 +231,18 @@ def pick_rows(
     return [r for r in known.values() if r['row'] in wanted]
 
 # %% ../../nbs/91_experiment.rows.ipynb #c028
-_plain_keys = dict(row=None, title=None, pictures=(None,'generator','rendered','dcgan','imported'),
+_plain_keys = dict(row=None, title=None,
+                   pictures=(None,'generator','rendered','dcgan','imported'),
                    also=(None,'dcgan'), steps=('epochs','equal'), eps_real=(None,'average','soft'),
                    trust=('alike','guider'),
                    guider=('same','smoothed','early','best','other','small',*RECIPES['paper']),
-               teacher=(None,'smoothed'), keep=(None,'judged'), average=None,
+                   teacher=(None,'smoothed'), keep=(None,'judged'), average=None,
                    rerank=(False,True,'daf'), descriptor=(None,'lomo','bow'),
-                   metric=(None,'kissme','xqda','null'), drawn_by=('target','elsewhere'), sides=('true','guessed'),
+                   metric=(None,'kissme','xqda','null'),
+                   drawn_by=('target','elsewhere'), sides=('true','guessed'),
                    poses=('source','own','shuffled','synthetic'))
 
+# %% ../../nbs/91_experiment.rows.ipynb #chkrow01
 def check_row(
     row:dict,   # Row of an experiment
     groups:dict # Settings of the experiment by group
@@ -264,11 +267,15 @@ def check_row(
         if row.get(k) and row.get('pictures')!='generator':
             raise InputError(f"Row '{row['row']}' has '{k}', which takes a generator; set "
                              "'pictures' to 'generator'.")
+    _check_net(row)
+    _check_triplets(row, row_settings(row, groups)['reid'])
+    return row
+
+def _check_net(row):
+    "Refuse a descriptor beside a method that trains a net"
     if row.get('descriptor') and row.get('reid.method'):
         raise InputError(f"Row '{row['row']}' has 'descriptor', which takes the place of a net, and "
                          "'reid.method', which trains one; leave one of them out.")
-    _check_triplets(row, row_settings(row, groups)['reid'])
-    return row
 
 def _check_triplets(row, s):
     "Refuse what takes an ε or probabilities, beside triplets"

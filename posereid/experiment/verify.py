@@ -260,6 +260,15 @@ def _scores(folder, inputs):
             a,b = ((o/f'per_query{kind}.csv') for o in (folder, Path(tmp)))
             if not a.exists() or a.read_bytes()!=b.read_bytes(): odd.append(a.name)
         yield _line('scores', where, len(new)+1, len(odd), _few(odd))
+    yield from _by_metric(folder)
+
+def _by_metric(folder):
+    "Scores by a metric, or by Divide and Fuse: they are not made again"
+    known = {f'scores{kind}.json' for kind in _KINDS}
+    for file in sorted(folder.glob('scores*.json')):
+        if file.name not in known:
+            yield _unchecked('scores', f'{folder.name}/{file.name}',
+                             'ranked by a fitted metric or by Divide and Fuse; run its row again')
 
 # %% ../../nbs/96_experiment.verify.ipynb #verify17
 def verify_scores(
