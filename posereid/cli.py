@@ -32,7 +32,7 @@ _set_reid = _pairs("Override settings of the ReID model, such as reid.epochs=10"
 _set_transfer = _pairs("Override settings of the generator, such as transfer.beta=0")
 _set_generate = _pairs("Override settings of the generated set, such as generate.n_each=4")
 _table = Param("Table or figure: `tbl1` to `tbl4`, `fig3` to `fig6`, `cross`, `main`, `controls`, "
-               "`soft`, `best`, `beside`, `beyond` or `coverage`", str)
+               "`soft`, `best`, `beside`, `beyond`, `coverage`, `combine`, `modern`", str)
 _read = _pairs("Reader options of the data set, such as odd=skip links=true camera=_c([0-9]+)")
 _pose_read = _pairs("Reader options of the keypoint file, such as people=first format=yolo")
 _source_read = _pairs("Reader options of the source set, such as odd=skip")
@@ -285,7 +285,7 @@ def posereid_reproduce(
     use_device(device)
     import torch
     from posereid.evaluate.tables import plain_table
-    from posereid.evaluate.results import picture_table, scores_table
+    from posereid.evaluate.results import picture_table
     from posereid.experiment.tables import find_table, part_name, reproduce
     t = find_table(name)
     if threads<1: raise InputError(f"--threads must be at least 1, but is {threads}.")
@@ -299,7 +299,7 @@ def posereid_reproduce(
     for part in t['parts']:
         d = df[df.part==part_name(part)]
         if len(d) and t.get('pictures'): tell('\n'+plain_table(picture_table(d)))
-        elif len(d): tell(f'\n{part_name(part)}\n{plain_table(scores_table(d, _reference(d)))}')
+        elif len(d): tell(f'\n{part_name(part)}\n{plain_table(_part_table(d, name))}')
     tell(f"\n{Path(out)/f'{name}.csv'}")
 
 # %% ../nbs/98_cli.ipynb #ownseed1
@@ -312,6 +312,17 @@ def _own_seeds(seeds):
     return share_of(seeds)
 
 # %% ../nbs/98_cli.ipynb #402a2113
+def _part_table(lines, name):
+    "Lines of a part: beside a control, or pairs of rows under the paper's names"
+    from posereid.evaluate.results import both_text, scores_table
+    from posereid.experiment.tables import PAPER_LINES
+    keys,names = {*lines.row},PAPER_LINES.get(name, {})
+    pairs = [k for k in dict.fromkeys(lines.row) if f'{k}_pt' in keys]
+    if not pairs: return scores_table(lines, _reference(lines))
+    titles = lines.groupby('row').title.first()
+    shown = {k: names.get(k, titles[k]) for k in [*names, *pairs] if k in pairs}
+    return both_text(lines, titles=shown).set_index('method')
+
 def _reference(lines):
     "The row that others are compared with"
     return 'equal_steps' if 'equal_steps' in list(lines.row) else lines.row.iloc[0]

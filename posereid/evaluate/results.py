@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'interval_text', 'by_interval', 'by_seed', 'difference', 'differences', 'verdict', 'verdicts', 'finding',
-           'part_gains', 'piece_gains', 'synergy', 'scores_table', 'both_table', 'paper_context', 'plot_gains', 'sweep',
-           'plot_sweep', 'picture_table', 'picture_verdicts', 'picture_finding']
+           'part_gains', 'piece_gains', 'synergy', 'scores_table', 'both_table', 'both_text', 'paper_context',
+           'plot_gains', 'sweep', 'plot_sweep', 'picture_table', 'picture_verdicts', 'picture_finding']
 
 # %% ../../nbs/72_evaluate.results.ipynb #4095fdfa
 from itertools import combinations
@@ -245,6 +245,26 @@ def both_table(
     res = [dict(row=k, title=titles[k], alone=wide[k].mean(), both=wide[f'{k}{ending}'].mean(),
                 **dict(zip(('mean','lo','hi','n'), one(k)[:4]))) for k in keys]
     return pd.DataFrame(res, columns='row title alone both mean lo hi n'.split()).set_index('row')
+
+# %% ../../nbs/72_evaluate.results.ipynb #botht005
+def both_text(
+    df:pd.DataFrame,  # Lines of a CSV, one for each row and seed
+    part:str=None,    # Part of the table; None if there is one
+    titles:dict=None, # Names of the lines by the key of the first row, in order; None: their titles
+    added:str='pose transfer' # What the second row adds
+) -> pd.DataFrame:    # Text, a line for each method
+    "Each method alone and with an addition: means, the differences with intervals, and a verdict"
+    names = None if titles is None else list(titles)
+    both,rank1 = (both_table(df, value=o, part=part, names=names) for o in ('map_trap','rank1'))
+    text = lambda o: interval_text(Interval(o['mean'], o.lo, o.hi, int(o.n), 0, 0), sign='+')
+    word = lambda o: by_interval(o, 'more', 'less', 'not decided') if o.n>1 else 'one seed'
+    return pd.DataFrame({'method':[(titles or both.title)[k] for k in both.index],
+                         'mAP alone':[f'{o:.1f}' for o in both.alone],
+                         f'mAP with {added}':[f'{o:.1f}' for o in both.both],
+                         'Δ mAP':[text(both.loc[k]) for k in both.index],
+                         'Δ rank-1':[text(rank1.loc[k]) for k in both.index],
+                         'seeds':[int(o) for o in both.n],
+                         f'with {added}':[word(both.loc[k]) for k in both.index]}, index=both.index)
 
 # %% ../../nbs/72_evaluate.results.ipynb #4ce0cc19
 def paper_context(
