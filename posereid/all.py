@@ -72,6 +72,7 @@ from .evaluate.plots import *
 from .evaluate.results import *
 from .evaluate.features import *
 from .evaluate.tables import *
+from .evaluate.occluded import *
 from .stages.fit import *
 from .stages.method import *
 from .stages.reid import *

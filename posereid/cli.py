@@ -641,6 +641,7 @@ def posereid_eval(
     features:Path=None,       # Score a file of features instead: .npz, .pt or .mat of any toolbox
     flip:bool=False,          # Sum the features of each picture and its mirror image
     grey:bool=False,          # Convert the pictures to greyscale first
+    occlude:str=None,         # Share of each query covered with noise, such as 0.3 or 0.3,below
     distance:str='euclidean', # `euclidean` or `cosine`
     convert:bool=False,       # Convert grey, transparent, CMYK and 16-bit pictures to RGB
     rerank:bool=False,        # Apply k-reciprocal re-ranking
@@ -672,12 +673,25 @@ def _score_net(a):
     from posereid.stages.trained import Trained
     net,df,shots = Trained(a['model']),_test_of_set(a),a['single_shot']
     metric,fitted = _fitted(a, net) if a['metric'] else (None,'')
-    r = evaluate_reid(net.net, df, net.store(a['convert']), Path(a['data']).absolute().name, a['distance'],
+    store = _covered(net.store(a['convert']), df, a['occlude'])
+    r = evaluate_reid(net.net, df, store, Path(a['data']).absolute().name, a['distance'],
                       a['flip'], a['grey'], rerank={} if a['rerank'] else None,
                       tracklets=a['tracklets'], cameras=not a['no_cameras'], single_shot=shots, metric=metric)
     other = net.trained_on not in ('', Path(a['data']).absolute().name)
     _tell_retrieval(r, r.protocol + f'; trained on {net.trained_on}'*other + fitted)
     if shots: tell('single-shot ' + '  '.join(f'rank-{k} {100*r.single_shot[k-1]:.1f}' for k in (1,5,10)))
+
+def _covered(store, df, said):
+    "The store, or one whose queries are covered in part"
+    from posereid.data.manifest import pick
+    from posereid.evaluate.occluded import Occluded
+    if said is None: return store
+    share,_,kind = str(said).partition(',')
+    try: share = float(share)
+    except ValueError:
+        raise InputError("--occlude takes a share of the picture and perhaps where it is covered, "
+                         f"such as 0.3 or 0.3,below, but got {said!r}.") from None
+    return Occluded(store, pick(df, split='query'), share, kind or 'anywhere')
 
 def _tell_retrieval(r, protocol):
     scores = dict(rank1=r.rank(1), rank5=r.rank(5), map_trap=r.map_trap, map_mean=r.map_mean)
@@ -714,7 +728,7 @@ def _trained_features(a, net, at):
                              name=str(data))
 
 # %% ../nbs/98_cli.ipynb #evalfe02
-_OF_PICTURES = dict(flip=False, grey=False, convert=False, tracklets='auto', single_shot=0)
+_OF_PICTURES = dict(occlude=None, flip=False, grey=False, convert=False, tracklets='auto', single_shot=0)
 
 def _score_features(a):
     "Score the features in a file, by the same rules"

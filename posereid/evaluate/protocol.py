@@ -157,6 +157,7 @@ def protocol_string(
     single_shot:int=0,         # Number of random galleries of the single-shot CMC
     zeros:int=0,               # Number of features that are zero
     metric:LearnedMetric=None, # Learned metric instead of a distance; None: the distance
+    covered:str='',            # What is covered of the pictures, if anything
 ) -> str:                      # Protocol, in one line
     "Data set, counts, exclusions, distance, conventions and picture size of an evaluation"
     pieces = [f'{dataset}: '*bool(dataset) + _counts(query, gallery, pooled),
@@ -171,7 +172,7 @@ def protocol_string(
               'ties in gallery order',
               'queries without a match ' + ('count 0' if empty=='zero' else 'are skipped'),
               _shots(single_shot, pooled),
-              'grey '*grey + (f'pictures {size[0]}×{size[1]}' if size else 'pictures as stored')]
+              covered, 'grey '*grey + (f'pictures {size[0]}×{size[1]}' if size else 'pictures as stored')]
     return '; '.join(o for o in pieces if o)
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #c019
@@ -413,7 +414,7 @@ def evaluate_reid(
     said = protocol_string(test.query.items, test.gallery.items, dataset, tuple(store.size),
                            distance, flip, grey, empty,
                            rerank, multi, test.pooled, cameras, test.dropped, single_shot, zeros,
-                           metric)
+                           metric, getattr(store, 'said', ''))
     kwargs = dict(max_rank=max_rank, empty=empty, protocol=said)
     return _scored(*by_metric(metric, q, g), _ids(test, cameras), distance, rerank, single_shot,
                    kwargs)

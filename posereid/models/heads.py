@@ -89,7 +89,7 @@ class BNNeck(OnNet):
 # %% ../../nbs/26_models.heads.ipynb #head0014
 def last_stride_1(
     net:ReIDNet,           # Changed in place
-    size:tuple=(128,64),   # Height and width of the pictures that find it out, in pixels
+    size:tuple=(224,224),  # Height and width of the pictures that find it out, in pixels
 ) -> ReIDNet:              # The same net
     "Let a body halve its maps once less"
     at,out = [],[]
@@ -98,11 +98,14 @@ def last_stride_1(
     hooks = [m.register_forward_hook(note) for m in net.body.modules() if isinstance(m, kinds)]
     hooks.append(net.body.register_forward_hook(lambda m, x, y: out.append(y.shape[-2:])))
     where,training = net.mean.device,net.training
-    with torch.no_grad(): net.eval().embed(torch.zeros(1, 3, *size, device=where))
-    for h in hooks: h.remove()
+    try:
+        with torch.no_grad(): net.eval().embed(torch.zeros(1, 3, *size, device=where))
+    finally:
+        for h in hooks: h.remove()
+        net.train(training)
     last = [m for m,a,b in at if b==out[0]!=a]
     if not last:
         raise InputError("The last halving of this body is in no layer with a stride, so that it "
                          "cannot be taken away; use another `arch`, or none of this.")
     for m in last: m.stride = 1 if isinstance(m.stride, int) else (1,1)
-    return net.train(training)
+    return net
