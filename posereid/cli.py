@@ -403,6 +403,7 @@ def _reid_settings(preset, seed, size, opts):
     return experiment_settings(preset, seed, size=parse_size(size), opts=opts,
                                only=('reid',))['reid']
 
+# %% ../nbs/98_cli.ipynb #reidrun1
 def _reid(inputs, rows, s, out, fresh, desc, start=None):
     "Train a ReID model on rows in a run folder and score it"
     from posereid.data.manifest import train_labels
@@ -676,7 +677,8 @@ def _score_net(a):
     store = _covered(net.store(a['convert']), df, a['occlude'])
     r = evaluate_reid(net.net, df, store, Path(a['data']).absolute().name, a['distance'],
                       a['flip'], a['grey'], rerank={} if a['rerank'] else None,
-                      tracklets=a['tracklets'], cameras=not a['no_cameras'], single_shot=shots, metric=metric)
+                      tracklets=a['tracklets'], cameras=not a['no_cameras'], single_shot=shots,
+                      metric=metric)
     other = net.trained_on not in ('', Path(a['data']).absolute().name)
     _tell_retrieval(r, r.protocol + f'; trained on {net.trained_on}'*other + fitted)
     if shots: tell('single-shot ' + '  '.join(f'rank-{k} {100*r.single_shot[k-1]:.1f}' for k in (1,5,10)))
@@ -728,7 +730,8 @@ def _trained_features(a, net, at):
                              name=str(data))
 
 # %% ../nbs/98_cli.ipynb #evalfe02
-_OF_PICTURES = dict(occlude=None, flip=False, grey=False, convert=False, tracklets='auto', single_shot=0)
+_OF_PICTURES = dict(occlude=None, flip=False, grey=False, convert=False, tracklets='auto',
+                    single_shot=0)
 
 def _score_features(a):
     "Score the features in a file, by the same rules"

@@ -53,7 +53,8 @@ def _half(path, have):
     "The table of one half of the set"
     lack = [o for o in (*_THEIRS.values(), 'image_index', *(f'{v}{c}' for k,v in _COLOURS.items()
                                                             for c in ATTRIBUTES[k])) if o not in have]
-    if lack: raise InputError(f"{path} should hold the 27 attributes of Market-1501, but {lack[0]} is "
+    if lack:
+        raise InputError(f"{path} should hold the 27 attributes of Market-1501, but {lack[0]} is "
                               "missing; is it the file of another set?")
     try:
         of = lambda o: np.asarray(have[o]).ravel().astype(np.int64)-1

@@ -577,7 +577,8 @@ def result(self:Experiment,
                               self.views(row, g) if row.get('average') else None,
                               self.metric(row, s, sets, path, model)),
                 net=row.get('descriptor') or net_name(s),
-                loss='' if row.get('descriptor') else s.method or s.loss, size='x'.join(map(str, s.crop or s.size)),
+                loss='' if row.get('descriptor') else s.method or s.loss,
+                size='x'.join(map(str, s.crop or s.size)),
                 seed=s.seed, world=g['world'].world if self.inputs.world else '')
 
 # %% ../../nbs/93_experiment.engine.ipynb #c048

@@ -172,7 +172,8 @@ METHOD_ROWS = [
 _LSRO = dict(row='lsro_soft', title='LSRO', pictures='dcgan',
              **{'reid.eps_generated':1., 'reid.eps_real':.4*2/3})
 METHOD_ROWS += [
-    _LSRO, dict(row='lsro_soft_pt', title='LSRO + pose transfer', also='dcgan', steps='equal', **_WITH),
+    _LSRO, dict(row='lsro_soft_pt', title='LSRO + pose transfer', also='dcgan', steps='equal',
+                **_WITH),
     *_trained('fisher',       'FisherNet',                pk=True),
     *_trained('gated',        'Gated siamese',            pk=True),
     *_trained('verification', 'Verif + Identif',          pk=True),

@@ -51,7 +51,7 @@ class Method:
     callbacks:Callable=nothing # `Training` → callbacks
     goes_with:dict=field(default_factory=dict) # Settings of `ReIDSettings` that it needs
     starts:bool=False          # Begins from a net that was trained on another set
-    known:Callable=lambda training: {}         # `Training` → what else tells one training from another
+    known:Callable=lambda training: {}         # `Training` → what else a run is known by
     attributes:bool=False      # Learns attributes of people, columns `attr_NAME` of the manifest
 
 METHODS = {} # by name
