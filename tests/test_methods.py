@@ -10,7 +10,7 @@ from posereid.experiment.presets import TINY_WORLD, experiment_settings
 from posereid.experiment.rows import METHOD_ROWS, both_rows, check_row, pick_rows
 from posereid.experiment.tables import PAPER_LINES, TABLES, part_names
 from posereid.stages.method import METHODS, Method, check_method, find_method, method_names, register
-from posereid.stages.reid import ReIDSettings, load_reid
+from posereid.stages.reid import ReIDSettings, first_net, load_reid
 
 OPTS = [*TINY_WORLD, 'reid.epochs=2', 'transfer.pairs=32', 'transfer.parts=1', 'dcgan.epochs=1']
 PAIRS = [r['row'] for r in METHOD_ROWS if not r['row'].endswith(('_pt','_hard'))]
@@ -102,6 +102,17 @@ def test_what_real_pictures_lack(exp):
     with pytest.raises(InputError, match='rows.start=FOLDER'): real.elsewhere()
 
 
+def test_a_run_goes_on_without_what_it_lacks(tmp_path, monkeypatch):
+    "One sentence for each row that cannot be trained, before the others' scores"
+    said,rows = [],pick_rows('control smoothed')
+    monkeypatch.setattr(Experiment, 'lacks', lambda self, r: 'no bread'*(r['row']=='smoothed'))
+    groups = experiment_settings('smoke', opts=OPTS)
+    exp = Experiment(rows, groups, tmp_path/'run', say=said.append)
+    assert list(exp.results().row)==['control'] and 'control, smoothed is left out: no bread.' in said
+    with pytest.raises(InputError, match='no row to train'):
+        Experiment(rows[1:], groups, tmp_path/'run').results()
+
+
 def test_a_table_goes_on_without_what_it_lacks(tmp_path, monkeypatch):
     from posereid.experiment import tables
     said,monk = [],monkeypatch
@@ -140,6 +151,16 @@ def test_methods_are_known_by_name():
         with pytest.raises(InputError, match='norms=own'): check_method(ReIDSettings(method='mine_alone',
                                                                                      norms='own'))
     finally: METHODS.pop('mine_alone')
+
+
+@pytest.mark.parametrize('arch', ('small','small_dense','resnet18'))
+@pytest.mark.parametrize('name', method_names())
+def test_a_net_without_memory(name, arch):
+    "A run folder is checked against a net on `meta`, which must have the same tensors"
+    s = ReIDSettings(arch=arch, width=4, method=name, **find_method(name).goes_with)
+    shapes = lambda net: {k: v.shape for k,v in net.state_dict().items()}
+    with torch.device('meta'): want = shapes(first_net(s, 7))
+    assert shapes(first_net(s, 7))==want
 
 
 def test_rows_that_contradict_themselves():

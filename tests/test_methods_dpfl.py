@@ -83,9 +83,7 @@ def test_dropout_is_that_of_the_settings():
 @pytest.mark.parametrize('arch', ('small','small_dense','resnet18'))
 def test_any_body(arch):
     s = ReIDSettings(arch=arch, width=4, method='dpfl')
-    with torch.device('meta'): shapes = {k: v.shape for k,v in first_net(s, 7).state_dict().items()}
     net = first_net(s, 7)
-    assert shapes=={k: v.shape for k,v in net.state_dict().items()}
     assert net.head.out_features==7 and net.n_features==2*net.base.n_features
     assert check_method(s).name=='dpfl'
     assert net.eval()(torch.zeros(2, 3, 64, 32)).shape==(2,7)

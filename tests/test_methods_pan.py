@@ -148,9 +148,7 @@ def test_the_loss_is_both():
 @pytest.mark.parametrize('arch', ('small','small_dense','resnet18'))
 def test_any_row_of_layers(arch):
     s = ReIDSettings(arch=arch, width=4, method='pan')
-    with torch.device('meta'): shapes = {k: v.shape for k,v in first_net(s, 7).state_dict().items()}
     net = first_net(s, 7)
-    assert shapes=={k: v.shape for k,v in net.state_dict().items()}
     assert net.eval()(torch.zeros(2, 3, 64, 32)).shape==(2,7)
     own = next(p for p in net.branch.parameters() if p.ndim==4)
     assert not any(p.shape==own.shape and torch.equal(p, own) for p in net.base.parameters())

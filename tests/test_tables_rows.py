@@ -267,7 +267,7 @@ def engine(monkeypatch):
             log.made.append((part_name(part), seed, r['row']))
             return {KEY:r['row'], TITLE:r.get('title', r['row']), 'map_trap':10.*seed, 'seed':seed,
                     'rank1':1.}
-        return SimpleNamespace(result=result, lacks=lambda row: '')
+        return SimpleNamespace(result=result, left_out=lambda row: False)
     monkeypatch.setattr(T, 'open_part', opener)
     toy = dict(title='Toy', seeds=2,
                parts=[dict(part='one', rows='equal_steps guided'),

@@ -488,6 +488,16 @@ def lacks(self:Experiment,
         return 'a table of attributes (--set rows.attributes=market_attribute.mat)'
     return ''
 
+# %% ../../nbs/93_experiment.engine.ipynb #lack0003
+@patch
+def left_out(self:Experiment,
+    row:dict # Row of the experiment
+) -> bool:   # True if it cannot be trained here
+    "Say what a row lacks, if anything"
+    why = self.lacks(row)
+    if why: self.say(f"{row.get('title', row['row'])} is left out: {why}.")
+    return bool(why)
+
 # %% ../../nbs/93_experiment.engine.ipynb #told0002
 @patch
 def told(self:Experiment,
@@ -597,8 +607,10 @@ def results(self:Experiment) -> ResultsTable: # A line for each row, and the `pr
     "Train and score all rows, with their difference in mAP to two controls; write results.csv"
     res = []
     for i,row in enumerate(self.rows, 1):
+        if self.left_out(row): continue
         self.say(f"[{i}/{len(self.rows)}] {row.get('title', row['row'])}")
         res.append(self.result(row))
+    if not res: raise InputError("There is no row to train; see above what each of them lacks.")
     self.table = ResultsTable(add_deltas(pd.DataFrame(res)))
     write_results(self.table, self.run/'results.csv')
     return self.table

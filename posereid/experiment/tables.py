@@ -367,9 +367,7 @@ def _run_part(t, name, part, rows, seed, df, path, say, kwargs):
                               {**same, 'command':_command(name, seed, None, kwargs)})
         return append_lines(lines, path)
     for r in lacking:
-        if why := exp.lacks(r):
-            say(f"{r.get('title', r['row'])} is left out: {why}.")
-            continue
+        if exp.left_out(r): continue
         df = read_lines(path)
         if r['row'] in there(df): continue  # another process was here
         say(f"{name}{' '+part_name(part) if part_name(part) else ''}, seed {seed}: "

@@ -189,11 +189,14 @@ def _as_tensor(x, what):
                          'that made them.')
     return x
 
-def _check_length(q, g):
+def _of_one_length(q, g):
+    "Features of both sides as tensors"
+    q,g = _as_tensor(q, 'The features of the queries'), _as_tensor(g, 'The features of the gallery')
     if q.shape[1]!=g.shape[1]:
         raise InputError('Queries and gallery must have features of one length, but they have '
                          f'{q.shape[1]} and {g.shape[1]} numbers per picture; take both from the '
                          'same model.')
+    return q, g
 
 # %% ../../nbs/41_metrics.rerank.ipynb #1d0fec70
 @torch.no_grad()
@@ -231,8 +234,7 @@ def rerank_features(
 ) -> Tensor:             # `(q, g)` float32 distances on the CPU
     "k-reciprocal re-ranking from features; no `(g, g)` array is held in memory"
     _check_settings(k1, k2, lam, ties)
-    q,g = _as_tensor(q, 'The features of the queries'), _as_tensor(g, 'The features of the gallery')
-    _check_length(q, g)
+    q,g = _of_one_length(q, g)
     return _rerank(_FromFeatures(torch.cat([q.to(g), g]), len(q)), int(k1), int(k2), lam,
                    ties, chunk)
 
@@ -292,8 +294,7 @@ def divide_and_fuse(
 ) -> Tensor:             # `(q, g)` float32 distances on the CPU
     "Divide and Fuse (Yu et al. 2017): neighbours of the parts of a feature, fused"
     _check_settings(k1, k2, lam, ties)
-    q,g = _as_tensor(q, 'The features of the queries'), _as_tensor(g, 'The features of the gallery')
-    _check_length(q, g)
+    q,g = _of_one_length(q, g)
     _check_parts(parts, alpha, rounds, q.shape[1])
     f,n = torch.cat([q.to(g), g]),len(q)+len(g)
     encoded = [_activated(o.contiguous(), len(q), int(k1), int(k2), int(rounds), ties, chunk)
