@@ -135,6 +135,20 @@ def default_exp(nb):
     return [m[1] for m in found if m]
 
 
+FASTAI = {f'posereid.{o}' for o in ('evaluate.protocol','evaluate.features','stages','methods','search',
+                                    'deploy','experiment','cli','use','all','data.block')} | {'fastai'}
+
+@pytest.mark.parametrize('nb', [o for o in NOTEBOOKS if o.parent.name=='nbs' and o.name[:2].isdigit()
+                                and number(o)<62], ids=show)
+def test_low_pages_leave_fastai_out(nb):
+    "A process tests one page after another, and with fastai a tensor no longer equals a list"
+    for c in cells(nb):
+        if c['cell_type']!='code' or source(c).startswith('%'): continue
+        brings = [o for o in imports(ast.parse(source(c)), 'posereid.page')
+                  for f in FASTAI if o==f or o.startswith(f'{f}.')]
+        assert not brings, f'{show(nb)} imports {brings[0]}: pages below 62 do without fastai'
+
+
 def test_one_notebook_is_one_module():
     made = {}
     for nb in NOTEBOOKS:

@@ -61,7 +61,9 @@ def test_kissme_replaces_what_is_not_positive():
     s,d = loops(x, pids)
     assert np.linalg.eigvalsh(np.linalg.inv(s)-np.linalg.inv(d))[0]<-1e-3
     val = torch.linalg.eigvalsh(kissme(x, pids).M)
-    close(val[0], 1e-6) and close(torch.linalg.eigvalsh(kissme(x, pids, least=.5).M)[0], .5)
+    close(val[0], 1e-6)
+    other = torch.linalg.eigvalsh(kissme(x, pids, least=.5).M)
+    assert min((other-.5).abs())<1e-6 and min((val-.5).abs())>1e-3
 
 
 def test_kissme_takes_fewer_dimensions_where_it_must():
@@ -98,7 +100,7 @@ def test_xqda_is_the_loop(how, lam, dims):
     x,pids,cams = some()
     m = xqda(x, pids, cams, lam, dims, subspace=how)
     W,M = slow_xqda(x, pids, cams, lam, how, dims)
-    assert len(m.M)==W.shape[1]<8 or how=='svd'
+    assert len(m.M)==W.shape[1]
     close(m.distance(x[:9], x[9:]), slow_distance(x[:9], x[9:], W, M), 1e-7)
     assert m.psd or how=='svd'
 

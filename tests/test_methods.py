@@ -25,14 +25,14 @@ def exp(tmp_path_factory):
 
 @pytest.mark.parametrize('key', [k for k in PAIRS if k!='base_xq'])
 def test_a_pair(exp, key):
-    "Equal steps, equal average ε, three times the pictures, and the same generator for all"
+    "Equal steps, the same ε for real pictures, three times the pictures, one generator for all"
     a,b = (exp.result(ROWS[o]) for o in (key, f'{key}_pt'))
     net = lambda o: exp.made['folders', o]
     if key!='lsro_soft':
         assert (a['pictures'], b['pictures'])==(60,180)
         assert abs(a['steps']-b['steps'])<=.02*a['steps']
     assert a['eps_real']==pytest.approx(.4*2/3) and b['eps_real']==pytest.approx(a['eps_real'])
-    assert 0<=a['map_trap']<=100 and net(key)['reid']!=net(f'{key}_pt')['reid']
+    assert a['map_trap']>5 and b['map_trap']>5 and net(key)['reid']!=net(f'{key}_pt')['reid']
     of = exp.result(ROWS['base_pt']) and net('base_pt')['generator']
     assert net(f'{key}_pt')['generator']==(None if key=='pul' else of)
 
@@ -80,8 +80,6 @@ def test_a_metric_is_fitted_on_generated_pictures_too(exp):
         assert f'fitted on {n} pictures of 10 people' in r['protocol'] and 'xqda' in r['protocol']
         assert (exp.made['folders', key]['reid']/'metric-xqda.npz').exists()
         assert (r['net'], r['loss'])==('lomo','')
-    same = exp.result(ROWS['lomo_xqda'])
-    assert same==exp.result(ROWS['lomo_xqda'])
 
 
 def test_reranking_of_two_kinds(exp):

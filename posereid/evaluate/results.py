@@ -141,9 +141,10 @@ def finding(
     "Sentence on where a row stands among others, by its paired differences"
     titles,run,said = df.groupby('row', sort=False).title.first(),set(by_seed(df, value, part)),{}
     for b in [o for o in refs if {a,o}<=run]:
-        said.setdefault(by_interval(difference(df, a, b, value, part), 'is above', 'is below',
-                                    'is not significantly different from'),
-                        []).append(f'“{titles[b]}”')
+        i = difference(df, a, b, value, part)
+        kind = by_interval(i, 'is above', 'is below', 'is not significantly different from')
+        if not np.isfinite(i.lo): kind = 'was run beside, in one seed, of which nothing follows,'
+        said.setdefault(kind, []).append(f'“{titles[b]}”')
     if not said: return ''
     return f'“{titles[a]}” ' + '; it '.join(f'{k} {_listed(v)}' for k,v in said.items()) + '.'
 

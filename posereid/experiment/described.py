@@ -29,10 +29,11 @@ def descriptor(
 
 # %% ../../nbs/92_experiment.described.ipynb #desc0007
 def resized(
-    x:Tensor,   # `(n, 3, h, w)` uint8 pictures
+    x:Tensor,   # `(n, c, h, w)` pictures from 0 to 255
     size:tuple, # Height and width in pixels
-) -> Tensor:    # `(n, 3, *size)` uint8 pictures
+) -> Tensor:    # `(n, c, *size)`, whole numbers in the dtype of `x`
     "Pictures at another size, with antialiasing"
     if tuple(x.shape[-2:])==tuple(size): return x
+    dtype = x.dtype
     x = F.interpolate(x.float(), tuple(size), mode='bilinear', antialias=True)
-    return x.round().clamp(0, 255).byte()
+    return x.round().clamp(0, 255).to(dtype)

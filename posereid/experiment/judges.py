@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 import numpy as np
 import pandas as pd
-import torch.nn.functional as F
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 from PIL import Image
@@ -24,6 +23,7 @@ from ..data.market import read_generated
 from ..data.pairs import scaled_joints
 from ..evaluate.plots import plot_grid
 from ..evaluate.protocol import class_probability, identity_scores, seen_by
+from .described import resized
 from .engine import Experiment, as_seen
 from ..metrics.images import l1_error, ssim
 from ..pose.judge import JointNet, find_joints, fit_joints, pose_error
@@ -71,13 +71,7 @@ def truth(self:Experiment,
 ) -> torch.Tensor|tuple:       # `(n, 3, h, w)` uint8 pictures, and `(n, 1, h, w)` float masks
     "The true renderings of a plan at the generator's size"
     size,res = tuple(self.groups['transfer'].size),self.rendered(todo, with_mask=with_mask)
-    return (_fit(res[0], size),_fit(res[1][:,None].float(), size)) if with_mask else _fit(res, size)
-
-def _fit(x, size):
-    "Pictures at another size, rounded to the values of their dtype"
-    if tuple(x.shape[-2:])==tuple(size): return x
-    return (F.interpolate(x.float(), tuple(size), mode='bilinear', antialias=True).round()
-            .clamp(0, 255).to(x.dtype))
+    return (resized(res[0], size),resized(res[1][:,None].float(), size)) if with_mask else resized(res, size)
 
 # %% ../../nbs/94_experiment.judges.ipynb #bece3cf0
 def transfer_sheet(

@@ -11,7 +11,7 @@ import torch
 from fastai.callback.core import Callback
 from fastcore.basics import patch
 from torch import Tensor
-from ..core import InputError
+from ..core import InputError, optional_package
 from ..evaluate.protocol import extract_features, seen_by
 from ..losses.identity import lsr_loss
 from ..stages.method import Method, register
@@ -24,7 +24,7 @@ def pseudo_labels(
     seed:int=0,           # Seed of the first means
 ) -> tuple[Tensor,Tensor]: # `(n,)` cluster of each picture, and `(n,)` True for reliable ones
     "Clusters of pictures, and which pictures are near the centre of theirs"
-    from sklearn.cluster import KMeans
+    KMeans = optional_package('sklearn.cluster', 'PUL').KMeans
     means = KMeans(k, n_init=1, random_state=seed).fit(features.numpy())
     label = torch.from_numpy(means.labels_).long()
     centre = torch.from_numpy(means.transform(features.numpy()).argmin(0))
@@ -37,7 +37,7 @@ def renumber(
     k:int,      # Number of clusters
 ) -> Tensor:    # `(n,)` the new clusters by other numbers
     "Give each cluster the number of the old one that it shares most pictures with"
-    from scipy.optimize import linear_sum_assignment
+    linear_sum_assignment = optional_package('scipy.optimize', 'PUL').linear_sum_assignment
     both = np.zeros((k,k), int)
     np.add.at(both, (new.numpy(),old.numpy()), 1)
     return torch.from_numpy(linear_sum_assignment(both, maximize=True)[1])[new]

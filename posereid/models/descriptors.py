@@ -20,9 +20,9 @@ from ..matlab import read_mat
 def _check_pictures(x, smallest):
     "Refuse what is no batch of RGB pictures of bytes that are large enough"
     if not isinstance(x, Tensor) or x.dtype!=torch.uint8:
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise InputError("Pictures must be a uint8 tensor, as a picture store gives them, but they "
-                         f"are {getattr(x, 'dtype', type(x).__name__)}; give floats in [−1,1] to "
-                         "`Descriptor`.")
+                         f"are {kind}; give floats in [−1,1] to `Descriptor`.")
     if x.ndim!=4 or x.shape[1]!=3:
         raise InputError(f"Pictures must have the shape (n, 3, h, w), but it is {tuple(x.shape)}; "
                          "put the three channels of RGB second.")
@@ -349,7 +349,7 @@ class Descriptor(nn.Module):
         self.describe,self.size = describe,tuple(size)
     @torch.no_grad()
     def embed(self,
-        x:Tensor # `(n, 3, h, w)` float pictures in [−1,1], as `to_input` makes them
+        x:Tensor # `(n, 3, h, w)` float pictures in [−1,1], as stores and nets have them
     ) -> Tensor: # `(n, d)` features
         "Features of the pictures as bytes"
         if not x.is_floating_point():

@@ -50,7 +50,7 @@ class EigenNet(OnNet):
         if not 1<=out<=n:
             raise InputError(f"An eigen-layer on {n} numbers has 1 to {n} orthogonal projections, "
                              f"but {out} were asked for; ask for {n} or fewer.")
-        self.eigen,base.head = nn.Linear(n, out, bias=False),nn.Linear(out, base.head.out_features)
+        self.eigen,base.head = nn.Linear(n, out, bias=False),nn.Linear(out, self.n_ids)
         nn.init.normal_(self.head.weight, std=.001); nn.init.zeros_(self.head.bias)
     @property
     def n_features(self): return self.eigen.out_features # numbers of an embedding

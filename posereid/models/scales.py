@@ -28,7 +28,7 @@ class TwoScales(OnNet):
     ):
         super().__init__(base)
         self.small,self.drop = small,nn.Dropout(base.drop.p)
-        self.fused = nn.Linear(self.n_features, base.head.out_features)
+        self.fused = nn.Linear(self.n_features, self.n_ids)
         nn.init.normal_(self.fused.weight, std=.001); nn.init.zeros_(self.fused.bias)
     @property
     def n_features(self): return self.base.n_features + self.small.n_features
