@@ -143,7 +143,7 @@ def finding(
     for b in [o for o in refs if {a,o}<=run]:
         i = difference(df, a, b, value, part)
         kind = by_interval(i, 'is above', 'is below', 'is not significantly different from')
-        if not np.isfinite(i.lo): kind = 'was run beside, in one seed, of which nothing follows,'
+        if not np.isfinite(i.lo): kind = 'cannot be told, by one seed, from'
         said.setdefault(kind, []).append(f'“{titles[b]}”')
     if not said: return ''
     return f'“{titles[a]}” ' + '; it '.join(f'{k} {_listed(v)}' for k,v in said.items()) + '.'
