@@ -111,3 +111,6 @@ from .experiment.judges import *
 from .experiment.tables import *
 from .experiment.report import *
 from .experiment.verify import *
+
+# %% ../nbs/97_all.ipynb #alln0001
+__all__ = [o for o in dir() if not o.startswith('_')]

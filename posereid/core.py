@@ -392,9 +392,10 @@ def one_of(
     known:tuple # What it may be
 ):
     "Refuse a choice that does not exist"
-    if value not in known:
-        raise InputError(f"{name} must be one of {', '.join(map(str, known))}, but is {value!r}; "
-                         f"did you mean {nearest(str(value), known)!r}?")
+    if value in known: return
+    near = difflib.get_close_matches(str(value), [*map(str, known)], n=1, cutoff=.4)
+    raise InputError(f"{name} must be one of {', '.join(map(str, known))}, but is {value!r}; "
+                     + (f"did you mean {near[0]!r}?" if near else "choose one of these."))
 
 # %% ../nbs/00_core.ipynb #d400b22d
 class Settings:

@@ -1,14 +1,18 @@
 "Rows of other methods in the engine: what a pair shares, what a method needs, and what is kept of it"
-import subprocess
+import shutil, subprocess
 from types import SimpleNamespace
 
 import pandas as pd, pytest, torch
 
 from posereid.core import InputError, load_json, weights_hash
 from posereid.experiment.engine import ELSEWHERE, Experiment
+from posereid.deploy.export import export_reid
 from posereid.experiment.presets import TINY_WORLD, experiment_settings
+from posereid.experiment.report import report, score_intervals
 from posereid.experiment.rows import METHOD_ROWS, both_rows, check_row, pick_rows
 from posereid.experiment.tables import PAPER_LINES, TABLES, part_names
+from posereid.experiment.verify import verify_pictures, verify_scores
+from posereid.search.why import explain
 from posereid.stages.method import METHODS, Method, check_method, find_method, method_names, register
 from posereid.stages.reid import ReIDSettings, first_net, load_reid
 
@@ -31,7 +35,9 @@ def test_a_pair(exp, key):
     if key!='lsro_soft':
         assert (a['pictures'], b['pictures'])==(60,180)
         assert abs(a['steps']-b['steps'])<=.02*a['steps']
-    assert a['eps_real']==pytest.approx(.4*2/3) and b['eps_real']==pytest.approx(a['eps_real'])
+    if 'descriptor' in ROWS[key]: # nothing is trained, and no label is soft
+        assert all(pd.isna(o[k]) for o in (a, b) for k in ('eps_real','eps_generated'))
+    else: assert a['eps_real']==pytest.approx(.4*2/3) and b['eps_real']==pytest.approx(a['eps_real'])
     assert a['map_trap']>5 and b['map_trap']>5 and net(key)['reid']!=net(f'{key}_pt')['reid']
     of = exp.result(ROWS['base_pt']) and net('base_pt')['generator']
     assert net(f'{key}_pt')['generator']==(None if key=='pul' else of)
@@ -107,6 +113,7 @@ def test_a_run_goes_on_without_what_it_lacks(tmp_path, monkeypatch):
     groups = experiment_settings('smoke', opts=OPTS)
     exp = Experiment(rows, groups, tmp_path/'run', say=said.append)
     assert list(exp.results().row)==['control'] and 'control, smoothed is left out: no bread.' in said
+    assert 'dotted' not in report(exp).read_text() # the page is of the rows that ran
     with pytest.raises(InputError, match='no row to train'):
         Experiment(rows[1:], groups, tmp_path/'run').results()
 
@@ -170,7 +177,7 @@ def test_rows_that_contradict_themselves():
         experiment_settings('smoke', opts=['reid.method=trinet'])
 
 
-def test_a_net_that_compares_pairs(exp):
+def test_a_net_that_compares_pairs(exp, tmp_path):
     "The gated net is ranked by its gates, and an index of its maps is refused"
     from posereid.evaluate.protocol import evaluate_reid
     from posereid.stages.trained import Trained
@@ -179,7 +186,37 @@ def test_a_net_that_compares_pairs(exp):
     net = load_reid(folder)
     r = evaluate_reid(net, exp.inputs.target, exp.inputs.store((64,32)))
     assert 'gated pairs' in r.protocol
-    with pytest.raises(InputError, match='compares pairs'): Trained(folder).features(['a.png'])
+    trained,paths = Trained(folder),list(exp.inputs.target.path[:2])
+    with pytest.raises(InputError, match='compares pairs'): trained.features(paths)
+    with pytest.raises(InputError, match='compares pairs'):
+        export_reid(trained, tmp_path/'net.pt', 'torchscript', paths)
+    with pytest.raises(InputError, match='of Gated.*not the mean of one map'):
+        explain(trained, paths[0], paths[1:])
+    metric = SimpleNamespace(name='xqda', said='', psd=True)
+    with pytest.raises(InputError, match='a xqda metric was asked for as well'):
+        evaluate_reid(net, exp.inputs.target, exp.inputs.store((64,32)), metric=metric)
+
+
+def test_queries_of_each_row(exp):
+    "The page's intervals are of the scores that stand in the row"
+    rows = [ROWS[k] for k in ('base','base_rerank','base_daf','lomo_xqda')]
+    scores = {r['row']: exp.result(r)['map_trap'] for r in rows}
+    some = SimpleNamespace(rows=rows, made=exp.made)
+    got = score_intervals(some)
+    assert [*got]==[*scores] and all(got[k].mean==pytest.approx(v, abs=1e-3) for k,v in scores.items())
+
+
+def test_what_methods_left_is_verified_or_named(exp, tmp_path):
+    "PUL's pictures, drawn by another world's generator, and the scores of a descriptor"
+    exp.result(ROWS['pul_pt']); exp.result(ROWS['lomo_xqda'])
+    run = exp.run.path
+    drawn = exp.pictures(ROWS['pul_pt'], exp.row_groups(ROWS['pul_pt'])).name
+    line = pd.DataFrame(verify_pictures(run, exp.inputs, sample=2)).set_index('where').loc[drawn]
+    assert line.n>0 and line.differ==0 and not line.what
+    folder = exp.made['folders', 'lomo_xqda']['reid']
+    shutil.copytree(folder, tmp_path/folder.name)
+    lines = {o['where']: o['what'] for o in verify_scores(tmp_path, exp.inputs)}
+    assert 'of a descriptor' in lines[f'{folder.name}/scores_xqda.json']
 
 
 def test_commands_train_a_method(tmp_path):

@@ -237,3 +237,4 @@ def test_transfer_without_a_start(world, tmp_path):
         train_reid(*world, replace(S, method='transfer'), tmp_path/'a')
     with pytest.raises(InputError, match='another body'):
         train_reid(*world, replace(S, method='transfer'), tmp_path/'b', start=reid_net(3, width=8))
+    assert not (tmp_path/'b').exists() # so that the next try is free to go there

@@ -396,3 +396,11 @@ def test_the_curve_and_its_figure():
         assert len(plot_threshold(th).axes)==2
     flat = Trials(np.ones(4), np.arange(4), None, np.array([np.inf]), np.array([0]), 3)
     assert [*_roc(flat)[1]]==[0]*len(_roc(flat)[1])
+
+
+@pytest.mark.parametrize('far,says', [(.001,'more often'), (.5,'less often'), (.1,'')])
+def test_a_wish_that_is_not_borne_out_is_said(far, says):
+    from posereid.search.openset import Rate, Threshold
+    th = Threshold(.5, far, Rate(10, 100, 9, .05, .15, .05, .15), Rate(9, 10, 9, .8, 1., .8, 1.),
+                   'verification', 'euclidean', '', (), False, 10, [], [], 'p')
+    assert (f'{says} than was wished' in repr(th)) if says else ('wished' not in repr(th))

@@ -424,6 +424,7 @@ def export_reid(
 ) -> dict:                # Result of `parity`, which is also written beside the file
     "Write a ReID net that gives the same features elsewhere, or refuse"
     out,input_size = check_target(out, to, opset),_whole_size(input_size)
+    trained.check_alone()
     module = prepare(trained.net, **trained.kind, flip=flip, input_size=input_size).eval()
     h,w = input_size or (trained.kind['size'][0]+6,trained.kind['size'][1]+3)
     free = {0:'n'} if input_size else {0:'n', 2:'h', 3:'w'}

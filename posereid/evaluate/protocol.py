@@ -405,7 +405,7 @@ def evaluate_reid(
     test = _test_set(df, tracklets, cameras, dataset)
     rerank = _defaults(rerank)
     _check_choices(test, multi, single_shot)
-    metric = metric or getattr(model, 'metric', None) # some nets compare pairs
+    metric = _one_metric(metric, getattr(model, 'metric', None)) # some nets compare pairs
     check_metric(metric, distance, rerank)
     get = lambda rows: _features(model, rows, store, bs, flip=flip, grey=grey, device=device)
     q,g = _both_features(model, test, store, bs, get, flip=flip, grey=grey, device=device)
@@ -428,6 +428,12 @@ def _check_choices(test, multi, single_shot):
     if isinstance(single_shot, bool) or int(single_shot)!=single_shot or single_shot<0:
         raise InputError('`single_shot` is a number of draws from 0, such as 100, but it is '
                          f'{single_shot!r}.')
+
+def _one_metric(asked, own):
+    if asked and own:
+        raise InputError(f"This net ranks by its own pairs ({own.said}), but a {asked.name} metric "
+                         "was asked for as well; leave the metric out.")
+    return asked or own
 
 def _both_features(model, test, store, bs, get, **kwargs):
     "Features of queries and gallery; query tracklets that are in the gallery are read once"

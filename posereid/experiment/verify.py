@@ -142,7 +142,8 @@ def _other(made, paths):
 def _makers(run):
     "Folder of each generator, by the hash of its weights"
     res = {}
-    for file in sorted(Path(run).glob('*/metrics.json')):
+    files = [*Path(run).glob('*/metrics.json'), *Path(run).glob('elsewhere/*/metrics.json')]
+    for file in sorted(files):
         if (file.parent/'G.safetensors').exists():
             res[load_json(file).get('generator')] = file.parent
     return res
@@ -260,15 +261,14 @@ def _scores(folder, inputs):
             a,b = ((o/f'per_query{kind}.csv') for o in (folder, Path(tmp)))
             if not a.exists() or a.read_bytes()!=b.read_bytes(): odd.append(a.name)
         yield _line('scores', where, len(new)+1, len(odd), _few(odd))
-    yield from _by_metric(folder)
+    yield from _untold(folder, {f'scores{kind}.json' for kind in _KINDS})
 
-def _by_metric(folder):
-    "Scores by a metric, or by Divide and Fuse: they are not made again"
-    known = {f'scores{kind}.json' for kind in _KINDS}
+def _untold(folder, known=()):
+    "Scores by a metric, by Divide and Fuse or of a descriptor: they are not made again"
     for file in sorted(folder.glob('scores*.json')):
         if file.name not in known:
-            yield _unchecked('scores', f'{folder.name}/{file.name}',
-                             'ranked by a fitted metric or by Divide and Fuse; run its row again')
+            yield _unchecked('scores', f'{folder.name}/{file.name}', 'of a descriptor, or ranked by '
+                             'a fitted metric or Divide and Fuse; run its row again')
 
 # %% ../../nbs/96_experiment.verify.ipynb #verify17
 def verify_scores(
@@ -277,9 +277,11 @@ def verify_scores(
 ) -> list:        # Lines, one dict each
     "Does each model score as it did?"
     res = []
-    for file in sorted(Path(run).glob('*/reid.json')):
-        try: res += _scores(file.parent, inputs)
-        except InputError as e: res.append(_damaged('scores', file.parent.name, e))
+    scored = sorted({o.parent for k in ('reid.json','scores*.json') for o in Path(run).glob(f'*/{k}')})
+    for folder in scored:
+        trained = (folder/'reid.json').exists()
+        try: res += _scores(folder, inputs) if trained else _untold(folder)
+        except InputError as e: res.append(_damaged('scores', folder.name, e))
     return res
 
 # %% ../../nbs/96_experiment.verify.ipynb #verify19

@@ -336,8 +336,8 @@ def _null_basis(z, pids, nearly):
     if not nearly:
         raise InputError(f'{len(z)} pictures of {c} persons in {z.shape[1]} dimensions leave no '
                          f'direction along which each person is a point (that takes more than '
-                         f"{len(z)-c} dimensions); use kernel='rbf', or nearly={min(c-1, len(val))} "
-                         'directions along which they almost are.')
+                         f"{len(z)-c} dimensions); use kernel='rbf' (commands: --metric null:rbf), "
+                         f'or nearly={min(c-1, len(val))} directions along which they almost are.')
     r = min(int(nearly), c-1, len(val))
     # in units of the scatter within, as in discriminant analysis
     return vec[:,:r]/size[:,None]*((len(z)-c)/val[:r]).sqrt(), r

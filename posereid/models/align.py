@@ -101,6 +101,7 @@ class GridNet(nn.Module):
 # %% ../../nbs/28_models.align.ipynb #algn0023
 class Aligned(OnNet):
     "A net, and a branch that looks at the part of its maps where the person is (PAN [50])"
+    classified = True
     def __init__(self,
         base:ReIDNet,   # Network with a classifier, the base branch
         other:ReIDNet,  # Another one, whose later layers and classifier are the second branch
@@ -128,7 +129,7 @@ def both(self:Aligned,
     x:Tensor, # `(n, 3, h, w)` pictures in [−1, 1]
 ) -> tuple[Tensor,Tensor,Tensor]: # `(n, n_features/2)` of either branch; `(n, 2, 3)` affine numbers
     "The averages of both branches, and where the second one looked"
-    maps,low = (x-self.base.mean)/self.base.std,None
+    maps,low = self.base.normalised(x),None
     for i,layer in enumerate(body_layers(self.base), 1):
         maps = layer(maps)
         if i==self.cut: low = maps.detach()

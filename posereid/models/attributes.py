@@ -8,20 +8,19 @@ __all__ = ['AttributeNet']
 # %% ../../nbs/29_models.attributes.ipynb #attnet03
 from torch import Tensor, nn
 from .heads import OnNet
-from .reid import ReIDNet
+from .reid import ReIDNet, new_classifier
 
 # %% ../../nbs/29_models.attributes.ipynb #attnet06
 class AttributeNet(OnNet):
     "A network with a classifier for each attribute beside that of the identities"
+    classified = True
     def __init__(self,
         base:ReIDNet, # Network with a classifier
         sizes:tuple,  # Number of values of each of `M` attributes
     ):
         super().__init__(base)
         self.sizes = tuple(sizes)
-        self.attributes = nn.Linear(base.n_features, sum(sizes))
-        nn.init.normal_(self.attributes.weight, std=.001)
-        nn.init.zeros_(self.attributes.bias)
+        self.attributes = new_classifier(base.n_features, sum(sizes))
     def tell(self,
         x:Tensor,   # `(n, 3, h, w)` pictures in [−1, 1]
     ) -> list:      # `M` tensors `(n, number of values)`, scores

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from ..core import InputError
 from .heads import OnNet
-from .reid import ReIDNet
+from .reid import ReIDNet, new_classifier
 
 # %% ../../nbs/27_models.eigen.ipynb #eign0006
 def orthogonality(
@@ -50,8 +50,7 @@ class EigenNet(OnNet):
         if not 1<=out<=n:
             raise InputError(f"An eigen-layer on {n} numbers has 1 to {n} orthogonal projections, "
                              f"but {out} were asked for; ask for {n} or fewer.")
-        self.eigen,base.head = nn.Linear(n, out, bias=False),nn.Linear(out, self.n_ids)
-        nn.init.normal_(self.head.weight, std=.001); nn.init.zeros_(self.head.bias)
+        self.eigen,base.head = nn.Linear(n, out, bias=False),new_classifier(out, self.n_ids)
     @property
     def n_features(self): return self.eigen.out_features # numbers of an embedding
     def embed(self,

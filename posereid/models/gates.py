@@ -62,7 +62,7 @@ class Gated(OnNet):
         x:Tensor, # `(n, 3, h, w)` pictures in [−1, 1]
     ) -> Tensor:  # `(n, n_features)` maps before the gate, flat
         "What there is of a picture alone"
-        x = (x-self.base.mean)/self.base.std
+        x = self.base.normalised(x)
         for layer in body_layers(self.base)[:self.cut]: x = layer(x)
         if tuple(x.shape[1:])!=self.shape:
             raise InputError(f"The gate of this net is for maps of {self.shape}, but these "

@@ -9,16 +9,18 @@ __all__ = ['OnNet', 'TwoLayers', 'BNNeck', 'last_stride_1']
 import torch
 from torch import Tensor, nn
 from ..core import InputError
-from .reid import ReIDNet
+from .reid import ReIDNet, new_classifier
 
 # %% ../../nbs/26_models.heads.ipynb #head0006
 class OnNet(nn.Module):
     "A network that is built upon a `ReIDNet` and embeds pictures in its own way"
+    classified = False # whether the network below must have a classifier
     def __init__(self,
         base:ReIDNet, # Network that is built upon
     ):
         super().__init__()
         self.base = base
+        if self.classified: self.n_ids # or a sentence
     @property
     def body(self): return self.base.body      # from pictures to maps
     @property
@@ -76,8 +78,7 @@ class BNNeck(OnNet):
         super().__init__(base)
         self.neck = nn.BatchNorm1d(base.n_features)
         self.neck.bias.requires_grad_(False) # stays 0
-        base.head = nn.Linear(base.n_features, self.n_ids, bias=False)
-        nn.init.normal_(base.head.weight, std=.001)
+        base.head = new_classifier(base.n_features, self.n_ids, bias=False)
     def embed(self,
         x:Tensor, # `(n, 3, h, w)` pictures in [−1, 1]
     ) -> Tensor:  # `(n, n_features)`

@@ -9,19 +9,19 @@ __all__ = ['PairNet', 'OneMaskNet', 'TwoNets']
 import torch
 from torch import Tensor, nn
 from .heads import OnNet
-from .reid import ReIDNet
+from .reid import ReIDNet, new_classifier
 
 # %% ../../nbs/27_models.pairs.ipynb #pair0006
 class PairNet(OnNet):
     "A ReID net that also judges pairs, by squared differences of embeddings"
+    classified = True
     partner = None # `(n,)` row of the picture that each picture is compared with
     def __init__(self,
         base:ReIDNet,       # Network with a classifier
         pair_drop:float=.5, # Dropout of the squares
     ):
         super().__init__(base)
-        self.pair_drop,self.judge = nn.Dropout(pair_drop),nn.Linear(base.n_features, 2)
-        nn.init.normal_(self.judge.weight, std=.001); nn.init.zeros_(self.judge.bias)
+        self.pair_drop,self.judge = nn.Dropout(pair_drop),new_classifier(base.n_features, 2)
     def squares(self,
         a:Tensor, # `(n, n_features)` embeddings
         b:Tensor, # `(n, n_features)` those that they are compared with
@@ -53,6 +53,7 @@ class OneMaskNet(PairNet):
 # %% ../../nbs/27_models.pairs.ipynb #pair0014
 class TwoNets(OnNet):
     "Two nets that see the same pictures; evaluation asks the first"
+    classified = True
     def __init__(self,
         base:ReIDNet, # Network with a classifier
         peer:ReIDNet, # Another one, for the same identities

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'FLAT', 'FIRST', 'CLASSIFIERS', 'Block', 'small_body', 'DenseLayer', 'small_dense_body', 'check_arch',
-           'read_state', 'fit_state', 'ReIDNet', 'reid_net', 'set_stats', 'OwnNorms', 'count_parameters']
+           'read_state', 'fit_state', 'new_classifier', 'ReIDNet', 'reid_net', 'set_stats', 'OwnNorms',
+           'count_parameters']
 
 # %% ../../nbs/20_models.reid.ipynb #c002
 import pickle, re, warnings
@@ -297,6 +298,18 @@ def _build_timm(arch, weights):
                (*CLASSIFIERS, *([heads] if isinstance(heads, str) else heads)))
     return body, _channels(body, arch, size), (cfg['mean'], cfg['std'])
 
+# %% ../../nbs/20_models.reid.ipynb #reidcls1
+def new_classifier(
+    n:int,         # Numbers of a feature
+    n_out:int,     # Number of classes
+    bias:bool=True # False: scores without a constant
+) -> nn.Linear:    # Layer of n to n_out
+    "A linear classifier, drawn with σ = .001"
+    res = nn.Linear(n, n_out, bias=bias)
+    nn.init.normal_(res.weight, std=.001)
+    if bias: nn.init.zeros_(res.bias)
+    return res
+
 # %% ../../nbs/20_models.reid.ipynb #c015
 class ReIDNet(nn.Module):
     "A body, the global average of its last map, and a linear classifier of identities"
@@ -308,10 +321,17 @@ class ReIDNet(nn.Module):
     ):
         super().__init__()
         self.body,self.n_features,self.drop = body,n_features,nn.Dropout(dropout)
-        self.head = nn.Linear(n_features, n_ids) if n_ids else None
-        if n_ids: nn.init.normal_(self.head.weight, std=.001); nn.init.zeros_(self.head.bias)
+        self.head = new_classifier(n_features, n_ids) if n_ids else None
         self.register_buffer('mean', torch.zeros(1,3,1,1))
         self.register_buffer('std', torch.ones(1,3,1,1))
+
+# %% ../../nbs/20_models.reid.ipynb #reidnor1
+@patch
+def normalised(self:ReIDNet,
+    x:Tensor, # `(n, 3, h, w)` pictures in [−1, 1]
+) -> Tensor:  # `(n, 3, h, w)`
+    "Pictures as the body was trained on: less their mean, in units of their deviation"
+    return (x-self.mean)/self.std
 
 # %% ../../nbs/20_models.reid.ipynb #c017
 @patch
@@ -319,7 +339,7 @@ def embed(self:ReIDNet,
     x:Tensor, # `(n, 3, h, w)` pictures in [−1, 1]
 ) -> Tensor:  # `(n, n_features)`, not normalised
     "The embedding of a picture: the global average of the last map"
-    try: return self.body((x-self.mean)/self.std).mean((2,3))
+    try: return self.body(self.normalised(x)).mean((2,3))
     except (RuntimeError, AssertionError) as e:
         if not re.search(r"too small|greater than actual input|n.t match model", str(e)): raise
         raise InputError(f"Pictures of {x.shape[-2]}×{x.shape[-1]} do not fit this net ({e}); make "
@@ -340,7 +360,7 @@ def maps(self:ReIDNet,
     x:Tensor, # `(n, 3, h, w)` pictures in [−1, 1]
 ) -> list:    # Maps `(n, c, h', w')`, one of each size
     "The last map of each size on the way through the body"
-    x,res = (x-self.mean)/self.std,{}
+    x,res = self.normalised(x),{}
     for layer in self.body if isinstance(self.body, nn.Sequential) else [self.body]:
         x = layer(x)
         res[x.shape[-2:]] = x

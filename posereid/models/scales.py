@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .heads import OnNet
-from .reid import ReIDNet
+from .reid import ReIDNet, new_classifier
 
 # %% ../../nbs/28_models.scales.ipynb #scal0010
 def halved(
@@ -28,8 +28,7 @@ class TwoScales(OnNet):
     ):
         super().__init__(base)
         self.small,self.drop = small,nn.Dropout(base.drop.p)
-        self.fused = nn.Linear(self.n_features, self.n_ids)
-        nn.init.normal_(self.fused.weight, std=.001); nn.init.zeros_(self.fused.bias)
+        self.fused = new_classifier(self.n_features, self.n_ids)
     @property
     def n_features(self): return self.base.n_features + self.small.n_features
     @property

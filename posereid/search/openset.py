@@ -174,9 +174,12 @@ class Threshold:
 
     def __repr__(self):
         n = f', gallery of {self.gallery:,}'*(self.kind=='identification')
+        m,wish = self.measured,_percent(self.far)
+        odd = f'The interval does not hold {wish}: these people are taken for each other '
         return (f'{self.kind}{n}: {self.distance} distance < {self.t:.4g}; false-accept rate '
-                f'{self.measured}, {_percent(self.far)} wanted; true-accept rate {self.tar}\n'
-                f'{self.protocol}')
+                f'{m}, {wish} wanted; true-accept rate {self.tar}\n'
+                + f'{odd}more often than was wished.\n'*(m.lo>self.far)
+                + f'{odd}less often than was wished.\n'*(m.hi<self.far) + self.protocol)
 
 # %% ../../nbs/88_search.openset.ipynb #oset0029
 @patch

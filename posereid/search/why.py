@@ -127,6 +127,7 @@ def explain(
     if how=='cam' and level!=-1:
         raise InputError("Parts that sum to the similarity are of the last map; choose "
                          f"how='gradcam' for level {level}.")
+    _check_plain(trained)
     pictures = trained.store(convert).get([query, *hits])
     s,on_query,on_hits = _maps(trained.net, pictures, how, level)
     said = hit_poses(poses, query, hits)[1] if poses is not None else []
@@ -134,6 +135,12 @@ def explain(
                list(marks or ['']*len(hits)), said)
 
 # %% ../../nbs/89_search.why.ipynb #swhy0019
+def _check_plain(trained):
+    "Maps sum to a similarity only where features are the mean of one map"
+    if isinstance(trained.net, ReIDNet): return
+    raise InputError(f"The net in {trained.folder} is of {type(trained.net).__name__}, whose features "
+                     "are not the mean of one map; explain a net without a method (reid.method '').")
+
 @torch.no_grad()
 def _maps(net, pictures, how, level, bs=64):
     "Similarities, and maps on the query and on the hits, in blocks of hits"

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ReIDSettings', 'milestone_epochs', 'step_lr', 'equal_steps', 'epoch_steps', 'own_norms', 'reid_batches',
            'TripletLoss', 'TaughtLoss', 'Teacher', 'Consistency', 'reid_loss', 'reid_terms', 'reid_results',
-           'reid_learner', 'CollapseWatch', 'first_net', 'train_reid', 'tell_of_norms', 'finish_reid', 'load_reid',
-           'ClassMeans', 'as_classifier', 'Frozen', 'freeze']
+           'reid_learner', 'CollapseWatch', 'check_start', 'first_net', 'train_reid', 'tell_of_norms', 'finish_reid',
+           'load_reid', 'ClassMeans', 'as_classifier', 'Frozen', 'freeze']
 
 # %% ../../nbs/81_stages.reid.ipynb #11b723eb
 import math, warnings
@@ -286,6 +286,17 @@ class CollapseWatch(Callback):
                           'reid.mining=semihard, may help.')
         self.epochs.append(self.epoch+1)
 
+# %% ../../nbs/81_stages.reid.ipynb #chkstrt1
+def check_start(
+    net:nn.Module,  # Network of a training
+    start:nn.Module # Network of another set, that it would go on from
+):
+    "Refuse a network to start from whose body is of another form"
+    have,want = ({k: v.shape for k,v in o.body.state_dict().items()} for o in (start, net))
+    if have==want: return
+    raise InputError("The net to start from has another body than reid.arch and reid.width make; "
+                     "use the settings that it was trained with.")
+
 # %% ../../nbs/81_stages.reid.ipynb #frstnet2
 def first_net(
     settings:ReIDSettings, # Recipe, and the method if it is another
@@ -297,10 +308,7 @@ def first_net(
     if s.method: net = find_method(s.method).net(s, n_ids)
     else: net = base_net(s, None if s.loss=='triplet' else n_ids)
     if start is None: return net
-    have,want = ({k: v.shape for k,v in o.body.state_dict().items()} for o in (start, net))
-    if have!=want:
-        raise InputError("The net to start from has another body than reid.arch and reid.width "
-                         "make; use the settings that it was trained with.")
+    check_start(net, start)
     net.body.load_state_dict(start.body.state_dict())
     return net
 
@@ -323,6 +331,7 @@ def train_reid(
     if s.epochs<=0: raise InputError(f"reid.epochs must be above 0, but is {s.epochs}; raise it.")
     _check_held(s, teacher)
     what,method = Training(df, store, labels, s, start),check_method(s, start)
+    if start is not None: check_start(base_net(replace(s, weights=''), None), start)
     by = dict(teacher=teacher, start=start)
     by = {k: weights_hash(v) for k,v in by.items() if v is not None} | _known(method, what)
     run = open_run(folder, dict(reid=s, data=frame_id(df), n_ids=len(labels), **by), fresh)

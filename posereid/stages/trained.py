@@ -65,11 +65,17 @@ def features(self:Trained,
     bs:int=256,        # Pictures decoded at once
 ) -> torch.Tensor:     # `(n, d)` float32 features on the CPU, of length 1
     "L2-normalised features of pictures, in their order"
-    if hasattr(self.net, 'metric'):
-        raise InputError(f"The net in {self.folder} compares pairs of pictures, and has no features "
-                         "that stand alone; score it with posereid_eval, or use another net.")
+    self.check_alone()
     starts = range(0, len(paths), bs)
     # a store of its own for each block: nothing is kept
     blocks = (self.store(convert).get(list(paths[i:i+bs])) for i in
               (progress(starts, total=len(starts), desc=desc) if desc else starts))
     return extract_features(self.net, blocks, flip=flip)
+
+# %% ../../nbs/86_stages.trained.ipynb #trndalo1
+@patch
+def check_alone(self:Trained):
+    "Refuse a net whose embeddings mean something in pairs only"
+    if not hasattr(self.net, 'metric'): return
+    raise InputError(f"The net in {self.folder} compares pairs of pictures, and has no features "
+                     "that stand alone; score it with posereid_eval, or use another net.")
