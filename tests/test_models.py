@@ -99,7 +99,7 @@ def test_proposed_size_can_be_halved():
 
 @pytest.mark.parametrize('kw', [dict(norm='layer'), dict(up='bilinear'), dict(skips='none')])
 def test_unknown_variants(kw):
-    with pytest.raises(InputError, match='did you mean'): SiameseUNet(width=2, **kw)
+    with pytest.raises(InputError, match='must be one of'): SiameseUNet(width=2, **kw)
 
 def test_eval_mode_depends_on_the_picture_alone():
     G = SiameseUNet(width=4, dropout=.5)

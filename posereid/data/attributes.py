@@ -108,8 +108,7 @@ def class_attributes(
     names = [c for c in cols if (known[c]>=0).any()]
     if not names:
         raise InputError("The manifest has no column attr_NAME with an attribute of a training "
-                         "person; add them with `with_attributes`, or give a CSV of the set that has "
-                         "them.")
+                         "person; add them with `with_attributes`, or give a CSV that has them.")
     known = torch.from_numpy(known[names].to_numpy(np.int64, copy=True))
     out = torch.empty_like(known)
     out[torch.tensor(list(labels.values()))] = known

@@ -366,6 +366,11 @@ def by_metric(
     return q, g, metric.distance(q, g)
 
 # %% ../../nbs/70_evaluate.protocol.ipynb #metr0005
+def _one_metric(asked, own):
+    if not (asked and own): return asked or own
+    raise InputError(f"This net ranks by its own pairs ({own.said}), but a {asked.name} metric was "
+                     "asked for as well; leave the metric out.")
+
 def check_metric(
     metric:LearnedMetric, # Learned metric; None: none
     distance:str,         # Distance that is asked for as well
@@ -428,12 +433,6 @@ def _check_choices(test, multi, single_shot):
     if isinstance(single_shot, bool) or int(single_shot)!=single_shot or single_shot<0:
         raise InputError('`single_shot` is a number of draws from 0, such as 100, but it is '
                          f'{single_shot!r}.')
-
-def _one_metric(asked, own):
-    if asked and own:
-        raise InputError(f"This net ranks by its own pairs ({own.said}), but a {asked.name} metric "
-                         "was asked for as well; leave the metric out.")
-    return asked or own
 
 def _both_features(model, test, store, bs, get, **kwargs):
     "Features of queries and gallery; query tracklets that are in the gallery are read once"

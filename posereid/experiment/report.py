@@ -96,8 +96,8 @@ _SAID = dict(equal_steps='Δ equal steps is the difference in mAP to the control
              smoothed='Δ smoothed is that to the control whose labels are as soft on average, the '
              'dotted line.',
              rendered='Rendered rows are references, not upper bounds.')
-LOG_NOTE = ("Each term over the epochs. A count, such as the triplets of a batch, is drawn as a share "
-            "of its largest value, which stands in brackets.")
+LOG_NOTE = ("Each term over the epochs. A count, such as the triplets of a batch, is drawn as a "
+            "share of its largest value, which stands in brackets.")
 GRID_NOTE = ("From top to bottom: appearance, skeleton, the picture of each generator, and the "
              "true rendering, which only a synthetic world has.")
 TEST_POSES = (" Poses of the target's own test pictures were among those drawn "

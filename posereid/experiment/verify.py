@@ -267,8 +267,8 @@ def _untold(folder, known=()):
     "Scores by a metric, by Divide and Fuse or of a descriptor: they are not made again"
     for file in sorted(folder.glob('scores*.json')):
         if file.name not in known:
-            yield _unchecked('scores', f'{folder.name}/{file.name}', 'of a descriptor, or ranked by '
-                             'a fitted metric or Divide and Fuse; run its row again')
+            yield _unchecked('scores', f'{folder.name}/{file.name}', 'of a descriptor, or ranked '
+                             'by a fitted metric or Divide and Fuse; run its row again')
 
 # %% ../../nbs/96_experiment.verify.ipynb #verify17
 def verify_scores(
@@ -277,8 +277,8 @@ def verify_scores(
 ) -> list:        # Lines, one dict each
     "Does each model score as it did?"
     res = []
-    scored = sorted({o.parent for k in ('reid.json','scores*.json') for o in Path(run).glob(f'*/{k}')})
-    for folder in scored:
+    some = [o for k in ('reid.json','scores*.json') for o in Path(run).glob(f'*/{k}')]
+    for folder in sorted({o.parent for o in some}):
         trained = (folder/'reid.json').exists()
         try: res += _scores(folder, inputs) if trained else _untold(folder)
         except InputError as e: res.append(_damaged('scores', folder.name, e))

@@ -138,8 +138,9 @@ def explain(
 def _check_plain(trained):
     "Maps sum to a similarity only where features are the mean of one map"
     if isinstance(trained.net, ReIDNet): return
-    raise InputError(f"The net in {trained.folder} is of {type(trained.net).__name__}, whose features "
-                     "are not the mean of one map; explain a net without a method (reid.method '').")
+    raise InputError(f"The net in {trained.folder} is of {type(trained.net).__name__}, whose "
+                     "features are not the mean of one map; explain a net without a method "
+                     "(reid.method '').")
 
 @torch.no_grad()
 def _maps(net, pictures, how, level, bs=64):

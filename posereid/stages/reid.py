@@ -328,12 +328,9 @@ def train_reid(
     "Train a ReID network: the guider of step one, or the augmented model of step three"
     df,s = train_rows(df),settings
     at_least_one('reid', s, 'width', 'bs')
-    if s.epochs<=0: raise InputError(f"reid.epochs must be above 0, but is {s.epochs}; raise it.")
     _check_held(s, teacher)
     what,method = Training(df, store, labels, s, start),check_method(s, start)
-    if start is not None: check_start(base_net(replace(s, weights=''), None), start)
-    by = dict(teacher=teacher, start=start)
-    by = {k: weights_hash(v) for k,v in by.items() if v is not None} | _known(method, what)
+    by = _nets(s, teacher, start) | _known(method, what)
     run = open_run(folder, dict(reid=s, data=frame_id(df), n_ids=len(labels), **by), fresh)
     if run.done: return load_reid(run.path)
     seed_everything(s.seed)
@@ -348,12 +345,19 @@ def train_reid(
                 *(o.epochs for o in watch))
     return load_reid(run.path)
 
+def _nets(s, teacher, start):
+    "Hashes of the nets that a training looks at"
+    if start is not None: check_start(base_net(replace(s, weights=''), None), start)
+    nets = dict(teacher=teacher, start=start)
+    return {k: weights_hash(v) for k,v in nets.items() if v is not None}
+
 def _known(method, what):
     "What a method knows beside pictures and settings, for the identity of a run"
     return method.known(what) if method else {}
 
 def _check_held(s, teacher):
     "Triplets have no probabilities to hold, and several processes do not know each other's"
+    if s.epochs<=0: raise InputError(f"reid.epochs must be above 0, but is {s.epochs}; raise it.")
     if s.consistency and ranks()[1]>1:
         raise InputError("reid.consistency remembers what the net said of each picture, which "
                          f"{ranks()[1]} processes do not tell each other; train it in one.")
