@@ -184,7 +184,7 @@ def posereid_export(
 ):
     "Write a net that gives the same numbers elsewhere, or refuse"
     use_threads(threads)
-    from posereid.deploy.export import RUNTIMES, export_run, parity_line
+    from posereid.deploy.export import export_run, parity_line
     ending = dict(onnx='.onnx', torchscript='.pt').get(to, '.pt2')
     out = Path(out or ('generator' if generator else 'model')+ending)
     df = data and _compared(data, layout, generator)

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from posereid.data.manifest import make_manifest, read_manifest, write_manifest
-from posereid.data.market import read_generated
 from posereid.synth.world import tiny_world
 
 SMALL = ['reid.width=4', 'reid.epochs=1', 'transfer.width=4', 'transfer.d_width=4',

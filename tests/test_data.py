@@ -345,7 +345,6 @@ def test_transfer_batches(block, market, mars):
 
 def test_missing_poses(block, market, mars):
     from posereid.pose.table import PoseTable
-    from posereid.pose.files import write_market_csv
     df, src = pick(read_market(market), 'train'), read_mars(mars)
     store, full = pictures.PictureStore((64,32)), poses_of(block, df)
     half = PoseTable(full.names[:9], full.joints[:9])

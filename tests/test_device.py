@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 import torch
 
-import posereid.experiment.judges
 from posereid.experiment.engine import Experiment
 from posereid.experiment.presets import TINY_WORLD, experiment_settings
 from posereid.experiment.rows import pick_rows

@@ -1,6 +1,5 @@
 "Exported nets: the same numbers, whatever the format and the size of the pictures, or no file"
 import json, sys, warnings
-from copy import deepcopy
 from pathlib import Path
 
 import numpy as np

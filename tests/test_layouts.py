@@ -1,5 +1,6 @@
 "Readers of every layout: toy sets in their true forms, independent counts, and input that somebody broke"
-import json, os, shutil, struct
+import os
+import shutil
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from PIL import Image
@@ -16,9 +17,8 @@ from posereid.metrics.protocols import multi_query, pool_features
 from posereid.data.cuhk03 import read_cuhk03, read_cuhk03_split
 from posereid.data.mars import read_mars, read_mars_tracks
 from posereid.matlab import read_mat
-from posereid.data.manifest import make_manifest, pick, read_table
-from posereid.synth.sets import (toy_sets, write_cuhk03_np, write_cuhk03_raw, write_duke,
-                                 write_mars, write_mat)
+from posereid.data.manifest import make_manifest, pick
+from posereid.synth.sets import (toy_sets, write_mat)
 from posereid.synth.world import tiny_world
 
 

@@ -1,5 +1,5 @@
 "The steps of the DCGAN by hand, what it is trained on, and the set that is drawn from it"
-import json, math
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ from posereid.models.dcgan import DCGANGenerator
 from posereid.stages import lsro
 from posereid.stages.lsro import (DCGANCallback, DCGANSettings, draw_unlabelled, load_dcgan,
                                   noise_pictures, train_dcgan)
-from posereid.synth.world import load_world, tiny_world
+from posereid.synth.world import tiny_world
 
 S = DCGANSettings(width=4, epochs=1, bs=20, z=8)
 

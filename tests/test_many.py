@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 import pandas as pd
-import posereid.stages.reid as R, posereid.stages.transfer as T
+import posereid.stages.method as M, posereid.stages.transfer as T
 from posereid.core import ranks, launched
 from posereid.data.manifest import pick, train_labels
 from posereid.data.pictures import PictureStore
@@ -42,7 +42,7 @@ def frozen_norms(make):
     return made
 
 def reid(**kwargs):
-    R.net_from = frozen_norms(R.net_from)
+    M.net_from = frozen_norms(M.net_from)
     s = ReIDSettings(width=4, epochs=2, bs=16, lr=.02, erase=.5, jitter=.2, **kwargs)
     train_reid(both, store, labels, s, out)
 

@@ -1,20 +1,17 @@
 "APR: attributes of people, their table, and the loss of identities and attributes"
 import numpy as np, pandas as pd, pytest, torch
 import torch.nn.functional as F
-from fastai.callback.core import Callback
 from scipy.io import savemat
 
-from posereid.core import InputError, weights_hash
-from posereid.data.attributes import (ATTRIBUTES, attribute_table, class_attributes,
-                                      read_market_attributes, with_attributes)
+from posereid.core import InputError
+from posereid.data.attributes import (ATTRIBUTES, class_attributes, read_market_attributes,
+                                      with_attributes)
 from posereid.data.manifest import pick, train_labels
 from posereid.data.pictures import PictureStore
 from posereid.matlab import read_mat
 from posereid.methods.attributes import APRLoss, attribute_loss
 from posereid.models.attributes import AttributeNet
 from posereid.models.reid import reid_net
-from posereid.stages.method import find_method
-from posereid.stages.reid import ReIDSettings, load_reid, train_reid
 from posereid.synth.attributes import world_attributes
 from posereid.synth.world import tiny_world
 
@@ -26,11 +23,6 @@ def world(): return tiny_world()
 def set_(world):
     df = with_attributes(world.target, world_attributes(world))
     return pick(df, split='train'),train_labels(df),PictureStore((64,32))
-
-
-class Stop(Callback):
-    def before_batch(self):
-        if self.epoch==2: raise KeyboardInterrupt
 
 
 def test_structs_of_matlab(tmp_path):
@@ -108,19 +100,6 @@ def test_identities_weigh_eight_times(set_):
     right = torch.stack([cut[n].argmax(1)==loss.table[label][:,j] for j,n in enumerate(loss.names)]).float().mean()
     assert torch.isclose(loss.stats['attribute_accuracy'], right)
     assert torch.isclose(loss(pred[0], label, eps), F.cross_entropy(pred[0], label), atol=1e-6)
-
-
-def test_stopped_and_resumed(set_, tmp_path):
-    train,labels,store = set_
-    s = ReIDSettings(width=4, epochs=4, bs=20, method='attributes')
-    whole = train_reid(train, store, labels, s, tmp_path/'a')
-    m = find_method('attributes')
-    old,m.callbacks = m.callbacks,lambda t: [*old(t), Stop()]
-    try:
-        with pytest.raises(KeyboardInterrupt): train_reid(train, store, labels, s, tmp_path/'b', every=0)
-    finally: m.callbacks = old
-    assert weights_hash(train_reid(train, store, labels, s, tmp_path/'b'))==weights_hash(whole)
-    assert weights_hash(load_reid(tmp_path/'a'))==weights_hash(whole)
 
 
 @pytest.mark.parametrize('arch', ['small_dense','resnet18'])

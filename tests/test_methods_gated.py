@@ -166,30 +166,3 @@ def test_any_row_of_layers(arch):
     crop = first_net(ReIDSettings(width=4, method='gated', loss='triplet', crop=(48,24), pad=0), 7)
     assert crop.shape==(16,6,3)
     assert MatchingGate(3).p.flatten().tolist()==[1.]*3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('name', ('dpfl','pan','gated'))
-def test_a_stopped_training_goes_on(name, tmp_path):
-    "Ctrl-C in the second epoch, and the same call again: the weights of a training without a stop"
-    from dataclasses import replace
-    from fastai.callback.core import Callback
-    from posereid.core import weights_hash
-    from posereid.data.manifest import pick, train_labels
-    from posereid.data.pictures import PictureStore
-    from posereid.stages.method import METHODS
-    from posereid.stages.reid import train_reid
-    from posereid.synth.world import tiny_world
-    class Stop(Callback):
-        def before_batch(self):
-            if self.epoch==1: raise KeyboardInterrupt
-    world,m = tiny_world(),find_method(name)
-    df,labels = pick(world.target, split='train'),train_labels(world.target)
-    s = ReIDSettings(width=4, size=(32,16), pad=2, epochs=2, bs=20, method=name, **m.goes_with)
-    store = PictureStore(s.size)
-    go = lambda folder: weights_hash(train_reid(df, store, labels, s, tmp_path/folder, every=0))
-    try:
-        METHODS[name] = replace(m, callbacks=lambda o: [*m.callbacks(o), Stop()])
-        with pytest.raises(KeyboardInterrupt): go('stopped')
-    finally: METHODS[name] = m
-    assert go('stopped')==go('whole')

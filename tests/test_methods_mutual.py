@@ -3,7 +3,6 @@ import math
 from dataclasses import replace
 
 import pytest, torch
-from fastai.callback.core import Callback
 
 from posereid.core import weights_hash
 from posereid.data.manifest import pick, train_labels
@@ -11,7 +10,6 @@ from posereid.data.pictures import PictureStore
 from posereid.losses.identity import lsr_loss
 from posereid.methods.mutual import MutualLoss, mutual_loss
 from posereid.stages.fit import read_log
-from posereid.stages.method import METHODS, find_method
 from posereid.stages.reid import ReIDSettings, first_net, train_reid
 from posereid.synth.world import tiny_world
 
@@ -73,21 +71,10 @@ def test_other_bodies(arch):
     assert (a.shape, b.shape, net.eval()(torch.rand(2, 3, 64, 32)).shape)==((2,7),)*3
 
 
-class StopAt(Callback):
-    def after_batch(self):
-        if self.epoch==1: raise KeyboardInterrupt
-
-
-def test_stopped_and_gone_on(tmp_path):
+def test_two_nets_learn_apart(tmp_path):
     w = tiny_world()
     args = pick(w.target, split='train'),PictureStore(S.size),train_labels(w.target),S
     whole = train_reid(*args, tmp_path/'a')
-    m = find_method('mutual')
-    METHODS['mutual'] = replace(m, callbacks=lambda t: [StopAt()])
-    try:
-        with pytest.raises(KeyboardInterrupt): train_reid(*args, tmp_path/'b', every=0)
-    finally: METHODS['mutual'] = m
-    assert weights_hash(train_reid(*args, tmp_path/'b'))==weights_hash(whole)
     assert weights_hash(whole.base)!=weights_hash(whole.peer)
     log = read_log(tmp_path/'a/log.csv')
     assert len(log)==3 and set(log[0])=={'epoch','loss','accuracy','accuracy_2','divergence'}

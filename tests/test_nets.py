@@ -1,6 +1,5 @@
 "Nets by name, and weights from files: bodies equal the nets' own paths, and what does not fit is said"
 import re, sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest, torch, torchvision
@@ -8,8 +7,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from posereid.core import InputError
-from posereid.models.reid import (ReIDNet, check_arch, count_parameters, fit_state,
-                                  read_state, reid_net)
+from posereid.models.reid import (ReIDNet, check_arch, count_parameters, read_state,
+                                  reid_net)
 from posereid.models import reid as module
 
 tv = torchvision.models

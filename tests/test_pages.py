@@ -1,5 +1,6 @@
 "Pages that only read what was measured say the same when they are run again"
-import json, os, re
+import json
+import re
 from pathlib import Path
 
 import pandas as pd, pytest

@@ -1,23 +1,23 @@
 "Keypoint files of other programs; estimators, interrupted folders, banks and masks"
-import json, sys, types
-from pathlib import Path
+import json
+import sys
 import numpy as np
 import pytest, torch
 from PIL import Image
 from posereid.core import InputError
-from posereid.pose.bank import (bank_rows, choose_poses, covered_share, diverse_poses, good_poses,
-                                pose_coverage, pose_distance, pose_kinds)
-from posereid.pose.draw import (JOINT_COLORS, LIMBS, MASK_LIMBS, draw_skeletons, flip_colors,
-                                flip_heatmaps, heatmaps, stick_masks)
+from posereid.pose.bank import (bank_rows, covered_share, diverse_poses, good_poses, pose_coverage,
+                                pose_distance, pose_kinds)
+from posereid.pose.draw import (JOINT_COLORS, MASK_LIMBS, draw_skeletons, flip_colors, flip_heatmaps,
+                                heatmaps, stick_masks)
 from posereid.pose.estimate import (BlazePose, KeypointRCNN, KnownPoses, contact_sheet,
-                                    decode_blazepose, estimate_folder, list_pictures_in,
-                                    make_estimator, pck, read_picture)
+                                    estimate_folder, list_pictures_in, make_estimator,
+                                    pck, read_picture)
 from posereid.pose.table import PoseTable, list_names
 from posereid.pose.formats import (from_mediapipe, read_coco, read_fdgan, read_market14,
                                    read_mediapipe, read_openpose)
 from posereid.pose.files import FORMATS, find_format, read_poses, write_poses
-from posereid.pose.joints import (FLIP, JOINT_SETS, JOINTS, check_joints, flip_joints,
-                                  from_openpose, has_pose, to_openpose, walking_pose)
+from posereid.pose.joints import (JOINT_SETS, JOINTS, check_joints, flip_joints, from_openpose,
+                                  has_pose, to_openpose, walking_pose)
 
 
 def random_poses(n, size=(128,64), seed=0, missing=.2):

@@ -9,11 +9,11 @@ from posereid.core import InputError
 from posereid.pose.estimate import (KnownPoses, estimate_folder, list_pictures_in, make_estimator,
                                     read_picture)
 from posereid.pose.table import PoseTable, check_poses, find_pictures
-from posereid.pose.formats import (read_alphapose, read_coco, read_mediapipe, read_mmpose,
-                                   read_openpifpaf, read_openpose, read_yolo)
+from posereid.pose.formats import (read_coco, read_mediapipe, read_mmpose, read_openpifpaf,
+                                   read_yolo)
 from posereid.pose.files import (FORMATS, find_format, read_market_csv, read_poses,
                                  write_market_csv, write_poses)
-from posereid.pose.joints import JOINT_SETS, JOINTS, has_pose, walking_pose
+from posereid.pose.joints import JOINT_SETS, has_pose, walking_pose
 
 # One person in a picture of 128 x 64, each joint written down once: x, y, confidence
 BODY = {'nose':(31,12,.9), 'left eye':(33,10,.8), 'right eye':(29,10,.8), 'left ear':(36,11,.5),

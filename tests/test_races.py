@@ -1,6 +1,5 @@
 "Several processes at once in one folder, and processes that are killed: no line lost, none spoilt"
 import os, signal, subprocess, sys, time
-from pathlib import Path
 
 import pandas as pd
 import pytest

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np, pytest, torch
 import torch.nn.functional as F
 from posereid.synth import render as R
-from posereid.synth.people import COLOURS, PARTS, People, body, sample_people, sample_poses
+from posereid.synth.people import COLOURS, PARTS, body, sample_people, sample_poses
 from posereid.synth.render import SHOT, Camera, cone_depth, render, sample_camera, sample_shots
 
 AT = {k: i for i,k in enumerate(SHOT)}

@@ -92,7 +92,6 @@ BROKEN = {'empty':'', 'cut':'{"size": [64,', 'list':'[1, 2]', 'other':'{"a": 1}'
           'deep':'['*100_000}
 
 def readers():
-    from posereid.core import RunFolder
     from posereid.experiment.engine import score_model
     from posereid.stages.trained import kind_of
     from posereid.stages.lsro import load_dcgan

@@ -3,7 +3,6 @@ import json, shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -23,11 +22,10 @@ from posereid.stages.augment import augment, smoothed_eps
 from posereid.stages.generate import (GenerateSettings, generate, generated_name, generated_names,
                                       market_names, plan, plan_id, write_generated)
 from posereid.stages.reid import ReIDSettings, equal_steps, freeze, load_reid, step_lr, train_reid
-import posereid.experiment.judges
 from posereid.experiment.inputs import folder_inputs, poses_beside, read_set, share_people
 from posereid.experiment.presets import PRESETS, RECIPES, experiment_settings, other_form, recipe
 from posereid.stages.transfer import TransferSettings, guider_input, load_generator, train_transfer
-from posereid.synth.world import load_world, tiny_world
+from posereid.synth.world import tiny_world
 
 SMALL = dict(width=4, d_width=4, d_layers=2, bs=8, pairs=48, parts=3)
 
@@ -908,7 +906,7 @@ def test_each_set_by_its_own_choices(sets):
 def test_joints_of_two_sets(sets):
     "Each set has the joints of its own file; a picture of both counts once; base names are keys where they tell all pictures apart"
     from posereid.pose.table import PoseTable
-    from posereid.pose.files import read_poses, write_market_csv
+    from posereid.pose.files import read_poses
     i = folder_inputs(sets/'target', sets/'source')
     for o in ('target','source'):
         df,t = getattr(i, o),read_poses(sets/f'{o}_poses.csv')
@@ -923,7 +921,7 @@ def test_joints_of_two_sets(sets):
 def test_one_name_in_target_and_source(sets):
     "A source picture called like one of the target: both keep their own joints, by path"
     from posereid.pose.table import PoseTable
-    from posereid.pose.files import read_poses, write_market_csv
+    from posereid.pose.files import write_market_csv
     i = folder_inputs(sets/'target', sets/'source')
     names,twin = [Path(o).name for o in i.source.path],sets/'lent'/Path(i.train.path[0]).name
     twin.parent.mkdir()

@@ -9,13 +9,13 @@ from posereid.core import InputError
 from posereid.data.sampler import pk_shape
 from posereid.data.block import ReIDBatch, TripletBatch, reid_dls
 from posereid.data.transforms import colour_jitter, random_erase
-from posereid.experiment.engine import RESULT_COLUMNS, Experiment
+from posereid.experiment.engine import Experiment
 from posereid.experiment.rows import pick_rows, row_settings
 from posereid.evaluate.protocol import class_probability
 from posereid.experiment.presets import experiment_settings
 from posereid.evaluate.results import difference, finding, scores_table, verdict, verdicts
-from posereid.experiment.tables import (EPSILONS, LINE, NS, TABLES, n_rows, open_part, part_names,
-                                        part_rows, read_lines, reproduce, row_and_title, run_name)
+from posereid.experiment.tables import (EPSILONS, LINE, NS, TABLES, n_rows, part_names, part_rows,
+                                        read_lines, reproduce, row_and_title, run_name)
 
 SMALL = ['world.n_train=6', 'world.per_train=4', 'world.n_source=4', 'world.per_source=8',
          'world.n_test=4', 'world.per_test=5', 'world.n_junk=2',
@@ -228,7 +228,7 @@ def test_every_table_is_one(name):
     for part in TABLES[name]['parts']:
         groups = experiment_settings('smoke', opts=part.get('opts', []),
                                      recipe_name=part.get('recipe'))
-        from posereid.experiment.rows import check_row, row_settings
+        from posereid.experiment.rows import check_row
         rows = part_rows(part, TRIED)
         assert ([r['row'] for r in rows]==part_names(part)
                 and len({r['row'] for r in rows})==len(rows))

@@ -3,7 +3,9 @@ import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np, pandas as pd, pytest, torch
+import pandas as pd
+import pytest
+import torch
 from fastcore.script import anno_parser
 
 from posereid import cli

@@ -18,13 +18,12 @@ from posereid.core import InputError, RunFolder, seed_everything, weights_hash
 from posereid.data.manifest import pick, train_labels
 from posereid.data.pictures import PictureStore
 from posereid.models.reid import reid_net
-from posereid.stages import tracking
 from posereid.stages.fit import (FOLLOWERS, StageRecorder, finish_stage, fit_stage, open_run, read_log,
                                  tell_scores)
 from posereid.stages.play import pose_frame, pose_slider
 from posereid.stages.reid import (ReIDSettings, reid_batches, reid_learner, reid_terms, step_lr,
                                   train_reid)
-from posereid.stages.tracking import TrackRun, tracker, use_tracking
+from posereid.stages.tracking import tracker, use_tracking
 from posereid.stages.transfer import (TransferSettings, TwoAdams, decay_lr, stage_batches, start_from,
                                       train_transfer, transfer_learner, transfer_model)
 from posereid.synth.world import tiny_world
@@ -558,7 +557,7 @@ def experiment(rows, table=None):
     return exp
 
 def test_rich_tables_are_those_of_the_report():
-    from posereid.experiment.engine import RESULT_COLUMNS, ResultsTable
+    from posereid.experiment.engine import ResultsTable
     from posereid.evaluate.tables import TERMINAL, html_table, text_table
     line = dict(row='a', title='<i>a</i> & "b"', pictures=12000, steps=1234, eps_real=.1,
                 eps_generated=np.nan, rank1=50., rank5=62.55, map_trap=41.25, map_mean=40.,

@@ -1,5 +1,10 @@
 "Nothing is trusted by its name: checkpoints, weights, pictures and poses are what their bytes are"
-import os, signal, shutil, subprocess, sys, time, warnings
+import os
+import signal
+import shutil
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -227,7 +232,6 @@ def test_signals(tmp_path, sig, status, left):
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='no /dev/full')
 def test_a_full_disk_is_said(monkeypatch, capsys, tmp_path):
     "Weights, checkpoints and texts that do not fit"
-    import io, posereid.core as core
     known = Path.write_bytes
     def full(self, data):
         with open('/dev/full', 'wb', buffering=0) as f: f.write(bytes(data)[:10])

@@ -10,7 +10,6 @@ __all__ = ['LOOK', 'THUMB', 'N_BITS', 'held_out', 'shared_people', 'same_bytes',
 import os
 from collections import defaultdict
 import numpy as np
-import pandas as pd
 from pandas import DataFrame
 from PIL import Image
 from ..core import InputError, digests, progress

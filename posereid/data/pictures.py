@@ -6,7 +6,7 @@
 __all__ = ['open_picture', 'to_rgb', 'PictureStore', 'paths_of', 'OnDemand']
 
 # %% ../../nbs/58_data.pictures.ipynb #a9c4fe07
-import errno, functools, hashlib, json, os, shutil, warnings
+import errno, functools, hashlib, os, shutil, warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, repeat
 from pathlib import Path

@@ -9,7 +9,6 @@ __all__ = ['RUNTIMES', 'FAR', 'MOST', 'resize_weights', 'pil_resize', 'pillow_tu
 
 # %% ../../nbs/89_deploy.export.ipynb #expo0003
 import json, tempfile, warnings
-from collections.abc import Callable
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache

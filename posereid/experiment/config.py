@@ -6,7 +6,7 @@
 __all__ = ['read_config', 'config_text']
 
 # %% ../../nbs/91_experiment.config.ipynb #cfgfil03
-import dataclasses, json, typing
+import dataclasses, json
 from pathlib import Path
 from ..core import InputError, load_json, nearest, settings_from
 from .presets import GROUPS

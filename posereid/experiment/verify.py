@@ -17,14 +17,14 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from ..core import (JPEG, InputError, digests, load_json, provenance, settings_from)
+from ..core import (JPEG, InputError, load_json, provenance, settings_from)
 from ..data.manifest import train_labels
 from ..data.market import read_generated
 from .engine import RESULT_COLUMNS, Experiment, data_id, score_model
 from .inputs import Inputs, folder_inputs, world_inputs
 from .presets import GROUPS
 from .rows import pick_rows
-from .tables import part_name, read_lines, reproduce
+from .tables import read_lines, reproduce
 from ..records import Between, misfit, read_columns
 from ..stages.fit import last_row
 from ..stages.generate import GenerateSettings, pictures

@@ -6,7 +6,7 @@
 __all__ = ['AttributeNet']
 
 # %% ../../nbs/29_models.attributes.ipynb #attnet03
-from torch import Tensor, nn
+from torch import Tensor
 from .heads import OnNet
 from .reid import ReIDNet, new_classifier
 

@@ -9,7 +9,6 @@ __all__ = ['FisherLayer', 'power_normalise', 'FisherNet']
 import math
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
 from torch import Tensor, nn
 from .heads import OnNet
 from .reid import ReIDNet

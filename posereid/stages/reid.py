@@ -345,6 +345,7 @@ def train_reid(
                 *(o.epochs for o in watch))
     return load_reid(run.path)
 
+# %% ../../nbs/81_stages.reid.ipynb #reidchk1
 def _nets(s, teacher, start):
     "Hashes of the nets that a training looks at"
     if start is not None: check_start(base_net(replace(s, weights=''), None), start)
