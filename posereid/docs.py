@@ -14,9 +14,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 from execnb.nbio import mk_cell, read_nb, write_nb
-from fastcore.docments import DocmentTbl
+from fastcore.docments import DocmentTbl, docments
+from importlib import import_module
 from IPython.display import display
 from nbdev.config import get_config
+from nbdev.doclinks import NbdevLookup
 from nbdev.process import Processor
 from nbdev.showdoc import BasicMarkdownRenderer
 from .core import InputError, write_beside
@@ -33,13 +35,41 @@ def _in_cell(o):
     bars = ('\\|','&#124;')  # a backslash would show in code
     return ''.join(o.replace('|', bars[i%2]) for i,o in enumerate(parts))
 
+# %% ../nbs/99_docs.ipynb #docpar02
+_none = inspect.Parameter.empty
+
+def _in_library(sym):
+    "The library's class in the place of a cell's, whose source Python cannot read"
+    entry = NbdevLookup()[sym.__name__] if isinstance(sym, type) else None
+    if sym.__module__!='__main__' or not isinstance(entry, tuple): return sym
+    return getattr(import_module(entry[1][:-3].replace('/', '.')), sym.__name__, sym)
+
+def _fields_of(sym):
+    "Name and comment of each field of a named tuple"
+    return dict(re.findall(r'^ +(\w+) *:[^#\n]*# *(.+)$', inspect.getsource(sym), re.M))
+
 class _Parameters(DocmentTbl):
     "A row a parameter, whatever its type, default and docment hold"
     def __init__(self, sym):
+        sym = _in_library(sym)
         super().__init__(sym)
+        said = docments(sym, args_kwargs=True)
+        if hasattr(sym, '_fields'):
+            said,known = _fields_of(sym),sym._field_defaults
+            self.dm = {k: dict(anno=v, default=known.get(k, _none), docment=_none)
+                       for k,v in sym.__annotations__.items()}
+        for k,v in said.items():
+            if v and k in self.dm: self.dm[k]['docment'] = v
         for row in self.dm.values():
-            row.update({k:_in_cell(v) for k,v in row.items() if v is not inspect.Parameter.empty})
+            row.update({k:_in_cell(v) for k,v in row.items() if v is not _none})
+            row['default'] = _as_code(row['default'])
 
+def _as_code(default):
+    "A default with quotes, which would become curly ones, as code"
+    if default is _none or not {*"'<"} & {*default}: return default
+    return f'<code>{html.escape(default, quote=False)}</code>'
+
+# %% ../nbs/99_docs.ipynb #docpar04
 def _signature(text, width=88):
     "A signature without its comments, which stand in the table; on one line if it is short"
     bare = [re.sub(r'\s+# .*$', '', o) for o in text.splitlines()]
@@ -47,15 +77,33 @@ def _signature(text, width=88):
     one = bare[0]+' '.join(o.strip() for o in bare[1:-1]).rstrip(',')+bare[-1]
     return one if len(one)<=width else '\n'.join(bare)
 
+def _put(page, f):
+    "A page of `show_doc` with its signature changed by a function of its text"
+    return re.sub(r'(?s)(?<=```python\n).*?(?=\n```)', lambda m: f(m[0]), page, count=1)
+
+def _class_signature(sym):
+    "Signature of a named tuple, or of a class whose `__init__` is of elsewhere; None: as it is"
+    known = getattr(sym, '_field_defaults', {})
+    fields = [f'{k}:{getattr(v, "__name__", v)}' + (f'={known[k]!r}' if k in known else '')
+              for k,v in sym.__annotations__.items()] if hasattr(sym, '_fields') else []
+    home = (getattr(sym.__init__, '__module__', None) or '').partition('.')[0]
+    if fields or home not in ('', '__main__', get_config().lib_name):
+        return f"def {sym.__name__}({', '.join(fields)}):"
+
 class TableRenderer(BasicMarkdownRenderer):
     "What `show_doc` shows, with a table of the parameters under it"
+    def __init__(self, sym, name=None, title_level=3, maxline=96):
+        super().__init__(sym, name, title_level, maxline)
+        at = getattr(sym, '__qualname__', '')
+        # a decorator hides whose method it is
+        if at not in ('', getattr(self.sym, '__qualname__', '')): self.nm,self.fn = name or at,at
     def _repr_markdown_(self):
         res = super()._repr_markdown_()
+        bare = _class_signature(self.sym) if isinstance(self.sym, type) else None
+        if bare: res = _put(res, lambda s: bare)
         try: tbl = _Parameters(self.sym)
         except Exception: return res  # what has no signature has no table
-        if not tbl.has_docment: return res
-        res = re.sub(r'(?s)(?<=```python\n).*?(?=\n```)', lambda m: _signature(m[0]), res, count=1)
-        return f'{res}\n\n{tbl}'
+        return f'{_put(res, _signature)}\n\n{tbl}' if tbl.has_docment else res
 
 # %% ../nbs/99_docs.ipynb #c009
 def _cell(o, digits):
@@ -132,7 +180,9 @@ def _row(row, right):
 ROOMS = {'data':('data.manifest', 'data imagefiles synth'), 'poses':('pose.joints', 'pose'),
          '1 guider':('stages.reid', 'models.reid losses.identity stages.fit stages.reid'),
          '2 transfer':('stages.transfer', 'models losses.transfer stages.transfer'),
-         '3 augment':('stages.augment', 'stages'),
+         '3 augment':('stages.augment', 'stages methods models.descriptors models.heads models.eigen '
+                      'models.pairs models.align models.scales models.attributes models.fisher '
+                      'models.gates'),
          'evaluate':('evaluate.protocol', 'metrics evaluate'),
          'experiment':('experiment.engine', 'experiment cli')}
 # module → where the paper has it
@@ -225,7 +275,8 @@ def changes_of(
 ) -> list:         # Entries, Markdown
     "What the changelog says of a page: the entries with one of its names in back-ticks"
     entries = re.findall(r'^- (.*)$', changelog.split('\n### ')[0], re.M)
-    said = lambda o: {w for code in re.findall(r'`([^`]+)`', o) for w in re.split(r'[^\w]+', code)}
+    one = re.compile(r'(?:posereid_reproduce |experiments/)?(\w+)(?:\.csv|\.ipynb)?')
+    said = lambda o: {m[1] for code in re.findall(r'`([^`]+)`', o) if (m:=one.fullmatch(code))}
     return [o for o in entries if said(o) & set(names)]
 
 # %% ../nbs/99_docs.ipynb #endpage3
@@ -241,7 +292,7 @@ def result_end(
              if (page.parent/o).exists()]
     # nbdev turns the title into front matter
     found = (re.search(r'^(?:# |title: [\'"]?)(.+?)[\'"]?$', c.source, re.M) for c in cells)
-    title = next(o[1] for o in found if o)
+    title = next(o[1] for o in found if o).replace("''", "'")
     tables = [f'`posereid_reproduce {o[:-4]}`' for o in files if o[:-4] in TABLES]
     said = changes_of([page.stem, *(o[:-4] for o in files)], changelog)
     cfg = get_config()
@@ -253,7 +304,7 @@ def result_end(
         + (f" {' and '.join(tables)} measure{'s'*(len(tables)==1)} what the file"
            f"{'s'*(len(tables)>1)} lack{'s'*(len(tables)==1)}; remove "
            f"{'them' if len(tables)>1 else 'it'} to begin anew." if tables else ''),
-        '**What changed.** ' + ('\n'.join(['', *(f'- {o}' for o in said)]) if said else
+        '**What changed.** ' + ('\n'.join(['\n', *(f'- {o}' for o in said)]) if said else
                                 'Nothing since it was first published.'),
         f'**Cite it.**\n\n```bibtex\n@misc{{posereid-{page.stem},\n  title        = {{{title}}},\n'
         f'  author       = {{{{The posereid authors}}}},\n  howpublished = {{posereid {cfg.version}}},'
@@ -270,7 +321,8 @@ class FramePage(Processor):
             cells.insert(1, mk_cell(run_links(f'nbs/tutorials/{page.name}'), 'markdown'))
         if inside=='experiments' and page.stem!='index':
             text = (root/'CHANGELOG.md').read_text(encoding='utf-8')
-            cells.append(mk_cell(result_end(page, cells, text), 'markdown'))
+            # the cells that read CSVs may be gone by now
+            cells.append(mk_cell(result_end(page, read_nb(page).cells, text), 'markdown'))
 
 # %% ../nbs/99_docs.ipynb #c012
 _directive = re.compile(r'^\s*#\s*\|\s*([\w-]+)\s*:?\s*(.*?)\s*$')

@@ -408,7 +408,9 @@ def score_kind(
 ) -> str:                  # End of the names of files, such as `_reranked`
     "What the files of scores are called: `scores{kind}.json`, `per_query{kind}.csv`"
     kind = {False:'', True:'_reranked', 'daf':'_daf'}[rerank] + '_averaged'*averaged
-    return kind + (f'_{metric.name}' if metric else '')
+    if not metric: return kind
+    kernel = metric.settings.get('kernel', 'linear')
+    return f'{kind}_{metric.name}' + f'_{kernel}'*(kernel!='linear')
 
 # %% ../../nbs/93_experiment.engine.ipynb #f5be93f0
 _SCORES = {k: Between(0, 100) for k in ('rank1 rank5 map_trap map_mean rank1_bn map_trap_bn '
@@ -564,7 +566,8 @@ def metric(self:Experiment,
     kind = row.get('metric')
     if not kind: return None
     how = dict(subspace='eigen') if kind=='xqda' and row.get('rerank') else {}
-    file,df = path/f"metric-{kind}{'-'.join(['', *how.values()])}.npz",self.union(sets)
+    name = '-'.join(['metric', *kind.split(':'), *how.values()])
+    file,df = path/f'{name}.npz',self.union(sets)
     if agreed(file.exists()): return load_metric(file)
     seen = seen_by(self.inputs.store(s.size), s.crop)
     x = F.normalize(extract_features(model, OnDemand(seen, df)), dim=1)

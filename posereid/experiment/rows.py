@@ -166,7 +166,7 @@ METHOD_ROWS = [
     *both_rows('bow_kissme',    'BoW + KISSME',              descriptor='bow', metric='kissme'),
     *both_rows('bow_xqda',      'BoW + XQDA',                descriptor='bow', metric='xqda'),
     *both_rows('lomo_xqda',     'LOMO + XQDA',               descriptor='lomo', metric='xqda'),
-    *both_rows('null_space',    'Null space (LOMO)',         descriptor='lomo', metric='null')]
+    *both_rows('null_space',    'Null space (LOMO)',         descriptor='lomo', metric='null:rbf')]
 
 # %% ../../nbs/91_experiment.rows.ipynb #mrow0005
 _LSRO = dict(row='lsro_soft', title='LSRO', pictures='dcgan',
@@ -239,7 +239,7 @@ _plain_keys = dict(row=None, title=None,
                    guider=('same','smoothed','early','best','other','small',*RECIPES['paper']),
                    teacher=(None,'smoothed'), keep=(None,'judged'), average=None,
                    rerank=(False,True,'daf'), descriptor=(None,'lomo','bow'),
-                   metric=(None,'kissme','xqda','null'),
+                   metric=(None,'kissme','xqda','null','null:rbf'),
                    drawn_by=('target','elsewhere'), sides=('true','guessed'),
                    poses=('source','own','shuffled','synthetic'))
 
