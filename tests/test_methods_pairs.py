@@ -223,6 +223,8 @@ def test_the_first_step_may_end_within_an_epoch():
         assert net.head.weight.requires_grad and net.base.drop.training
     assert seen==[(False,)*3]*5+[(True,)*3]*5
     assert all('momentum_buffer' in opt.state[p] for p in net.parameters())
+    net.requires_grad_(False); cb.after_fit()
+    assert all(p.requires_grad for p in net.parameters())
 
 
 @pytest.mark.parametrize('momentum', (0.,.9))

@@ -1,5 +1,6 @@
 "SVDNet: S(W) and decorrelation against NumPy, the phases, what is held in them, stopping and going on"
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
@@ -8,7 +9,7 @@ from posereid.core import InputError, weights_hash
 from posereid.data.manifest import pick, train_labels
 from posereid.data.pictures import PictureStore
 from posereid.losses.identity import lsr_loss
-from posereid.methods.svdnet import EigenLoss, rri_count, rri_phase
+from posereid.methods.svdnet import EigenLoss, RestraintRelaxation, rri_count, rri_phase
 from posereid.models.eigen import EigenNet, decorrelated, orthogonality
 from posereid.models.reid import reid_net
 from posereid.stages.fit import read_log
@@ -163,3 +164,10 @@ def test_stopped_and_gone_on(args, tmp_path):
 def test_a_part_of_an_epoch(args, tmp_path):
     watch,net = train(args, tmp_path/'a', s=replace(S, epochs=.5))
     assert len(watch.W)==2 and net is not None
+
+
+def test_the_layer_is_let_go_at_the_end():
+    cb,net = RestraintRelaxation(2.),EigenNet(reid_net(5, width=4))
+    cb.learn = SimpleNamespace(model=net)
+    net.eigen.weight.requires_grad_(False); cb.after_fit()
+    assert net.eigen.weight.requires_grad
