@@ -425,7 +425,11 @@ def test_training_files(tmp_path):
     with pytest.raises(InputError, match=r'\d+ test features are among'): check_unseen(t, test)
     t.x = t.x+1e-3*torch.arange(t.x.shape[1])
     check_unseen(t, test)
-    t.x = t.x[:,:3]
+    free = t.x.clone()
+    for side in (test.g,test.q): # one of either side is enough, whatever its length
+        t.x = free.clone(); t.x[0] = 3*side[5]
+        with pytest.raises(InputError, match='1 test features are among'): check_unseen(t, test)
+    t.x = free[:,:3]
     with pytest.raises(InputError, match='3 numbers'): check_unseen(t, test)
     np.savez(f, features=x, camids=cams)
     with pytest.raises(InputError, match='train_label is missing'): read_training(f)

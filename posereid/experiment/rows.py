@@ -166,7 +166,8 @@ METHOD_ROWS = [
     *both_rows('bow_kissme',    'BoW + KISSME',              descriptor='bow', metric='kissme'),
     *both_rows('bow_xqda',      'BoW + XQDA',                descriptor='bow', metric='xqda'),
     *both_rows('lomo_xqda',     'LOMO + XQDA',               descriptor='lomo', metric='xqda'),
-    *both_rows('null_space',    'Null space (LOMO)',         descriptor='lomo', metric='null:rbf')]
+    *both_rows('null_space',    'Null space (LOMO)',         descriptor='lomo', metric='null:rbf'),
+    *both_rows('null_linear',   'Null space, linear (LOMO)', descriptor='lomo', metric='null')]
 
 # %% ../../nbs/91_experiment.rows.ipynb #mrow0005
 _LSRO = dict(row='lsro_soft', title='LSRO', pictures='dcgan',
