@@ -280,6 +280,7 @@ def posereid_reproduce(
     threads:int=1,              # Number of torch threads; the committed CSVs are made with 1
     set:_set=None,              # Override settings, such as reid.epochs=10
     device:str=None,           # `cpu`, `cuda`, `cuda:1` or `mps`; the best there is if not given
+    log:str=None,              # Tell `tensorboard` or `wandb`: losses, sheets, scores, settings
 ):
     "Reproduce a table of the paper over several seeds; rows that the CSV has are not run again"
     use_device(device)
@@ -290,6 +291,7 @@ def posereid_reproduce(
     t = find_table(name)
     if threads<1: raise InputError(f"--threads must be at least 1, but is {threads}.")
     torch.set_num_threads(threads)
+    if log: _follow(log)
     real = _real_set(data, dict(source=source, poses=poses, source_poses=source_poses, ids=ids,
                                 layout=layout), no_cameras,
                      _choices(read, source_layout, source_read, pose_read, source_pose_read))

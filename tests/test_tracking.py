@@ -659,3 +659,11 @@ def test_the_slider(walker):
 def test_the_slider_without_its_package(walker, monkeypatch):
     monkeypatch.setitem(sys.modules, 'ipywidgets', None)
     with pytest.raises(InputError, match=r"pip install 'posereid\[notebooks\]'"): pose_slider(*walker, watched=True)
+
+
+@pytest.mark.parametrize('name,args', [('posereid_run', dict(preset='smoke')), ('posereid_reproduce', dict(name='tbl1')),
+                                       ('posereid_guider', dict(data='nowhere')), ('posereid_transfer', dict(data='nowhere', source='nowhere'))])
+def test_commands_that_train_take_a_log(name, args, refused, tmp_path, monkeypatch):
+    import posereid.cli as cli
+    monkeypatch.chdir(tmp_path)
+    refused(getattr(cli, name), **args, log='tensorbord', says="did you mean 'tensorboard'")

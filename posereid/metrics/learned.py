@@ -72,14 +72,14 @@ def _kernel(a, b, kind, gamma):
 # %% ../../nbs/45_metrics.learned.ipynb #lrnd0015
 def _along(self, x, whose):
     "`(n, r)` coordinates along the directions, in double precision"
-    x = as_features(x, whose).cpu().double()
+    x = as_features(x, whose).cpu()
     if x.shape[1]!=self.dims:
         raise InputError(f'The metric was fitted on features of {self.dims} numbers, but those of '
                          f'{whose} have {x.shape[1]}; take both from the same model.')
-    if self.base is None: return x@self.W
+    if self.base is None: return x.double()@self.W
     kind,gamma,base = self.settings['kernel'],self.settings['gamma'],self.base.double()
     _check_kernel(x, kind, whose)
-    return torch.cat([_kernel(o, base, kind, gamma)@self.W for o in x.split(1024)])
+    return torch.cat([_kernel(o.double(), base, kind, gamma)@self.W for o in x.split(1024)])
 
 def _check_kernel(x, kind, whose):
     if kind=='chi2' and len(x) and x.min()<0:
