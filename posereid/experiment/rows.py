@@ -7,6 +7,7 @@ __all__ = ['MAIN', 'OPTIONAL', 'PIECES', 'FURTHER', 'METHOD_ROWS', 'FRONT', 'bot
            'row_settings']
 
 # %% ../../nbs/91_experiment.rows.ipynb #29b9bc2f
+import difflib
 from dataclasses import fields, replace
 from itertools import product
 from ..core import InputError, nearest
@@ -213,6 +214,11 @@ def piece_rows(
     return [one(on) for on in product((False,True), repeat=len(PIECES))]
 
 # %% ../../nbs/91_experiment.rows.ipynb #0d774f5c
+def _no_row(name, rows, groups):
+    near = difflib.get_close_matches(name, [*rows, *groups], 4, 0.)
+    return (f"There is no row '{name}'; the nearest is '{near[0]}', then {', '.join(near[1:])}; of "
+            f"{len(rows)} rows, the groups {', '.join(groups)} take many at once.")
+
 def pick_rows(
     names:str|list='front', # Keys of rows, `front`, `main`, `all`, `methods`: a string or a list
     rendered:bool=True      # Keep rendered rows in these groups; False: real data has none
@@ -223,9 +229,7 @@ def pick_rows(
     groups = dict(front=[known[o] for o in FRONT], main=MAIN, all=MAIN+OPTIONAL,
                   methods=METHOD_ROWS)
     for o in names:
-        if o not in known and o not in groups:
-            raise InputError(f"There is no row '{o}'; the nearest is '"
-                             f"{nearest(o, [*known, *groups])}' of {', '.join(known)}.")
+        if o not in known and o not in groups: raise InputError(_no_row(o, [*known], [*groups]))
     # an imported set has to be named, so that these rows are asked for by name
     out = ('imported',) if rendered else ('imported','rendered')
     groups = {k: [r for r in rows if r.get('pictures') not in out] for k,rows in groups.items()}
