@@ -285,9 +285,7 @@ def posereid_reproduce(
     "Reproduce a table of the paper over several seeds; rows that the CSV has are not run again"
     use_device(device)
     import torch
-    from posereid.evaluate.tables import plain_table
-    from posereid.evaluate.results import picture_table
-    from posereid.experiment.tables import find_table, part_name, reproduce
+    from posereid.experiment.tables import find_table, reproduce
     t = find_table(name)
     if threads<1: raise InputError(f"--threads must be at least 1, but is {threads}.")
     torch.set_num_threads(threads)
@@ -297,11 +295,7 @@ def posereid_reproduce(
                      _choices(read, source_layout, source_read, pose_read, source_pose_read))
     seeds = _own_seeds(parse_seeds(seeds))
     df = reproduce(name, out, runs, seeds, preset, real, rows, set or (), tell)
-    tell(f'\n{t["title"]}')
-    for part in t['parts']:
-        d = df[df.part==part_name(part)]
-        if len(d) and t.get('pictures'): tell('\n'+plain_table(picture_table(d)))
-        elif len(d): tell(f'\n{part_name(part)}\n{plain_table(_part_table(d, name))}')
+    _tell_parts(t, df, name)
     tell(f"\n{Path(out)/f'{name}.csv'}")
 
 # %% ../nbs/98_cli.ipynb #ownseed1
@@ -312,6 +306,17 @@ def _own_seeds(seeds):
         raise InputError(f"{n} processes deal the seeds among them; say which, such as --seeds 1-{n}.")
     from posereid.many import share_of
     return share_of(seeds)
+
+def _tell_parts(t, df, name):
+    "Print the parts of a table that have lines"
+    from posereid.evaluate.results import picture_table
+    from posereid.evaluate.tables import plain_table
+    from posereid.experiment.tables import part_name
+    tell(f'\n{t["title"]}')
+    for part in t['parts']:
+        d = df[df.part==part_name(part)]
+        if len(d) and t.get('pictures'): tell('\n'+plain_table(picture_table(d)))
+        elif len(d): tell(f'\n{part_name(part)}\n{plain_table(_part_table(d, name))}')
 
 # %% ../nbs/98_cli.ipynb #402a2113
 def _part_table(lines, name):

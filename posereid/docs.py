@@ -92,7 +92,12 @@ def _class_signature(sym):
 
 class TableRenderer(BasicMarkdownRenderer):
     "What `show_doc` shows, with a table of the parameters under it"
-    def __init__(self, sym, name=None, title_level=3, maxline=96):
+    def __init__(self,
+        sym,           # Function or class
+        name=None,     # Its name on the page; None: its own
+        title_level=3, # Level of its heading
+        maxline=96     # Longest line of the signature
+    ):
         super().__init__(sym, name, title_level, maxline)
         at = getattr(sym, '__qualname__', '')
         # a decorator hides whose method it is
@@ -180,9 +185,9 @@ def _row(row, right):
 ROOMS = {'data':('data.manifest', 'data imagefiles synth'), 'poses':('pose.joints', 'pose'),
          '1 guider':('stages.reid', 'models.reid losses.identity stages.fit stages.reid'),
          '2 transfer':('stages.transfer', 'models losses.transfer stages.transfer'),
-         '3 augment':('stages.augment', 'stages methods models.descriptors models.heads models.eigen '
-                      'models.pairs models.align models.scales models.attributes models.fisher '
-                      'models.gates'),
+         '3 augment':('stages.augment', 'stages methods models.descriptors models.heads '
+                      'models.eigen models.pairs models.align models.scales models.attributes '
+                      'models.fisher models.gates'),
          'evaluate':('evaluate.protocol', 'metrics evaluate'),
          'experiment':('experiment.engine', 'experiment cli')}
 # module → where the paper has it
