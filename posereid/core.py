@@ -28,11 +28,12 @@ class InputError(ValueError):
 # %% ../nbs/00_core.ipynb #c007
 def nearest(
     name:str,  # Name that was written
-    names:list # Names that could have been meant
-) -> str:      # The most similar of `names`
+    names:list, # Names that could have been meant
+    least:float=0. # Least similarity, from 0 to 1
+) -> str:      # The most similar of `names`; empty if none is similar enough
     "The known name most like `name`, for the cure in an error"
     names = [str(o) for o in names]
-    return (difflib.get_close_matches(name, names, n=1, cutoff=0.) or [''])[0]
+    return (difflib.get_close_matches(name, names, n=1, cutoff=least) or [''])[0]
 
 # %% ../nbs/00_core.ipynb #c08b
 def optional_package(
@@ -393,9 +394,9 @@ def one_of(
 ):
     "Refuse a choice that does not exist"
     if value in known: return
-    near = difflib.get_close_matches(str(value), [*map(str, known)], n=1, cutoff=.4)
+    near = nearest(str(value), known, .4)
     raise InputError(f"{name} must be one of {', '.join(map(str, known))}, but is {value!r}; "
-                     + (f"did you mean {near[0]!r}?" if near else "choose one of these."))
+                     + (f"did you mean {near!r}?" if near else "choose one of these."))
 
 # %% ../nbs/00_core.ipynb #d400b22d
 class Settings:

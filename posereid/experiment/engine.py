@@ -24,11 +24,11 @@ from ..data.manifest import label_of, picture_keys, train_labels
 from ..data.market import read_generated
 from ..data.near import held_out, refuse_copies
 from ..data.pictures import OnDemand
-from ..data.transforms import centre_crop
+from ..data.transforms import centre_crop, resized
 from ..evaluate.protocol import (Averaged, WithViews, class_probability, evaluate_reid,
                                         extract_features, reestimate_bn, seen_by, test_rows)
 from ..evaluate.tables import TERMINAL, html_table, text_table
-from .described import descriptor, resized
+from .described import descriptor
 from .inputs import Inputs, world_inputs
 from .presets import check_settings
 from .rows import check_row, pick_rows, row_settings

@@ -23,7 +23,7 @@ from ..data.market import read_generated
 from ..data.pairs import scaled_joints
 from ..evaluate.plots import plot_grid
 from ..evaluate.protocol import class_probability, identity_scores, seen_by
-from .described import resized
+from ..data.transforms import resized
 from .engine import Experiment, as_seen
 from ..metrics.images import l1_error, ssim
 from ..pose.judge import JointNet, find_joints, fit_joints, pose_error
@@ -71,7 +71,8 @@ def truth(self:Experiment,
 ) -> torch.Tensor|tuple:       # `(n, 3, h, w)` uint8 pictures, and `(n, 1, h, w)` float masks
     "The true renderings of a plan at the generator's size"
     size,res = tuple(self.groups['transfer'].size),self.rendered(todo, with_mask=with_mask)
-    return (resized(res[0], size),resized(res[1][:,None].float(), size)) if with_mask else resized(res, size)
+    if not with_mask: return resized(res, size)
+    return resized(res[0], size),resized(res[1][:,None].float(), size)
 
 # %% ../../nbs/94_experiment.judges.ipynb #bece3cf0
 def transfer_sheet(

@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from itertools import product
 from ..core import InputError, nearest
 from .presets import RECIPES, in_recipe, other_form
+from ..metrics.learned import METRICS
 from ..stages.transfer import is_guided
 
 # %% ../../nbs/91_experiment.rows.ipynb #c005
@@ -244,7 +245,7 @@ _plain_keys = dict(row=None, title=None,
                    guider=('same','smoothed','early','best','other','small',*RECIPES['paper']),
                    teacher=(None,'smoothed'), keep=(None,'judged'), average=None,
                    rerank=(False,True,'daf'), descriptor=(None,'lomo','bow'),
-                   metric=(None,'kissme','xqda','null','null:rbf'),
+                   metric=(None,*METRICS),
                    drawn_by=('target','elsewhere'), sides=('true','guessed'),
                    poses=('source','own','shuffled','synthetic'))
 

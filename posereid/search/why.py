@@ -147,7 +147,7 @@ def _maps(net, pictures, how, level, bs=64):
     "Similarities, and maps on the query and on the hits, in blocks of hits"
     device,res = default_device(),[]
     with eval_mode(net, device):
-        last = lambda x: net.body((x-net.mean)/net.std)
+        last = lambda x: net.body(net.normalised(x))
         one = to_input(pictures[:1], device=device)
         q = last(one)
         for x in pictures[1:].split(bs):

@@ -328,6 +328,7 @@ def train_reid(
     "Train a ReID network: the guider of step one, or the augmented model of step three"
     df,s = train_rows(df),settings
     at_least_one('reid', s, 'width', 'bs')
+    if s.epochs<=0: raise InputError(f"reid.epochs must be above 0, but is {s.epochs}; raise it.")
     _check_held(s, teacher)
     what,method = Training(df, store, labels, s, start),check_method(s, start)
     by = _nets(s, teacher, start) | _known(method, what)
@@ -358,7 +359,6 @@ def _known(method, what):
 
 def _check_held(s, teacher):
     "Triplets have no probabilities to hold, and several processes do not know each other's"
-    if s.epochs<=0: raise InputError(f"reid.epochs must be above 0, but is {s.epochs}; raise it.")
     if s.consistency and ranks()[1]>1:
         raise InputError("reid.consistency remembers what the net said of each picture, which "
                          f"{ranks()[1]} processes do not tell each other; train it in one.")
